@@ -1,0 +1,14 @@
+"""Names that every docstring's example may use without importing them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxattn
+
+
+@pytest.fixture(autouse=True)
+def names(doctest_namespace: dict) -> None:
+    public = {name: getattr(flaxattn, name) for name in dir(flaxattn) if not name.startswith("_")}
+    doctest_namespace.update(public | {"jax": jax, "jnp": jnp, "np": np})

@@ -1,0 +1,40 @@
+"""flaxattn: masked attention for JAX and Flax, exact for any mask.
+
+>>> mask = causal() & sliding_window(256) & same_segment(np.array([[1, 1, 2, 0]]))
+>>> q = k = v = jnp.ones((1, 4, 2, 8))
+>>> attend(q, k, v, mask).shape
+(1, 4, 2, 8)
+"""
+
+from flaxattn.attention import attend as attend
+from flaxattn.attention import attend_head as attend_head
+from flaxattn.attention import attention_weights as attention_weights
+from flaxattn.layers import Decoder as Decoder
+from flaxattn.layers import DecoderLayer as DecoderLayer
+from flaxattn.layers import Encoder as Encoder
+from flaxattn.layers import EncoderLayer as EncoderLayer
+from flaxattn.layers import FeedForward as FeedForward
+from flaxattn.layers import LearnedPositions as LearnedPositions
+from flaxattn.layers import MultiHeadAttention as MultiHeadAttention
+from flaxattn.layers import rotary as rotary
+from flaxattn.layers import segment_positions as segment_positions
+from flaxattn.layers import sinusoidal as sinusoidal
+from flaxattn.masks import Mask as Mask
+from flaxattn.masks import causal as causal
+from flaxattn.masks import chunked as chunked
+from flaxattn.masks import dilated as dilated
+from flaxattn.masks import from_dense as from_dense
+from flaxattn.masks import full as full
+from flaxattn.masks import global_tokens as global_tokens
+from flaxattn.masks import lengths as lengths
+from flaxattn.masks import prefix as prefix
+from flaxattn.masks import same_segment as same_segment
+from flaxattn.masks import sliding_window as sliding_window
+from flaxattn.masks import valid as valid
+from flaxattn.masks import where as where
+from flaxattn.models import EncoderDecoder as EncoderDecoder
+from flaxattn.models import EncoderDecoderConfig as EncoderDecoderConfig
+from flaxattn.models import build_masks as build_masks
+from flaxattn.models import shift_right as shift_right
+
+__version__ = "0.1.0"

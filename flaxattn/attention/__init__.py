@@ -1,0 +1,6 @@
+"""softmax(q kᵀ · scale, where mask) v: one definition behind one front door."""
+
+from flaxattn.attention.attend import Implementation as Implementation
+from flaxattn.attention.attend import attend as attend
+from flaxattn.attention.attend import attention_weights as attention_weights
+from flaxattn.attention.dense import attend_head as attend_head

@@ -1,0 +1,45 @@
+"""Dropout of attention weights whose bits depend on indices alone.
+
+Whether weight (batch, head, query, key) is kept is a function of these four numbers and the key
+given by the user: no implementation, block size or sharding changes it.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+__all__ = ["head_seeds", "keep"]
+
+
+def head_seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
+    """Two 32-bit seeds for every batch and head -> uint32 [B, N, 2]."""
+
+    def seeds(b: jax.Array, n: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, b), n), (2,), jnp.uint32)
+
+    over_n = jax.vmap(seeds, in_axes=(None, 0))
+    over_b = jax.vmap(over_n, in_axes=(0, None))
+    return over_b(jnp.arange(batch), jnp.arange(num_heads))
+
+
+def keep(seeds: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, rate: float) -> jax.Array:
+    """Which weights stay, each with probability 1 - rate: seeds [2], indices [T], [S] -> [T, S].
+
+    Query and key indices are hashed apart, combined and hashed again, so that each of the T·S
+    weights costs one short integer hash instead of a full random-number generator.
+    """
+    chex.assert_shape(seeds, (2,))
+    chex.assert_rank([q_idx, kv_idx], 1)
+    rows = _hash(q_idx.astype(jnp.uint32) ^ seeds[0])
+    columns = _hash(kv_idx.astype(jnp.uint32) ^ seeds[1])
+    bits = _hash(rows[:, None] ^ columns[None, :])
+    return bits >= jnp.uint32(round(rate * 2**32))
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """The integer hash "lowbias32" (C. Wellons, hash-prospector, 2018): uint32 -> uint32."""
+    x = x ^ (x >> jnp.uint32(16))
+    x = x * jnp.uint32(0x7FEB352D)
+    x = x ^ (x >> jnp.uint32(15))
+    x = x * jnp.uint32(0x846CA68B)
+    return x ^ (x >> jnp.uint32(16))

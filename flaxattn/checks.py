@@ -1,0 +1,75 @@
+"""Shape and dtype checks whose errors name the argument, what it had and what it needed.
+
+The letters of the shape alphabet (those of `jax.nn`):
+
+    B batch · T query length · S key/value length · N query heads · K key/value heads ·
+    G = N // K · H head_dim · D model dim · F feed-forward dim · V vocabulary
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "check_axes",
+    "check_boolean",
+    "check_floating",
+    "check_integer",
+    "check_rate",
+    "is_static",
+]
+
+
+def check_axes(name: str, array: Any, axes: str, sizes: dict[str, tuple[int, str]]) -> None:
+    """Checks `array` against `axes` such as "B T N H", binding each new letter in `sizes`.
+
+    `sizes` maps a letter to (size, name of the argument that bound it) and is filled in turn, so
+    that the error can name both sides of a disagreement. Raises ValueError.
+    """
+    letters = axes.split()
+    shape = tuple(np.shape(array))
+    if len(shape) != len(letters):
+        raise ValueError(
+            f"{name} has shape {shape} of rank {len(shape)}; "
+            f"expected rank {len(letters)}: [{', '.join(letters)}]."
+        )
+    for letter, size in zip(letters, shape, strict=True):
+        bound, owner = sizes.setdefault(letter, (size, name))
+        if size != bound:
+            raise ValueError(
+                f"{name} has shape {shape} as [{', '.join(letters)}], so {letter} = {size}; "
+                f"but {owner} has {letter} = {bound}."
+            )
+
+
+def check_floating(name: str, array: Any) -> None:
+    """Raises TypeError unless `array` is of a floating dtype."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected a floating dtype.")
+
+
+def check_integer(name: str, array: Any) -> None:
+    """Raises TypeError unless `array` is of an integer dtype."""
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers.")
+
+
+def check_boolean(name: str, array: Any) -> None:
+    """Raises TypeError unless `array` is boolean."""
+    if array.dtype != jnp.bool_:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; expected bool, True where attention is allowed. "
+            "For an additive float mask compare it first (`x > -1e8`) or pass it as `bias`."
+        )
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises ValueError unless 0 <= rate < 1."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} is {rate}; expected 0 <= {name} < 1.")
+
+
+def is_static(value: Any) -> bool:
+    """Whether `value` is a Python or NumPy integer: known while tracing, never a leaf."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

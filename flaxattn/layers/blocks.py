@@ -1,0 +1,163 @@
+"""Encoder and decoder layers: attention and feed-forward with norms and residuals around them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxattn.attention import Implementation
+from flaxattn.layers.attention import MultiHeadAttention
+from flaxattn.layers.feed_forward import Activation, FeedForward
+from flaxattn.masks import Mask
+
+__all__ = ["DecoderLayer", "EncoderLayer", "NormPosition", "TransformerLayer", "layer_norm"]
+
+NormPosition = Literal["pre", "post"]
+
+
+def layer_norm(name: str, dtype: Any, param_dtype: Any) -> nn.LayerNorm:
+    """A LayerNorm whose parameters carry the logical axis name "embed"."""
+    return nn.LayerNorm(
+        dtype=dtype,
+        param_dtype=param_dtype,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
+        name=name,
+    )
+
+
+class TransformerLayer(nn.Module):
+    """What encoder and decoder layers have in common.
+
+    Attributes:
+      num_heads, num_kv_heads, qkv_features, rotary: of the attentions; see `MultiHeadAttention`.
+        Cross-attention is never rotated: source and target positions are not comparable.
+      ff_features: F.
+      activation: of the feed-forward layer.
+      norm_position: "pre" is x + f(norm(x)); "post" is norm(x + f(x)), as in the 2017 paper.
+      dropout_rate: on the output of each sublayer, before it is added.
+      attention_dropout_rate: on the attention weights.
+      activation_dropout_rate: on the hidden units of the feed-forward layer.
+      dtype, param_dtype: of computation and of parameters; `dtype` None: as the inputs.
+      implementation: of `attend`.
+    """
+
+    num_heads: int
+    ff_features: int
+    num_kv_heads: int | None = None
+    qkv_features: int | None = None
+    rotary: bool = False
+    activation: Activation = "relu"
+    norm_position: NormPosition = "pre"
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    activation_dropout_rate: float = 0.0
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    implementation: Implementation = "auto"
+
+    def attention(self, name: str, *, rotary: bool = False) -> MultiHeadAttention:
+        """One of the layer's attentions."""
+        return MultiHeadAttention(
+            self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            qkv_features=self.qkv_features,
+            rotary=rotary,
+            dropout_rate=self.attention_dropout_rate,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            implementation=self.implementation,
+            name=name,
+        )
+
+    def feed_forward(self) -> FeedForward:
+        """The layer's feed-forward sublayer."""
+        return FeedForward(
+            self.ff_features,
+            activation=self.activation,
+            dropout_rate=self.activation_dropout_rate,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="feed_forward",
+        )
+
+    def residual(
+        self, x: jax.Array, sublayer: Callable[..., jax.Array], name: str, *, deterministic: bool
+    ) -> jax.Array:
+        """`x` plus `sublayer(x)`, normed before or after."""
+        norm = layer_norm(f"{name}_norm", self.dtype, self.param_dtype)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+        sublayer = functools.partial(sublayer, deterministic=deterministic)
+        if self.norm_position == "pre":
+            return x + dropout(sublayer(norm(x)))
+        if self.norm_position == "post":
+            return norm(x + dropout(sublayer(x)))
+        raise ValueError(f"norm_position is {self.norm_position!r}; expected 'pre' or 'post'.")
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention, then feed-forward. Attributes: those of `TransformerLayer`."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: Mask | jax.Array | None = None,
+        positions: jax.Array | None = None,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[B, T, D] -> [B, T, D]; `positions`, int [B, T], are for rotary."""
+        self_attention = functools.partial(
+            self.attention("self_attention", rotary=self.rotary),
+            mask=mask,
+            q_positions=positions,
+            kv_positions=positions,
+            sow_weights=sow_weights,
+        )
+        residual = functools.partial(self.residual, deterministic=deterministic)
+        x = residual(x, self_attention, "self_attention")
+        return residual(x, self.feed_forward(), "feed_forward")
+
+
+class DecoderLayer(TransformerLayer):
+    """Self-attention, attention to the encoder's output, then feed-forward.
+
+    Attributes: those of `TransformerLayer`.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        *,
+        mask: Mask | jax.Array | None = None,
+        cross_mask: Mask | jax.Array | None = None,
+        positions: jax.Array | None = None,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[B, T, D] and `encoded` [B, S, D] -> [B, T, D]; `positions`, int [B, T], for rotary."""
+        self_attention = functools.partial(
+            self.attention("self_attention", rotary=self.rotary),
+            mask=mask,
+            q_positions=positions,
+            kv_positions=positions,
+            sow_weights=sow_weights,
+        )
+        cross_attention = functools.partial(
+            self.attention("cross_attention"),
+            inputs_kv=encoded,
+            mask=cross_mask,
+            sow_weights=sow_weights,
+        )
+        residual = functools.partial(self.residual, deterministic=deterministic)
+        x = residual(x, self_attention, "self_attention")
+        x = residual(x, cross_attention, "cross_attention")
+        return residual(x, self.feed_forward(), "feed_forward")

@@ -1,0 +1,83 @@
+"""Layers applied one after another: the encoder and the decoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from flaxattn.layers.blocks import TransformerLayer, layer_norm
+
+__all__ = ["Decoder", "Encoder"]
+
+
+class _Stack(nn.Module):
+    layer: Callable[..., TransformerLayer]
+    num_layers: int
+    share_layers: bool = False
+    remat: bool = False
+
+    def apply_layers(self, x: jax.Array, arguments: dict[str, Any], **static: Any) -> jax.Array:
+        """`x` through all layers, each with the same arguments, and the final norm."""
+
+        def apply(layer: TransformerLayer, x: jax.Array, arguments: dict[str, Any]) -> jax.Array:
+            return layer(x, **arguments, **static)
+
+        apply = nn.remat(apply) if self.remat else apply
+        count = 1 if self.share_layers else self.num_layers
+        layers = [self.layer(name=f"layer_{i}") for i in range(count)]
+        for i in range(self.num_layers):
+            x = apply(layers[i % count], x, arguments)
+        if layers[0].norm_position == "post":  # already normed
+            return x
+        return layer_norm("final_norm", layers[0].dtype, layers[0].param_dtype)(x)
+
+
+class Encoder(_Stack):
+    """A stack of encoder layers.
+
+    Attributes:
+      layer: makes a layer, e.g. `functools.partial(EncoderLayer, num_heads=4, ff_features=512)`.
+      num_layers: how many times a layer is applied.
+      share_layers: whether one layer's parameters serve all depths (ALBERT, arXiv:1909.11942).
+      remat: whether each layer is computed anew in the backward pass to save memory.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: Any = None,
+        positions: jax.Array | None = None,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[B, S, D] -> [B, S, D]; arguments as in `EncoderLayer`."""
+        arguments = {"mask": mask, "positions": positions}
+        return self.apply_layers(x, arguments, sow_weights=sow_weights, deterministic=deterministic)
+
+
+class Decoder(_Stack):
+    """A stack of decoder layers; attributes as in `Encoder`, `layer` making decoder layers."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        *,
+        mask: Any = None,
+        cross_mask: Any = None,
+        positions: jax.Array | None = None,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[B, T, D] and `encoded` [B, S, D] -> [B, T, D]; arguments as in `DecoderLayer`."""
+        arguments = {
+            "encoded": encoded,
+            "mask": mask,
+            "cross_mask": cross_mask,
+            "positions": positions,
+        }
+        return self.apply_layers(x, arguments, sow_weights=sow_weights, deterministic=deterministic)

@@ -1,0 +1,257 @@
+"""Masks that read arrays: lengths, flags, segment ids, a dense array, a rule of one's own.
+
+Arrays have the shape stated for one example, or carry leading batch, or batch and head, axes.
+A position outside an array is hidden.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxattn import checks
+from flaxattn.masks.mask import Leaf, Mask, Span, array_leaf, child, index_leaf, leaf, mask_type
+
+__all__ = ["from_dense", "global_tokens", "lengths", "same_segment", "valid", "where"]
+
+
+@mask_type
+class lengths(Mask):
+    """Queries with index below `q_lengths` see keys with index below `kv_lengths`.
+
+    Args:
+      q_lengths: integer or int `[]`, `[B]`, `[B, N]`; None: every query sees.
+      kv_lengths: likewise for keys.
+
+    >>> lengths(kv_lengths=np.array([1, 2])).dense(1, 3).astype(int).tolist()
+    [[[1, 0, 0]], [[1, 1, 0]]]
+    """
+
+    q_lengths: Any = leaf(default=None)
+    kv_lengths: Any = leaf(default=None)
+
+    def __post_init__(self) -> None:
+        for name in ("q_lengths", "kv_lengths"):
+            if getattr(self, name) is not None:
+                index_leaf(self, name, minimum=0)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        q_seen = q_idx == q_idx if self.q_lengths is None else q_idx < self.q_lengths
+        kv_seen = kv_idx == kv_idx if self.kv_lengths is None else kv_idx < self.kv_lengths
+        return q_seen & kv_seen
+
+
+@mask_type
+class valid(Mask):
+    """Keys whose flag is True are seen by every query.
+
+    Args:
+      kv_valid: bool `[S]`, `[B, S]` or `[B, N, S]`.
+
+    >>> valid(np.array([True, False, True])).dense(2, 3).astype(int).tolist()
+    [[1, 0, 1], [1, 0, 1]]
+    """
+
+    kv_valid: Any = leaf("kv")
+
+    def __post_init__(self) -> None:
+        array = array_leaf(self, "kv_valid", checks.check_boolean, np.bool_)
+        object.__setattr__(self, "kv_valid", array)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return (q_idx == q_idx) & _at(self.kv_valid, kv_idx, False)
+
+
+@mask_type
+class same_segment(Mask):
+    """A query sees the keys that carry its own segment id; id 0 is padding and sees nothing.
+
+    Args:
+      q_ids: int `[T]`, `[B, T]` or `[B, N, T]`.
+      kv_ids: int `[S]`, ...; None: those of the queries.
+
+    >>> same_segment(np.array([1, 1, 2, 0])).dense(4, 4).astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    """
+
+    q_ids: Any = leaf("q")
+    kv_ids: Any = leaf("kv", default=None)
+
+    def __post_init__(self) -> None:
+        if self.kv_ids is None:
+            object.__setattr__(self, "kv_ids", self.q_ids)
+        for name in ("q_ids", "kv_ids"):
+            array = array_leaf(self, name, checks.check_integer, np.int32)
+            object.__setattr__(self, name, array)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        q_id, kv_id = _at(self.q_ids, q_idx, 0), _at(self.kv_ids, kv_idx, 0)
+        return (q_id == kv_id) & (q_id != 0)
+
+
+@mask_type
+class global_tokens(Mask):
+    """A global position sees everything and is seen by everything (Longformer, section 3.1).
+
+    Combine with `|`: `sliding_window(256) | global_tokens(1)`.
+
+    Args:
+      which: bool `[T]`, `[B, T]` or `[B, N, T]`, True where a position is global; or an integer
+        n, which makes the first n positions global.
+
+    >>> global_tokens(1).dense(3, 3).astype(int).tolist()
+    [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    """
+
+    which: Any = leaf("both")
+
+    def __post_init__(self) -> None:
+        if checks.is_static(self.which):
+            index_leaf(self, "which", minimum=0)
+        else:
+            array = array_leaf(self, "which", checks.check_boolean, np.bool_)
+            object.__setattr__(self, "which", array)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return self._is_global(q_idx) | self._is_global(kv_idx)
+
+    def _is_global(self, index: Any) -> Any:
+        if checks.is_static(self.which):
+            return index < self.which
+        return _at(self.which, index, False)
+
+
+@mask_type
+class from_dense(Mask):
+    """A mask from its boolean array; an axis of size 1 is shared by all positions.
+
+    Args:
+      array: bool `[T, S]`, `[B, T, S]` or `[B, N, T, S]`, True = attend: what `jax.nn` and
+        `flax.linen` take as `mask`.
+
+    >>> from_dense(np.eye(2, dtype=bool)).dense(2, 2).astype(int).tolist()
+    [[1, 0], [0, 1]]
+    """
+
+    array: Any = leaf("q", "kv")
+
+    def __post_init__(self) -> None:
+        array = array_leaf(self, "array", checks.check_boolean, np.bool_)
+        object.__setattr__(self, "array", array)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        q_size, kv_size = self.array.shape
+        q_idx, q_inside = _clip(q_idx, q_size) if q_size != 1 else _shared(q_idx)
+        kv_idx, kv_inside = _clip(kv_idx, kv_size) if kv_size != 1 else _shared(kv_idx)
+        return _indexable(self.array, q_idx, kv_idx)[q_idx, kv_idx] & q_inside & kv_inside
+
+    def _check_spans(self, q: Span, kv: Span) -> None:
+        q_size, kv_size = self.array.shape[-2:]
+        super()._check_spans(
+            q if q_size != 1 else Span(None, 1), kv if kv_size != 1 else Span(None, 1)
+        )
+
+
+@mask_type
+class where(Mask):
+    """A rule of one's own: `fn(q_idx, kv_idx, *arrays)` gives a boolean for one query and key.
+
+    Arrays are handed to `fn`, not closed over, so that they are leaves like any other: new
+    values never recompile. Define `fn` once, outside loops, for the same reason.
+
+    Args:
+      fn: of two integer scalars and the arrays of one example and head; jax-traceable.
+      *arrays: arrays of any shape and dtype, or with leading batch, or batch and head, axes.
+      ranks: the rank of each array for one example and head. By default the fewest leading
+        axes are taken for batch and head with which `fn` gives a single boolean.
+
+    Raises TypeError if `fn` gives no single boolean.
+
+    >>> ages = jnp.array([30, 7, 41])
+    >>> older = where(lambda q, k, age: age[q] >= age[k], ages)
+    >>> older.dense(3, 3).astype(int).tolist()
+    [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    """
+
+    fn: Callable[..., Any]
+    arrays: tuple[Any, ...] = child()
+    ranks: tuple[int, ...] = ()
+
+    def __init__(
+        self, fn: Callable[..., Any], *arrays: Any, ranks: Sequence[int] | None = None
+    ) -> None:
+        object.__setattr__(self, "fn", fn)
+        object.__setattr__(self, "arrays", tuple(jnp.asarray(a) for a in arrays))
+        object.__setattr__(self, "ranks", _find_ranks(fn, self.arrays, ranks))
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        rule = jnp.vectorize(lambda q, kv: self.fn(q, kv, *self.arrays))
+        return rule(jnp.asarray(q_idx), jnp.asarray(kv_idx))
+
+    def _leaves(self) -> Iterator[Leaf]:
+        for i, (array, rank) in enumerate(zip(self.arrays, self.ranks, strict=True)):
+            yield Leaf(f"where: array {i}", array, ("any",) * rank)
+
+    def _check_spans(self, q: Span, kv: Span) -> None:
+        """Nothing to check: what the axes of the arrays stand for is known to `fn` alone."""
+
+
+def _find_ranks(
+    fn: Callable[..., Any], arrays: tuple[jax.Array, ...], ranks: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The given ranks if `fn` accepts them, else those that leave the fewest axes for batch."""
+    if ranks is not None and len(ranks) != len(arrays):
+        raise ValueError(f"where: ranks has {len(ranks)} entries for {len(arrays)} arrays.")
+    choices = [
+        [rank] if ranks is not None else range(a.ndim, max(a.ndim - 3, -1), -1)
+        for a, rank in zip(arrays, ranks or [0] * len(arrays), strict=True)
+    ]
+    answers = []
+    for choice in sorted(itertools.product(*choices), key=sum, reverse=True):
+        answer = _answer(fn, arrays, choice)
+        if isinstance(answer, jax.ShapeDtypeStruct) and answer.shape == () and answer.dtype == bool:
+            return tuple(choice)
+        answers.append(answer)
+    raise TypeError(
+        "where: fn(q_idx, kv_idx, *arrays) must give one boolean for one query and one key; "
+        f"with arrays of shapes {[a.shape for a in arrays]} it gave {answers[0]}."
+    )
+
+
+def _answer(fn: Callable[..., Any], arrays: tuple[jax.Array, ...], ranks: Sequence[int]) -> Any:
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    one = [
+        jax.ShapeDtypeStruct(a.shape[a.ndim - r :], a.dtype)
+        for a, r in zip(arrays, ranks, strict=True)
+    ]
+    try:
+        return jax.eval_shape(fn, index, index, *one)
+    except Exception as error:  # whatever fn raises is its answer to this reading of the axes
+        return error
+
+
+def _indexable(array: Any, *indices: Any) -> Any:
+    return jnp.asarray(array) if any(isinstance(i, jax.Array) for i in indices) else array
+
+
+def _clip(index: Any, size: int) -> tuple[Any, Any]:
+    """`index` within [0, size) and whether it was."""
+    xp = jnp if isinstance(index, jax.Array) else np
+    return xp.clip(index, 0, max(size - 1, 0)), (index >= 0) & (index < size)
+
+
+def _shared(index: Any) -> tuple[Any, Any]:
+    """Index 0 wherever, always inside: how an axis of size 1 is read."""
+    return index * 0, index == index
+
+
+def _at(array: Any, index: Any, outside: Any) -> Any:
+    """`array[index]`, and `outside` where the index is."""
+    xp = jnp if isinstance(array, jax.Array) or isinstance(index, jax.Array) else np
+    inside_index, inside = _clip(index, array.shape[0])
+    return xp.where(
+        inside, _indexable(array, index)[inside_index], xp.asarray(outside, array.dtype)
+    )

@@ -1,0 +1,114 @@
+"""Masks that depend on positions alone. Every argument is an integer or an integer array.
+
+Integers are static; arrays `[]`, `[B]` or `[B, N]` are leaves, so that a window may differ from
+example to example and from head to head.
+"""
+
+from typing import Any
+
+from flaxattn.masks.mask import Mask, index_leaf, leaf, mask_type
+
+__all__ = ["causal", "chunked", "dilated", "full", "prefix", "sliding_window"]
+
+
+@mask_type
+class full(Mask):
+    """Every query sees every key.
+
+    >>> full().dense(2, 3).astype(int).tolist()
+    [[1, 1, 1], [1, 1, 1]]
+    """
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return (q_idx == q_idx) & (kv_idx == kv_idx)
+
+
+@mask_type
+class causal(Mask):
+    """A query sees itself and what is before it: key index <= query index.
+
+    >>> causal().dense(3, 3).astype(int).tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    """
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return kv_idx <= q_idx
+
+
+@mask_type
+class sliding_window(Mask):
+    """A query sees the keys from `left` before it to `right` after it, both included.
+
+    `right` defaults to `left`, as the integer window of `jax.nn.dot_product_attention`;
+    `causal() & sliding_window(left)` looks back only.
+
+    >>> sliding_window(1, 0).dense(3, 3).astype(int).tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+
+    left: Any = leaf()
+    right: Any = leaf(default=None)
+
+    def __post_init__(self) -> None:
+        index_leaf(self, "left", minimum=0)
+        if self.right is None:
+            object.__setattr__(self, "right", self.left)
+        index_leaf(self, "right", minimum=0)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return (kv_idx >= q_idx - self.left) & (kv_idx <= q_idx + self.right)
+
+
+@mask_type
+class prefix(Mask):
+    """Keys with index below `length` are seen by every query; others by none.
+
+    `causal() | prefix(n)` is the prefix language model's mask (T5, arXiv:1910.10683, figure 4).
+
+    >>> (causal() | prefix(2)).dense(3, 3).astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
+    """
+
+    length: Any = leaf()
+
+    def __post_init__(self) -> None:
+        index_leaf(self, "length", minimum=0)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return (kv_idx < self.length) & (q_idx == q_idx)
+
+
+@mask_type
+class chunked(Mask):
+    """A query sees the keys of its own chunk: consecutive runs of `size` positions.
+
+    >>> chunked(2).dense(3, 3).astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    """
+
+    size: Any = leaf()
+
+    def __post_init__(self) -> None:
+        index_leaf(self, "size", minimum=1)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return q_idx // self.size == kv_idx // self.size
+
+
+@mask_type
+class dilated(Mask):
+    """A query sees every `step`-th key counted from itself, in both directions.
+
+    With a window it is the dilated sliding window of Longformer (arXiv:2004.05150, section 3.1).
+
+    >>> dilated(2).dense(3, 3).astype(int).tolist()
+    [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    """
+
+    step: Any = leaf()
+
+    def __post_init__(self) -> None:
+        index_leaf(self, "step", minimum=1)
+
+    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+        return (q_idx - kv_idx) % self.step == 0

@@ -1,0 +1,281 @@
+"""The encoder-decoder Transformer, assembled from layers; here the masks are built."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxattn import checks
+from flaxattn.layers import (
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    EncoderLayer,
+    LearnedPositions,
+    segment_positions,
+    sinusoidal,
+)
+from flaxattn.masks import Mask, causal, same_segment
+
+__all__ = ["EncoderDecoder", "EncoderDecoderConfig", "Masks", "build_masks", "shift_right"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """The architecture: plain data, so that it can be stored beside the parameters."""
+
+    vocab_size: int
+    """V, source and target together."""
+    features: int = 256
+    """D, the width of the model."""
+    ff_features: int = 1024
+    """F, the hidden width of the feed-forward layers."""
+    num_heads: int = 4
+    """N, the number of attention heads."""
+    num_kv_heads: int | None = None
+    """K, the number of key/value heads, dividing N; None: N."""
+    encoder_layers: int = 3
+    """How many layers the encoder applies."""
+    decoder_layers: int = 3
+    """How many layers the decoder applies."""
+    share_layers: bool = False
+    """Whether the layers of a stack share one layer's parameters."""
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
+    """How a token's position is told to the model."""
+    max_positions: int = 512
+    """The length of the table of learned positions; nothing else has a maximum length."""
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    """Of the feed-forward layers."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Whether a sublayer is normed before it or after its residual."""
+    tie_embeddings: Literal["all", "target", "none"] = "all"
+    """One matrix for source, target and output; for target and output; or three matrices."""
+    dropout_rate: float = 0.1
+    """On embeddings and on the output of every sublayer."""
+    attention_dropout_rate: float = 0.0
+    """On the attention weights."""
+    activation_dropout_rate: float = 0.0
+    """On the hidden units of the feed-forward layers."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of computation; softmax and logits are float32 always."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of parameters."""
+    remat: bool = False
+    """Whether layers are computed anew in the backward pass to save memory."""
+    pad_id: int = 0
+    """The id of cells that hold no token."""
+
+
+class Masks(NamedTuple):
+    """What the three attentions of an encoder-decoder may see."""
+
+    encoder: Mask
+    decoder: Mask
+    cross: Mask
+
+
+def build_masks(source_segment_ids: jax.Array, target_segment_ids: jax.Array) -> Masks:
+    """Each segment sees itself and its translation alone; the target looks back only.
+
+    Args:
+      source_segment_ids: int `[B, S]`; target_segment_ids: int `[B, T]`; 0 is padding.
+    """
+    return Masks(
+        encoder=same_segment(source_segment_ids),
+        decoder=causal() & same_segment(target_segment_ids),
+        cross=same_segment(target_segment_ids, source_segment_ids),
+    )
+
+
+def shift_right(target: jax.Array, segment_ids: jax.Array, bos_id: int) -> jax.Array:
+    """What the decoder reads to predict `target`: the token before, `bos_id` at a segment's start.
+
+    Args:
+      target: int `[B, T]`; segment_ids: int `[B, T]`.
+
+    >>> shift_right(jnp.array([[5, 6, 7, 8]]), jnp.array([[1, 1, 2, 2]]), bos_id=1).tolist()
+    [[1, 5, 1, 7]]
+    """
+    before = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=bos_id)
+    return jnp.where(segment_positions(segment_ids) == 0, bos_id, before)
+
+
+class EncoderDecoder(nn.Module):
+    """The Transformer of Vaswani et al. (2017) over packed or padded rows of tokens.
+
+    Attributes:
+      config: the architecture.
+
+    >>> config = EncoderDecoderConfig(vocab_size=11, features=8, ff_features=16, num_heads=2)
+    >>> model, source, target = EncoderDecoder(config), jnp.ones((2, 5), int), jnp.ones((2, 3), int)
+    >>> variables = model.init(jax.random.key(0), source, target, deterministic=True)
+    >>> model.apply(variables, source, target, deterministic=True).shape
+    (2, 3, 11)
+    """
+
+    config: EncoderDecoderConfig
+
+    def setup(self) -> None:
+        config = self.config
+        embed = functools.partial(
+            nn.Embed,
+            config.vocab_size,
+            config.features,
+            dtype=jnp.dtype(config.dtype),
+            param_dtype=jnp.dtype(config.param_dtype),
+            embedding_init=nn.with_logical_partitioning(
+                nn.initializers.normal(config.features**-0.5), ("vocab", "embed")
+            ),
+        )
+        self.source_embedding = embed()
+        if config.tie_embeddings != "all":
+            self.target_embedding = embed()
+        if config.tie_embeddings == "none":
+            self.output_embedding = embed()
+        if config.positions == "learned":
+            self.source_positions, self.target_positions = (
+                LearnedPositions(
+                    config.max_positions,
+                    config.features,
+                    dtype=jnp.dtype(config.dtype),
+                    param_dtype=jnp.dtype(config.param_dtype),
+                )
+                for _ in range(2)
+            )
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.encoder = self._stack(Encoder, EncoderLayer, config.encoder_layers)
+        self.decoder = self._stack(Decoder, DecoderLayer, config.decoder_layers)
+
+    def __call__(
+        self,
+        source: jax.Array,
+        target_inputs: jax.Array,
+        *,
+        source_segment_ids: jax.Array | None = None,
+        target_segment_ids: jax.Array | None = None,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """The logits of the token after each of `target_inputs`.
+
+        Args:
+          source: int `[B, S]`; target_inputs: int `[B, T]`, the target shifted right.
+          source_segment_ids, target_segment_ids: int, of the same shapes; 0 is padding and sees
+            nothing. None: one segment per row, padding where the token is `pad_id`.
+          sow_weights: as in `MultiHeadAttention`.
+          deterministic: True switches dropout off.
+
+        Returns:
+          float32 `[B, T, V]`.
+        """
+        if source_segment_ids is None:
+            source_segment_ids = self._segment_ids(source)
+        if target_segment_ids is None:
+            target_segment_ids = self._segment_ids(target_inputs)
+        encoded = self.encode(
+            source, source_segment_ids, sow_weights=sow_weights, deterministic=deterministic
+        )
+        decoded = self.decode(
+            target_inputs,
+            encoded,
+            source_segment_ids,
+            target_segment_ids,
+            sow_weights=sow_weights,
+            deterministic=deterministic,
+        )
+        return self.logits(decoded)
+
+    def encode(
+        self,
+        source: jax.Array,
+        source_segment_ids: jax.Array,
+        *,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """int [B, S] and segment ids [B, S] -> [B, S, D]."""
+        positions = segment_positions(source_segment_ids)
+        return self.encoder(
+            self._embed("source", source, positions, deterministic),
+            mask=build_masks(source_segment_ids, source_segment_ids).encoder,
+            positions=positions,
+            sow_weights=sow_weights,
+            deterministic=deterministic,
+        )
+
+    def decode(
+        self,
+        target_inputs: jax.Array,
+        encoded: jax.Array,
+        source_segment_ids: jax.Array,
+        target_segment_ids: jax.Array,
+        *,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """int [B, T], `encoded` [B, S, D] and segment ids -> [B, T, D], to be given to `logits`."""
+        positions = segment_positions(target_segment_ids)
+        masks = build_masks(source_segment_ids, target_segment_ids)
+        return self.decoder(
+            self._embed("target", target_inputs, positions, deterministic),
+            encoded,
+            mask=masks.decoder,
+            cross_mask=masks.cross,
+            positions=positions,
+            sow_weights=sow_weights,
+            deterministic=deterministic,
+        )
+
+    def logits(self, decoded: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]."""
+        table = self._embedding("output").embedding.astype(decoded.dtype)
+        return jnp.einsum("...d,vd->...v", decoded, table, preferred_element_type=jnp.float32)
+
+    def _embedding(self, side: Literal["source", "target", "output"]) -> nn.Embed:
+        tied = self.config.tie_embeddings
+        if side == "source" or tied == "all":
+            return self.source_embedding
+        return (
+            self.output_embedding if side == "output" and tied == "none" else self.target_embedding
+        )
+
+    def _embed(
+        self,
+        side: Literal["source", "target"],
+        tokens: jax.Array,
+        positions: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Token embeddings times sqrt(D), plus positions: int [B, T] -> [B, T, D]."""
+        checks.check_integer(side, tokens)
+        x = self._embedding(side)(tokens) * math.sqrt(self.config.features)
+        if self.config.positions == "sinusoidal":
+            x += sinusoidal(positions, self.config.features).astype(x.dtype)
+        elif self.config.positions == "learned":
+            x += getattr(self, f"{side}_positions")(positions)
+        return self.dropout(x, deterministic=deterministic)
+
+    def _segment_ids(self, tokens: jax.Array) -> jax.Array:
+        return (tokens != self.config.pad_id).astype(jnp.int32)
+
+    def _stack(self, stack: Any, layer: Any, num_layers: int) -> Any:
+        config = self.config
+        make_layer = functools.partial(
+            layer,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            ff_features=config.ff_features,
+            rotary=config.positions == "rotary",
+            activation=config.activation,
+            norm_position=config.norm_position,
+            dropout_rate=config.dropout_rate,
+            attention_dropout_rate=config.attention_dropout_rate,
+            activation_dropout_rate=config.activation_dropout_rate,
+            dtype=jnp.dtype(config.dtype),
+            param_dtype=jnp.dtype(config.param_dtype),
+        )
+        return stack(make_layer, num_layers, share_layers=config.share_layers, remat=config.remat)
