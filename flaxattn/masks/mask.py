@@ -254,7 +254,7 @@ def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
         children = [(jax.tree_util.GetAttrKey(n), getattr(mask, n)) for n in names]
         return children, (names, static)
 
-    def unflatten(aux: Any, children: Any) -> Mask:
+    def unflatten(aux: Any, children: Any) -> SomeMask:
         mask = object.__new__(cls)  # no checks: jax puts placeholders in leaves
         for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
             object.__setattr__(mask, name, value)

@@ -29,7 +29,7 @@ class EncoderDecoderConfig:
     """The architecture: plain data, so that it can be stored beside the parameters."""
 
     vocab_size: int
-    """V, source and target together."""
+    """V, the number of tokens of source and target together."""
     features: int = 256
     """D, the width of the model."""
     ff_features: int = 1024
@@ -66,8 +66,6 @@ class EncoderDecoderConfig:
     """Of parameters."""
     remat: bool = False
     """Whether layers are computed anew in the backward pass to save memory."""
-    pad_id: int = 0
-    """The id of cells that hold no token."""
 
 
 class Masks(NamedTuple):
@@ -109,6 +107,7 @@ class EncoderDecoder(nn.Module):
 
     Attributes:
       config: the architecture.
+      pad_id: the id of cells that hold no token; read only where no segment ids are given.
 
     >>> config = EncoderDecoderConfig(vocab_size=11, features=8, ff_features=16, num_heads=2)
     >>> model, source, target = EncoderDecoder(config), jnp.ones((2, 5), int), jnp.ones((2, 3), int)
@@ -118,6 +117,7 @@ class EncoderDecoder(nn.Module):
     """
 
     config: EncoderDecoderConfig
+    pad_id: int = 0
 
     def setup(self) -> None:
         config = self.config
@@ -260,7 +260,7 @@ class EncoderDecoder(nn.Module):
         return self.dropout(x, deterministic=deterministic)
 
     def _segment_ids(self, tokens: jax.Array) -> jax.Array:
-        return (tokens != self.config.pad_id).astype(jnp.int32)
+        return (tokens != self.pad_id).astype(jnp.int32)
 
     def _stack(self, stack: Any, layer: Any, num_layers: int) -> Any:
         config = self.config

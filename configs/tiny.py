@@ -1,0 +1,21 @@
+"""The built-in English-German corpus: nothing to download, minutes on a laptop's CPU."""
+
+from flaxattn.models import EncoderDecoderConfig
+from flaxattn.translation.config import DataConfig, RunConfig, TrainingConfig
+
+TINY = RunConfig(
+    output="runs/tiny",
+    data=DataConfig(),
+    model=EncoderDecoderConfig(
+        vocab_size=1000,
+        features=128,
+        ff_features=512,
+        num_heads=4,
+        encoder_layers=2,
+        decoder_layers=2,
+        dropout_rate=0.0,
+    ),
+    training=TrainingConfig(
+        steps=600, rows=32, row_length=64, learning_rate=4e-3, warmup_steps=200, valid_every=200
+    ),
+)

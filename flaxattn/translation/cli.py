@@ -1,0 +1,82 @@
+"""The command line: a preset, every field of which can be changed."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+
+import tyro
+import tyro.conf
+
+from flaxattn.translation.config import RunConfig
+from flaxattn.translation.run import run
+
+__all__ = ["main"]
+
+HELP = """Trains a translator from sentence pairs, scores it, and keeps everything in a folder.
+
+usage: train.py [PRESET] [OPTIONS]
+
+  train.py                                        the built-in English-German corpus
+  train.py --train my.en my.de                    your own two aligned files
+  train.py --train my.tsv --test test.en test.de  a TSV file, and a test set of your own
+  train.py multi30k --data-dir ~/multi30k         a preset and the folder its files are in
+  train.py --dry-run                              show what would be done, and stop
+
+Presets: {presets}. The options below show the values of preset "{preset}".
+A run that was interrupted goes on when the same command is given again.
+"""
+
+
+def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = None) -> int:
+    """Runs what the command line says; returns the exit code.
+
+    Args:
+      presets: by name; the first is the default.
+      arguments: default: those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        name = _take_preset(words, list(presets))
+        command = _parse(name, presets, words)
+        run(command.config, stop_before_training=command.dry_run)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _take_preset(words: list[str], names: list[str]) -> str:
+    if not words or words[0].startswith("-"):
+        return names[0]
+    name = words.pop(0)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no preset is called {name!r}; there are {', '.join(names)}.{hint}")
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What the command line gives."""
+
+    config: RunConfig
+    dry_run: bool = False
+    """Show shapes, parameters and a sample of the data, compile, and stop."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+def _parse(name: str, presets: Mapping[str, RunConfig], words: list[str]) -> Command:
+    return tyro.cli(
+        Command,
+        prog="train.py",
+        description=HELP.format(presets=", ".join(presets), preset=name),
+        default=Command(presets[name]),
+        args=words,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )

@@ -1,0 +1,125 @@
+"""Many sentence pairs in one row: batches of fixed shape in which nearly every cell is a token.
+
+A batch is a pure function of (seed, step), so that a resumed run sees what it would have seen.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Batch", "PackedPairs", "pack_rows", "to_batch"]
+
+OPEN_ROWS = 64  # rows that may still be added to; more fill better and pack more slowly
+
+
+class Batch(NamedTuple):
+    """Packed rows, int32 [R, L] each; ids 0 and segment 0 are padding."""
+
+    source: np.ndarray
+    source_segment_ids: np.ndarray
+    target: np.ndarray
+    target_segment_ids: np.ndarray
+
+
+class PackedPairs:
+    """An endless, shuffled supply of batches of packed sentence pairs.
+
+    Args:
+      sources, targets: int32 arrays of ids, one per sentence, each ending in the end token.
+      rows: R, rows in a batch.
+      row_length: L; pairs with a longer side are left out (`left_out` counts them).
+      seed: of the order.
+
+    Raises:
+      ValueError if no pair fits a row.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        *,
+        rows: int,
+        row_length: int,
+        seed: int = 0,
+    ) -> None:
+        lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+        fitting = np.flatnonzero((lengths <= row_length).all(axis=1))
+        if fitting.size == 0:
+            raise ValueError(
+                f"--row-length: no sentence pair fits a row of {row_length} tokens; "
+                f"the shortest needs {lengths.max(axis=1).min()}."
+            )
+        self.left_out = len(sources) - fitting.size
+        self.rows, self.row_length, self.seed = rows, row_length, seed
+        self._sources = [sources[i] for i in fitting.tolist()]
+        self._targets = [targets[i] for i in fitting.tolist()]
+        self._lengths = lengths[fitting]
+        self._epoch = functools.lru_cache(maxsize=2)(self._pack_epoch)
+        self.batches_per_epoch = -(-len(self._epoch(0)) // rows)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step`: a pure function of the pairs, the seed and the step.
+
+        Every epoch has as many batches as the first; the few rows by which another epoch's
+        packing is longer are left out, and those by which it is shorter are empty.
+        """
+        epoch, index = divmod(step, self.batches_per_epoch)
+        return self._to_batch(self._epoch(epoch)[index * self.rows : (index + 1) * self.rows])
+
+    def all_batches(self) -> list[Batch]:
+        """Every pair once, in the order of the first epoch."""
+        return [self.batch(step) for step in range(self.batches_per_epoch)]
+
+    def _pack_epoch(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng([self.seed, epoch])
+        rows = pack_rows(self._lengths, self.row_length, rng.permutation(len(self._lengths)))
+        return [rows[i] for i in rng.permutation(len(rows))]
+
+    def _to_batch(self, rows: list[list[int]]) -> Batch:
+        pairs = [[(self._sources[i], self._targets[i]) for i in row] for row in rows]
+        return to_batch(pairs, self.rows, self.row_length)
+
+
+def pack_rows(lengths: np.ndarray, row_length: int, order: np.ndarray) -> list[list[int]]:
+    """Puts pairs into rows, each into the open row that it fills best.
+
+    Args:
+      lengths: int [n, 2], source and target; none above `row_length`.
+      order: int [n], in which pairs are placed.
+
+    Returns:
+      For each row the indices of its pairs.
+    """
+    rows: list[list[int]] = [[] for _ in range(OPEN_ROWS)]
+    space = np.full((OPEN_ROWS, 2), row_length)
+    closed = []
+    for i in order:
+        left = space - lengths[i]
+        room = np.where((left >= 0).all(axis=1), left.sum(axis=1), 2 * row_length + 1)
+        best = int(room.argmin())
+        if room[best] > 2 * row_length:  # it fits nowhere: close the fullest row
+            best = int(space.sum(axis=1).argmin())
+            closed.append(rows[best])
+            rows[best], space[best] = [], row_length
+        rows[best].append(int(i))
+        space[best] -= lengths[i]
+    return closed + [row for row in rows if row]
+
+
+def to_batch(
+    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], num_rows: int, row_length: int
+) -> Batch:
+    """Lays the pairs of each row side by side, segments counted from 1; missing rows are empty."""
+    batch = Batch(*(np.zeros((num_rows, row_length), np.int32) for _ in range(4)))
+    for r, row in enumerate(rows):
+        ends = [0, 0]
+        for segment, pair in enumerate(row, 1):
+            for side, ids in enumerate(pair):
+                cells = slice(ends[side], ends[side] + len(ids))
+                batch[2 * side][r, cells] = ids
+                batch[2 * side + 1][r, cells] = segment
+                ends[side] += len(ids)
+    return batch

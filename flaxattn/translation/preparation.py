@@ -1,0 +1,109 @@
+"""From a configuration to everything training needs: text, tokens, packed rows, a model."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from flaxattn.models import EncoderDecoder
+from flaxattn.translation.config import RunConfig, to_json
+from flaxattn.translation.corpus import Corpus, Pairs, load_corpus
+from flaxattn.translation.packing import PackedPairs
+from flaxattn.translation.tokenizer import Tokenizer
+
+__all__ = ["Prepared", "open_folder", "prepare"]
+
+
+class Prepared(NamedTuple):
+    """What training starts from."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    model: EncoderDecoder
+    train: PackedPairs
+    valid: PackedPairs
+
+
+def open_folder(config: RunConfig) -> Path:
+    """The run's folder, with the configuration in it; made if it is not there.
+
+    Raises:
+      ValueError if it holds a run that differs in more than its number of steps.
+    """
+    folder = Path(config.output)
+    kept = folder / "config.json"
+    if kept.exists():
+        differing = _differences(json.loads(kept.read_text()), to_json(config))
+        if differing:
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(differing)}). "
+                "Name another folder with --output, or delete that one."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    return folder
+
+
+def prepare(config: RunConfig, folder: Path | None) -> Prepared:
+    """Reads the corpus, learns the tokenizer or loads the one in `folder`, packs, makes the model.
+
+    Raises:
+      ValueError or FileNotFoundError that names the file, line or option at fault.
+    """
+    _check_rows(config)
+    corpus = load_corpus(config.data)
+    tokenizer = _tokenizer(config, corpus, folder)
+    model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
+    return Prepared(
+        corpus,
+        tokenizer,
+        EncoderDecoder(model_config, pad_id=tokenizer.pad_id),
+        _pack(corpus.train, tokenizer, config),
+        _pack(corpus.valid, tokenizer, config),
+    )
+
+
+def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokenizer:
+    kept = folder / "tokenizer.model" if folder else None
+    if kept and kept.exists():
+        return Tokenizer.load(kept)
+    tokenizer = Tokenizer.train(
+        (text for pair in corpus.train for text in pair),
+        config.model.vocab_size,
+        character_coverage=config.data.character_coverage,
+    )
+    if kept:
+        tokenizer.save(kept)
+    return tokenizer
+
+
+def _pack(pairs: Pairs, tokenizer: Tokenizer, config: RunConfig) -> PackedPairs:
+    return PackedPairs(
+        tokenizer.encode([source for source, _ in pairs]),
+        tokenizer.encode([target for _, target in pairs]),
+        rows=config.training.rows,
+        row_length=config.training.row_length,
+        seed=config.training.seed,
+    )
+
+
+def _check_rows(config: RunConfig) -> None:
+    devices, training = jax.local_device_count(), config.training
+    if training.rows % (devices * training.microbatches):
+        raise ValueError(
+            f"--rows is {training.rows}; expected a multiple of {devices} devices times "
+            f"{training.microbatches} microbatches."
+        )
+
+
+def _differences(kept: dict, wanted: dict) -> list[str]:
+    """The settings that differ and matter to training so far."""
+    flat_kept, flat_wanted = (
+        {"output": None} | data | data["data"] | data["model"] | data["training"]
+        for data in (kept, wanted)
+    )
+    free = {"output", "data_dir", "steps", "data", "model", "training", "keep_checkpoints"}
+    names = (flat_kept.keys() | flat_wanted.keys()) - free
+    return sorted(n for n in names if flat_kept.get(n) != flat_wanted.get(n))

@@ -1,0 +1,116 @@
+"""A run from text to score: prepare, train, translate the test split, score it, keep it all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flaxattn.translation.config import RunConfig, config_hash
+from flaxattn.translation.decoding import translate
+from flaxattn.translation.devices import describe_devices, idle_accelerator
+from flaxattn.translation.dry_run import dry_run
+from flaxattn.translation.preparation import Prepared, open_folder, prepare
+from flaxattn.translation.reporting import Screen
+from flaxattn.translation.scoring import Score, score
+from flaxattn.translation.training import Trained, train
+
+__all__ = ["run"]
+
+SAMPLES = 5  # translations shown at the end
+
+
+def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, Any] | None:
+    """Trains and scores as `config` says, and returns the row of results.
+
+    The run's folder then holds `config.json`, `tokenizer.model`, `checkpoints/`, `log.jsonl`,
+    `tensorboard/`, the test split as `test.source`, `test.reference` and `test.hypothesis`, and
+    `result.json`. A run that was interrupted goes on from its latest checkpoint.
+
+    Args:
+      stop_before_training: prepare, show what would be trained, compile, write nothing, stop.
+
+    Raises:
+      ValueError or FileNotFoundError that says what to change, before any long work.
+    """
+    screen = Screen()
+    screen.headline(f"Device: {describe_devices()}")
+    if warning := idle_accelerator():
+        screen.warn(warning)
+    folder = None if stop_before_training else open_folder(config)
+    prepared = prepare(config, folder)
+    _describe(prepared, config, screen)
+    if folder is None:
+        dry_run(prepared, config, screen)
+        return None
+    trained = train(prepared, config.training, folder, screen)
+    hypotheses = _translate_test(prepared, trained, screen)
+    return _finish(config, prepared, trained, hypotheses, folder, screen)
+
+
+def _describe(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
+    corpus, training = prepared.corpus, config.training
+    screen.say(
+        f"Sentence pairs: {len(corpus.train)} to train, {len(corpus.valid)} to validate, "
+        f"{len(corpus.test)} to test; {prepared.tokenizer.vocab_size} tokens."
+    )
+    if prepared.train.left_out:
+        screen.warn(
+            f"{prepared.train.left_out} training pairs are longer than {training.row_length} "
+            "tokens and are left out; raise --row-length to keep them."
+        )
+    screen.say(
+        f"{training.steps} steps of {training.rows} rows of {training.row_length} tokens: "
+        f"{training.steps / prepared.train.batches_per_epoch:.1f} epochs."
+    )
+
+
+def _translate_test(prepared: Prepared, trained: Trained, screen: Screen) -> list[str]:
+    sources = [source for source, _ in prepared.corpus.test]
+    with screen.progress("translating", len(sources)) as progress:
+        return translate(
+            prepared.model,
+            trained.state.params,
+            prepared.tokenizer,
+            sources,
+            progress=progress.advance,
+        )
+
+
+def _finish(
+    config: RunConfig,
+    prepared: Prepared,
+    trained: Trained,
+    hypotheses: list[str],
+    folder: Path,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Scores, keeps and shows the translations."""
+    sources, references = (list(side) for side in zip(*prepared.corpus.test, strict=True))
+    scores = score(hypotheses, references, tokenizer=config.data.bleu_tokenizer)
+    texts = {"source": sources, "reference": references, "hypothesis": hypotheses}
+    for name, lines in texts.items():
+        (folder / f"test.{name}").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    row = _result_row(config, trained, scores)
+    (folder / "result.json").write_text(json.dumps(row, indent=2) + "\n")
+    for i in range(0, len(sources), max(len(sources) // SAMPLES, 1))[:SAMPLES]:
+        screen.say(f"\n  source       {sources[i]}")
+        screen.say(f"  reference    {references[i]}\n  translation  {hypotheses[i]}")
+    screen.headline(", ".join(f"{s.name} {s.value:.2f}" for s in scores))
+    for s in scores:
+        screen.say(f"{s.name:<8} {s.value:6.2f}  {s.signature}")
+    screen.say(f"Trained {trained.seconds:.0f} s. Everything is in {folder}.")
+    return row
+
+
+def _result_row(config: RunConfig, trained: Trained, scores: list[Score]) -> dict[str, Any]:
+    return {
+        "config": config_hash(config),
+        "seed": config.training.seed,
+        "parameters": sum(x.size for x in jax.tree.leaves(trained.state.params)),
+        "hardware": describe_devices(),
+        "steps": config.training.steps,
+        "training_seconds": round(trained.seconds, 1),
+        "target_tokens_per_second": round(trained.target_tokens / trained.seconds, 1),
+        "scores": {s.name: {"value": round(s.value, 2), "signature": s.signature} for s in scores},
+    }

@@ -1,0 +1,39 @@
+"""SacreBLEU scores with the signatures that make them comparable (Post 2018)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sacrebleu.metrics import BLEU, CHRF
+
+__all__ = ["Score", "score"]
+
+
+class Score(NamedTuple):
+    """One metric's value, 0 to 100, and how it was computed."""
+
+    name: str
+    value: float
+    signature: str
+
+
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], *, tokenizer: str = "13a"
+) -> list[Score]:
+    """BLEU cased, BLEU lower-cased and chrF of one hypothesis and one reference per sentence.
+
+    Args:
+      tokenizer: SacreBLEU's, e.g. "13a" or "zh".
+
+    >>> [round(s.value) for s in score(["Das ist gut so ."], ["Das ist gut so ."])]
+    [100, 100, 100]
+    """
+    metrics = {
+        "bleu": BLEU(tokenize=tokenizer),
+        "bleu_lc": BLEU(tokenize=tokenizer, lowercase=True),
+        "chrf": CHRF(),
+    }
+    scores = []
+    for name, metric in metrics.items():
+        value = metric.corpus_score(list(hypotheses), [list(references)]).score
+        scores.append(Score(name, value, str(metric.get_signature())))
+    return scores

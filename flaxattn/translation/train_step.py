@@ -1,0 +1,141 @@
+"""One update of the parameters: jitted, donated, data-parallel, exact to the token."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxattn.models import EncoderDecoder
+from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.loss import Sums, batch_loss
+from flaxattn.translation.packing import Batch
+
+__all__ = [
+    "TrainState",
+    "data_mesh",
+    "init_state",
+    "inverse_square_root",
+    "make_eval_step",
+    "make_optimizer",
+    "make_train_step",
+    "place",
+]
+
+
+class TrainState(NamedTuple):
+    """All that training changes."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def inverse_square_root(peak: float, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up to `peak`, then peak · sqrt(warmup / step) (Vaswani et al. 2017, eq. 3)."""
+    warmup = max(warmup_steps, 1)
+
+    def rate(step: jax.Array) -> jax.Array:
+        update = jnp.asarray(step, jnp.float32) + 1.0
+        return peak * jnp.minimum(update / warmup, jnp.sqrt(warmup / update))
+
+    return rate
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """AdamW under the schedule, after clipping of the global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            inverse_square_root(config.learning_rate, config.warmup_steps),
+            b1=config.adam_b1,
+            b2=config.adam_b2,
+            eps=1e-9,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def init_state(
+    model: EncoderDecoder, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Fresh parameters and optimizer state: a pure function of model and seed."""
+
+    @jax.jit
+    def init(key: jax.Array) -> TrainState:
+        tokens = jnp.ones((1, 2), jnp.int32)
+        params = nn.unbox(model.init(key, tokens, tokens, deterministic=True))["params"]
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return init(jax.random.key(seed))
+
+
+def make_train_step(
+    model: EncoderDecoder,
+    optimizer: optax.GradientTransformation,
+    config: TrainingConfig,
+    *,
+    bos_id: int,
+    mesh: Mesh,
+) -> jax.stages.Wrapped:
+    """The jitted update: (TrainState, Batch) -> (TrainState, Sums).
+
+    The state it is given is donated: use the one it returns.
+    The loss is summed over all tokens of all microbatches and devices and divided once by their
+    number, so that neither the count of microbatches nor of devices changes the gradient.
+    """
+
+    def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = batch_loss(
+            model,
+            params,
+            batch,
+            bos_id=bos_id,
+            label_smoothing=config.label_smoothing,
+            dropout_key=key,
+        )
+        return sums.loss, sums
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def add_microbatch(total: Any, part: Any) -> tuple[Any, None]:
+            index, microbatch = part
+            key = jax.random.fold_in(step_key, index)
+            gradients, sums = jax.grad(loss_of, has_aux=True)(state.params, microbatch, key)
+            return jax.tree.map(jnp.add, total, (gradients, sums)), None
+
+        parts = (jnp.arange(config.microbatches), _split(batch, config.microbatches))
+        zero = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[jnp.zeros(())] * 4))
+        (gradients, sums), _ = jax.lax.scan(add_microbatch, zero, parts)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), sums
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated)
+
+
+def make_eval_step(model: EncoderDecoder, *, bos_id: int) -> jax.stages.Wrapped:
+    """The jitted loss without dropout and label smoothing: (params, Batch) -> Sums."""
+    return jax.jit(lambda params, batch: batch_loss(model, params, batch, bos_id=bos_id))
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """All local devices in one line called "data", over which rows are spread."""
+    return Mesh(np.array(devices or jax.local_devices()), ("data",))
+
+
+def place(tree: Any, mesh: Mesh, *axes: str) -> Any:
+    """`tree` on the devices: spread over `axes`, or, without any, the same on all."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """[R, L] -> [parts, R / parts, L], every part taking rows from every device."""
+    rows = batch.source.shape[0] // parts
+    return jax.tree.map(lambda x: x.reshape(rows, parts, -1).swapaxes(0, 1), batch)
