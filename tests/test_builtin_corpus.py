@@ -4,8 +4,9 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import NamedTuple
 
 import pytest
 
@@ -21,9 +22,10 @@ from flaxattn.translation.builtin.meaning import (
     Nominal,
     NounPhrase,
     Sentence,
-    is_indefinite,
 )
 from flaxattn.translation.builtin.nouns import NOUNS, noun
+from flaxattn.translation.builtin.phrases import Dice
+from flaxattn.translation.builtin.sentences import draw_sentence
 from flaxattn.translation.builtin.verbs import BE, KNOW, VERBS, verb
 
 MY, YOUR, HIS, HER, OUR, THEIR = lex.POSSESSIVES
@@ -85,6 +87,8 @@ def at(english_noun: str, determiner: lex.Determiner = lex.THE, quality: str = "
     assert location is not None
     return Adjunct(location, np(english_noun, determiner, quality))
 
+
+CHECKSUM = ""
 
 MAN, WOMAN, BOOK = np("man"), np("woman"), np("book")
 SLEEPS = says(np("child"), "schlafen")
@@ -185,6 +189,11 @@ TRANSLATIONS: list[tuple[Clause | Sentence, str, str]] = [
         says(lex.WE, "leihen", np("car", OUR), to=lex.HE),
         "We lend him our car.",
         "Wir leihen ihm unser Auto.",
+    ),
+    (
+        says(WOMAN, "zeigen", np("picture"), to=np("guest"), time=lex.TODAY, negated=True),
+        "The woman does not show the guest the picture today.",
+        "Die Frau zeigt dem Gast heute das Bild nicht.",
     ),
     # Separable verbs.
     (
@@ -477,3 +486,254 @@ TRANSLATIONS: list[tuple[Clause | Sentence, str, str]] = [
 def test_translations(meaning: Clause | Sentence, source: str, target: str) -> None:
     sentence = Sentence(meaning) if isinstance(meaning, Clause) else meaning
     assert (english.sentence(sentence), german.sentence(sentence)) == (source, target)
+
+
+@pytest.mark.parametrize(
+    ("infinitive", "forms"),
+    [
+        ("lesen", "lese liest liest lesen"),
+        ("arbeiten", "arbeite arbeitest arbeitet arbeiten"),
+        ("tanzen", "tanze tanzt tanzt tanzen"),
+        ("essen", "esse isst isst essen"),
+        ("waschen", "wasche wäschst wäscht waschen"),
+        ("finden", "finde findest findet finden"),
+        ("einladen", "lade lädst lädt laden"),
+        ("mögen", "mag magst mag mögen"),
+        ("wissen", "weiß weißt weiß wissen"),
+        ("haben", "habe hast hat haben"),
+        ("sein", "bin bist ist sind"),
+    ],
+)
+def test_present_tense(infinitive: str, forms: str) -> None:
+    assert list(german_words.present(verb(infinitive))) == forms.split()
+
+
+def test_modal_verbs() -> None:
+    assert list(german_words.modal(lex.MUST, past=False)) == "muss musst muss müssen".split()
+    assert list(german_words.modal(lex.CAN, past=True)) == "konnte konntest konnte konnten".split()
+
+
+@pytest.mark.parametrize(
+    ("phrase", "forms"),
+    [
+        (np("dog", quality="old"), "der alte Hund|den alten Hund|dem alten Hund|des alten Hundes"),
+        (np("boy", lex.THIS), "dieser Junge|diesen Jungen|diesem Jungen|dieses Jungen"),
+        (np("child", lex.A, "small"),
+         "ein kleines Kind|ein kleines Kind|einem kleinen Kind|eines kleinen Kindes"),
+        (np("woman", MY, "tired"),
+         "meine müde Frau|meine müde Frau|meiner müden Frau|meiner müden Frau"),
+        (np("father", OUR), "unser Vater|unseren Vater|unserem Vater|unseres Vaters"),
+        (nps("apple", lex.A, "cold"), "kalte Äpfel|kalte Äpfel|kalten Äpfeln|kalter Äpfel"),
+        (nps("house", lex.NO, "dark"),
+         "keine dunklen Häuser|keine dunklen Häuser|keinen dunklen Häusern|keiner dunklen Häuser"),
+        (nps("car", lex.THREE, "red"),
+         "drei rote Autos|drei rote Autos|drei roten Autos|drei roter Autos"),
+    ],
+)  # fmt: skip
+def test_declension(phrase: NounPhrase, forms: str) -> None:
+    cases: tuple[lex.Case, ...] = ("nominative", "accusative", "dative", "genitive")
+    assert [german.nominal(phrase, case) for case in cases] == forms.split("|")
+
+
+class Dissected(NamedTuple):
+    """An example with all the nodes and words of its meaning."""
+
+    example: Example
+    parts: list[object]
+    clauses: list[Clause]
+    phrases: list[NounPhrase]
+
+
+NODES = (Sentence, Clause, NounPhrase, Adjunct, Gap, It)
+
+
+def walk(value: object) -> Iterator[object]:
+    yield value
+    if isinstance(value, NODES):
+        for field in vars(value).values():
+            if field is not None:
+                yield from walk(field)
+
+
+def dissect(example: Example) -> Dissected:
+    found = list(walk(example.meaning))
+    return Dissected(
+        example,
+        found,
+        [part for part in found if isinstance(part, Clause)],
+        [part for part in found if isinstance(part, NounPhrase)],
+    )
+
+
+@cache
+def sample(split: str) -> list[Example]:
+    return examples(split, 30_000 if split == "train" else 1_000)
+
+
+@cache
+def dissected(split: str) -> list[Dissected]:
+    return [dissect(example) for example in sample(split)[:6_000]]
+
+
+def test_translation_is_a_function() -> None:
+    dice = Dice("function")
+    translations: dict[str, str] = {}
+    for _ in range(20_000):
+        meaning = draw_sentence(dice)
+        target = german.sentence(meaning)
+        assert translations.setdefault(english.sentence(meaning), target) == target
+
+
+def test_the_same_pairs_everywhere() -> None:
+    text = "\n".join("\t".join(pair) for pair in pairs("train", 200))
+    assert hashlib.sha256(text.encode()).hexdigest() == CHECKSUM
+
+
+def test_a_longer_corpus_begins_with_the_shorter() -> None:
+    assert pairs("valid", 60, seed=3)[:20] == pairs("valid", 20, seed=3)
+    assert pairs("valid", 20, seed=3) != pairs("valid", 20, seed=4)
+    assert pairs("test", 0) == []
+
+
+def test_sentences_are_distinct_short_and_well_formed() -> None:
+    found = sample("train") + sample("valid") + sample("test")
+    assert len({example.english for example in found}) == len(found)
+    for example in found[-8_000:]:
+        for text in example[:2]:
+            assert re.fullmatch(r"[A-ZÄÖÜ][\wäöüß']*(,? [\wÄÖÜäöüß']+)*[.?]", text), text
+            assert 2 <= len(text.split()) <= corpus.LONGEST
+
+
+def held_out_by(found: Dissected) -> set[str]:
+    """The splits named by the digests of a sentence's combinations, worked out anew."""
+    splits: set[str] = set()
+    for clause in found.clauses:
+        name = clause.verb.particle + clause.verb.german
+        subject = getattr(clause.subject, "noun", None)
+        goal = clause.place.nominal if clause.place and clause.verb.goals else None
+        governed = [getattr(role, "noun", None) for role in (clause.object, clause.recipient, goal)]
+        splits.update(digest_split(f"object:{name}:{word.german}") for word in governed if word)
+        if subject:
+            splits.add(digest_split(f"subject:{subject.german}:{name}"))
+        if subject and clause.predicate:
+            splits.add(digest_split(f"adjective:{clause.predicate.german}:{subject.german}"))
+    for phrase in found.phrases:
+        if phrase.adjective:
+            splits.add(digest_split(f"adjective:{phrase.adjective.german}:{phrase.noun.german}"))
+    return splits - {"train"}
+
+
+@cache
+def digest_split(key: str) -> str:
+    twentieth = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % 20
+    return ("valid", "test", *["train"] * 18)[twentieth]
+
+
+def test_splits_hold_out_combinations() -> None:
+    for split in corpus.SPLITS:
+        expected = {split} - {"train"}
+        assert all(held_out_by(found) == expected for found in dissected(split))
+
+
+def test_every_word_is_trained_on() -> None:
+    tables = [value for name, value in vars(lex).items() if isinstance(value, tuple)]
+    kinds = (lex.Pronoun, lex.Name, lex.Determiner, lex.Adverb, lex.Modal, lex.Conjunction,
+             lex.Preposition, lex.Interrogative)  # fmt: skip
+    closed = [word for word in [*vars(lex).values(), *itertools.chain(*tables)]
+              if isinstance(word, kinds)]  # fmt: skip
+    seen = Counter(id(part) for example in sample("train") for part in walk(example.meaning))
+    rare = [word for word in (*NOUNS, *VERBS, *ADJECTIVES, *closed) if seen[id(word)] < 20]
+    assert rare == []
+
+
+Check = Callable[[Dissected], object]
+
+
+def clause(test: Callable[[Clause], object]) -> Check:
+    return lambda found: any(map(test, found.clauses))
+
+
+def phrase(test: Callable[[NounPhrase], object]) -> Check:
+    return lambda found: any(map(test, found.phrases))
+
+
+def links(*conjunctions: lex.Conjunction) -> Check:
+    return lambda found: found.example.meaning.conjunction in conjunctions
+
+
+def relatives(*roles: str) -> Check:
+    return clause(lambda it: any(isinstance(getattr(it, role), Gap) for role in roles))
+
+
+def text(pattern: str, language: int) -> Check:
+    return lambda found: re.search(pattern, found.example[:2][language])
+
+
+ENGLISH, GERMAN = 0, 1
+PHENOMENA: dict[str, Check] = {
+    "plural": phrase(lambda it: it.number == "plural"),
+    "weak noun": phrase(lambda it: it.noun.weak),
+    "genitive": phrase(lambda it: it.possessor),
+    "possessive": phrase(lambda it: it.determiner in lex.POSSESSIVES),
+    "adjective": phrase(lambda it: it.adjective),
+    "strong adjective": phrase(
+        lambda it: it.adjective and it.determiner in (lex.A, lex.TWO, lex.THREE)
+    ),
+    "predicative adjective": clause(lambda it: it.predicate),
+    "fronted time": lambda found: found.example.meaning.topical_time,
+    "fronted clause": lambda found: found.example.meaning.linked_first,
+    "because, although": links(lex.BECAUSE, lex.ALTHOUGH),
+    "if": links(lex.IF),
+    "that": links(lex.THAT),
+    "whether": links(lex.WHETHER),
+    "and, but": links(lex.AND, lex.BUT),
+    "separable verb": clause(lambda it: it.verb.particle),
+    "separated verb": clause(
+        lambda it: it.verb.particle and it.tense == "present" and not it.modal
+    ),
+    "modal": clause(lambda it: it.modal),
+    "future": clause(lambda it: it.tense == "future"),
+    "perfect with haben": clause(
+        lambda it: it.tense == "past" and not it.verb.preterite and not it.verb.perfect_with_sein
+    ),
+    "perfect with sein": clause(
+        lambda it: it.tense == "past" and not it.verb.preterite and it.verb.perfect_with_sein
+    ),
+    "relative pronoun as subject": relatives("subject"),
+    "relative pronoun as object": relatives("object", "recipient"),
+    "nicht": text(r"\bnicht\b", GERMAN),
+    "kein": text(r"\b[Kk]ein", GERMAN),
+    "do-support": text(r"\b(do|does|did) not\b", ENGLISH),
+    "gern": clause(lambda it: it.manner is lex.GLADLY),
+    "it": lambda found: any(isinstance(part, It) for part in found.parts),
+    "pronoun as object": clause(lambda it: isinstance(it.object, lex.Pronoun)),
+    "dative object": clause(lambda it: it.verb.case == "dative"),
+    "two objects": clause(lambda it: it.recipient),
+    "object with preposition": clause(lambda it: it.verb.german_preposition),
+    "place": clause(lambda it: it.place and not it.verb.goals),
+    "goal": clause(lambda it: it.place and it.verb.goals),
+    "yes-no question": text(r"^(?!Who|What|Which|Whe|Why|To|Of|At|For|With).*\?", ENGLISH),
+    "wh-question": text(r"^(Who|What|Which|Whe|Why|To|Of|At|For|With).*\?", ENGLISH),
+}
+
+
+@pytest.mark.parametrize("phenomenon", PHENOMENA)
+def test_every_phenomenon_is_frequent(phenomenon: str) -> None:
+    found = dissected("train")
+    share = sum(1 for each in found if PHENOMENA[phenomenon](each)) / len(found)
+    assert share >= 0.02, f"{share:.1%}"
+
+
+def test_errors_name_the_argument() -> None:
+    with pytest.raises(ValueError, match="split must be one of train, valid, test, not 'dev'"):
+        pairs("dev", 1)
+    with pytest.raises(ValueError, match="count must be between 0 and 1000000, not -1"):
+        pairs("train", -1)
+    with pytest.raises(ValueError, match="count must be between"):
+        pairs("train", 10**9)
+
+
+def test_drawing_gives_up_after_bounded_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "TRIES_PER_PAIR", 1)
+    with pytest.raises(ValueError, match="count is too large: found only"):
+        pairs("valid", 50)

@@ -49,7 +49,9 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     """The highest rate, reached at the end of the warm-up."""
     warmup_steps: int = 400
-    """Steps of linear warm-up; after it the rate falls with the inverse square root of the step."""
+    """Steps of linear warm-up; then the rate falls with the inverse square root of the step."""
+    cooldown_steps: int = 0
+    """The last steps, in which the rate falls linearly to zero."""
     label_smoothing: float = 0.1
     """Share of the probability that the loss spreads over all tokens."""
     adam_b1: float = 0.9

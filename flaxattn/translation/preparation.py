@@ -99,11 +99,13 @@ def _check_rows(config: RunConfig) -> None:
 
 
 def _differences(kept: dict, wanted: dict) -> list[str]:
-    """The settings that differ and matter to training so far."""
+    """The settings that differ and matter to the steps already made."""
     flat_kept, flat_wanted = (
         {"output": None} | data | data["data"] | data["model"] | data["training"]
         for data in (kept, wanted)
     )
-    free = {"output", "data_dir", "steps", "data", "model", "training", "keep_checkpoints"}
+    free = {"output", "data_dir", "data", "model", "training", "keep_checkpoints"}
+    if not kept["training"]["cooldown_steps"]:
+        free.add("steps")  # a finished run may be trained on
     names = (flat_kept.keys() | flat_wanted.keys()) - free
     return sorted(n for n in names if flat_kept.get(n) != flat_wanted.get(n))

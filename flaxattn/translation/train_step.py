@@ -18,7 +18,7 @@ __all__ = [
     "TrainState",
     "data_mesh",
     "init_state",
-    "inverse_square_root",
+    "learning_rate",
     "make_eval_step",
     "make_optimizer",
     "make_train_step",
@@ -34,13 +34,18 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def inverse_square_root(peak: float, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up to `peak`, then peak · sqrt(warmup / step) (Vaswani et al. 2017, eq. 3)."""
-    warmup = max(warmup_steps, 1)
+def learning_rate(config: TrainingConfig) -> optax.Schedule:
+    """Linear warm-up, fall with the inverse square root of the step, linear cool-down to zero.
+
+    The first two are equation 3 of Vaswani et al. (2017), scaled to a given peak.
+    """
+    warmup, cooldown = max(config.warmup_steps, 1), max(config.cooldown_steps, 1)
 
     def rate(step: jax.Array) -> jax.Array:
         update = jnp.asarray(step, jnp.float32) + 1.0
-        return peak * jnp.minimum(update / warmup, jnp.sqrt(warmup / update))
+        warm = jnp.minimum(update / warmup, jnp.sqrt(warmup / update))
+        cool = jnp.clip((config.steps + 1.0 - update) / cooldown, 0.0, 1.0)
+        return config.learning_rate * warm * cool
 
     return rate
 
@@ -50,7 +55,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            inverse_square_root(config.learning_rate, config.warmup_steps),
+            learning_rate(config),
             b1=config.adam_b1,
             b2=config.adam_b2,
             eps=1e-9,

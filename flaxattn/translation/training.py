@@ -18,7 +18,7 @@ from flaxattn.translation.train_step import (
     TrainState,
     data_mesh,
     init_state,
-    inverse_square_root,
+    learning_rate,
     make_eval_step,
     make_optimizer,
     make_train_step,
@@ -42,7 +42,7 @@ class Metrics:
     def __init__(self, config: TrainingConfig, log: RunLog, progress: Progress) -> None:
         self.target_tokens = 0.0
         self._config, self._log, self._progress = config, log, progress
-        self._rate = inverse_square_root(config.learning_rate, config.warmup_steps)
+        self._rate = learning_rate(config)
         self._window: list[Sums] = []
         self._ended: tuple[int, list[Sums]] | None = None
         self.restart_clock()

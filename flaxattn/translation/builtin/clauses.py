@@ -5,14 +5,18 @@ from functools import cache
 
 from flaxattn.translation.builtin.adjectives import ADJECTIVES
 from flaxattn.translation.builtin.lexicon import (
+    CAN,
     CREATURES,
     GLADLY,
     HABITS,
     MODALS,
+    MUST,
     NEVER,
     PLACES,
+    SHOULD,
     THINGS,
     TIMES,
+    WANT,
     WITHOUT,
     Adjective,
     Adverb,
@@ -47,6 +51,7 @@ Tenses = tuple[Tense, ...]
 
 _TENSES: Tenses = weighted(("present", 5), ("past", 4), ("future", 1))
 _PAST_MODALS = tuple(modal for modal in MODALS if modal.past)
+_MODALS_OF_BEING = (CAN, MUST, WANT, SHOULD)
 _PORTABLE: Kinds = (*THINGS, "text")
 
 
@@ -145,9 +150,8 @@ def _draw_copula(
     predicate = dice.pick(_predicates(_kind(subject)))
     if tense == "future" and not predicate.temporary:
         tense = "present"
-    modal = dice.pick(MODALS) if _is_alive(subject) and dice.chance(0.15) else None
-    if tense != "present":
-        modal = None
+    willing = _is_alive(subject) and tense == "present"
+    modal = dice.pick(_MODALS_OF_BEING) if willing and dice.chance(0.15) else None
     clause = Clause(subject, BE, None, None, predicate, tense, modal, negated)
     return _with_adverbials(dice, clause, style) if predicate.temporary else clause
 
@@ -179,7 +183,7 @@ def _with_adverbials(dice: Dice, clause: Clause, style: Style) -> Clause:
         place = draw_location(dice, clause.verb.places, style.adjective)
         room -= 1
     company = _draw_company(dice, clause) if room and dice.chance(0.3) else None
-    if manner is time is company is None and place is clause.place:
+    if not (manner or time or company or place):
         return clause
     return replace(clause, manner=manner, time=time, place=place, company=company)
 

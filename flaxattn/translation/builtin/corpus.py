@@ -22,7 +22,7 @@ from flaxattn.translation.builtin.sentences import draw_sentence
 SPLITS = ("train", "valid", "test")
 LONGEST = 18  # words, in either language
 LARGEST_COUNT = 1_000_000
-_TRIES_PER_PAIR = 1_000
+TRIES_PER_PAIR = 1_000
 
 Combination = tuple[str, str, str]
 
@@ -46,7 +46,7 @@ def examples(split: str, count: int, *, seed: int = 0) -> list[Example]:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     if not 0 <= count <= LARGEST_COUNT:
         raise ValueError(f"count must be between 0 and {LARGEST_COUNT}, not {count}")
-    drawn = _draw_distinct(Dice(f"{split} {seed}"), split, tries=_TRIES_PER_PAIR * count)
+    drawn = _draw_distinct(Dice(f"{split} {seed}"), split, tries=TRIES_PER_PAIR * count)
     found = list(islice(drawn, count))
     if len(found) < count:
         raise ValueError(f"count is too large: found only {len(found)} of {count} pairs")

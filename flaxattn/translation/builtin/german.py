@@ -15,6 +15,7 @@ from flaxattn.translation.builtin.lexicon import (
     Name,
     Preposition,
     Pronoun,
+    Verb,
 )
 from flaxattn.translation.builtin.meaning import (
     Adjunct,
@@ -47,6 +48,7 @@ class _Slot(IntEnum):
     DEFINITE_DATIVE = auto()
     DEFINITE_ACCUSATIVE = auto()
     TIME = auto()
+    DEFINITE_SECOND_OBJECT = auto()
     NICHT = auto()
     MANNER = auto()
     PLACE = auto()
@@ -176,9 +178,16 @@ def _objects(clause: Clause) -> list[tuple[_Slot, str]]:
     phrase = _denied_object(clause)
     if phrase and phrase is not front:
         text = _prepositional(verb.german_preposition, phrase, verb.case)
-        prepositional = verb.german_preposition and _Slot.PREPOSITIONAL_OBJECT
-        slots.append((prepositional or _rank(phrase, verb.case), text))
+        slots.append((_object_slot(verb, phrase), text))
     return slots
+
+
+def _object_slot(verb: Verb, phrase: Nominal) -> _Slot:
+    if verb.german_preposition:
+        return _Slot.PREPOSITIONAL_OBJECT
+    slot = _rank(phrase, verb.case)
+    second = verb.recipient and slot is _Slot.DEFINITE_ACCUSATIVE
+    return _Slot.DEFINITE_SECOND_OBJECT if second else slot
 
 
 def _denied_object(clause: Clause) -> Nominal | None:

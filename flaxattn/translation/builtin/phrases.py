@@ -27,6 +27,7 @@ from flaxattn.translation.builtin.lexicon import (
     Adjective,
     Determiner,
     Kinds,
+    Name,
     Noun,
     Number,
     Pronoun,
@@ -125,7 +126,7 @@ def draw_noun_phrase(
     return NounPhrase(noun, dice.pick(_determiners(noun, number, reference)), number, quality)
 
 
-def _draw_possessor(dice: Dice, owned: Noun) -> Nominal:
+def _draw_possessor(dice: Dice, owned: Noun) -> NounPhrase | Name:
     if dice.chance(0.3):
         return dice.pick(PEOPLE_NAMES)
     noun = dice.pick([noun for noun in nouns_of(("person",)) if noun is not owned])

@@ -160,7 +160,7 @@ def _with_complement(dice: Dice) -> Sentence:
 
 def _coordinated(dice: Dice) -> Sentence:
     """The man reads the book and the woman sleeps."""
-    tenses: Tenses = dice.pick((("present",), ("past",)))
+    tenses: Tenses = dice.pick((_PRESENT, _PAST))
     main = draw_clause(dice, dice.pick(_VERBS), TIMELESS, tenses=tenses, negated=False)
     conjunction = dice.pick((AND, BUT))
     linked = draw_clause(
@@ -174,7 +174,7 @@ def _with_anaphor(dice: Dice) -> Sentence:
     """The woman buys the lamp because she needs it: "it" is always the first clause's object."""
     verb = dice.pick(_HANDLING)
     noun = dice.pick([noun for noun in nouns_of(verb.objects) if noun.kind not in _NOT_THINGS])
-    tenses: Tenses = dice.pick((("present",), ("past",)))
+    tenses: Tenses = dice.pick((_PRESENT, _PAST))
     thing = draw_noun_phrase(dice, noun, "deniable", 0.15, number="singular")
     main = draw_clause(dice, verb, BARE, object=thing, tenses=tenses, negated=False)
     if dice.chance(0.5):
@@ -258,14 +258,16 @@ _HANDLING = tuple(
 _EVENTS = tuple(verb for verb in _VERBS if not verb.stative and verb is not BE)
 _PLACED = tuple(verb for verb in _VERBS if verb.places or verb.goals or verb is BE)
 
+_PRESENT: Tenses = ("present",)
+_PAST: Tenses = ("past",)
 _ADVERBIAL = weighted(
-    ((BECAUSE, ("present",), ("present",)), 2),
-    ((BECAUSE, ("past",), ("past",)), 1),
-    ((ALTHOUGH, ("present",), ("present",)), 1),
-    ((ALTHOUGH, ("past",), ("past",)), 1),
-    ((IF, ("present", "future"), ("present",)), 3),
-    ((BEFORE, ("present",), ("present",)), 1),
-    ((BEFORE, ("past",), ("past",)), 1),
+    ((BECAUSE, _PRESENT, _PRESENT), 2),
+    ((BECAUSE, _PAST, _PAST), 1),
+    ((ALTHOUGH, _PRESENT, _PRESENT), 1),
+    ((ALTHOUGH, _PAST, _PAST), 1),
+    ((IF, ("present", "future"), _PRESENT), 4),
+    ((BEFORE, _PRESENT, _PRESENT), 1),
+    ((BEFORE, _PAST, _PAST), 1),
 )
 _SUBORDINATE_TENSES: dict[str, Tenses] = {
     "present": ("present", "present", "past", "future"),
@@ -273,10 +275,10 @@ _SUBORDINATE_TENSES: dict[str, Tenses] = {
 }
 
 _SHAPES = weighted(
-    (_statement, 42),
+    (_statement, 39),
     (_with_subject_relative, 8),
     (_with_object_relative, 8),
-    (_with_adverbial_clause, 9),
+    (_with_adverbial_clause, 12),
     (_with_complement, 8),
     (_coordinated, 4),
     (_with_anaphor, 5),
