@@ -18,9 +18,15 @@ MULTI30K = RunConfig(
         num_heads=4,
         encoder_layers=3,
         decoder_layers=3,
-        dropout_rate=0.2,
+        dropout_rate=0.15,
     ),
     training=TrainingConfig(
-        steps=6000, rows=32, row_length=64, learning_rate=3e-3, warmup_steps=1000, valid_every=500
+        steps=4600,
+        rows=32,
+        row_length=64,
+        learning_rate=2.5e-3,
+        warmup_steps=800,
+        cooldown_steps=1500,
+        valid_every=500,
     ),
 )

@@ -80,8 +80,15 @@ class RunLog:
     """The record of a run: `log.jsonl` and TensorBoard's event files, both appended to."""
 
     def __init__(self, folder: Path) -> None:
-        self._lines = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._path = folder / "log.jsonl"
+        self._lines = self._path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+
+    def last(self, kind: str, step: int) -> dict[str, Any]:
+        """The last row of `kind` at or before `step`; empty if there is none."""
+        rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
+        found = [row for row in rows if row["kind"] == kind and row["step"] <= step]
+        return found[-1] if found else {}
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One row of `kind` ("train", "valid", "test"), numbers also to TensorBoard."""

@@ -29,18 +29,20 @@ __all__ = ["Metrics", "Trained", "means", "total", "train"]
 
 
 class Trained(NamedTuple):
-    """The outcome of training."""
+    """The outcome of training, counted from step 0, however often it was resumed."""
 
     state: TrainState
-    seconds: float
-    target_tokens: float  # seen in these seconds
+    seconds: float  # compilation, validation and checkpoints included
+    target_tokens: float
 
 
 class Metrics:
     """Reads the sums of a window of steps one step after it ended, so as not to wait for it."""
 
-    def __init__(self, config: TrainingConfig, log: RunLog, progress: Progress) -> None:
-        self.target_tokens = 0.0
+    def __init__(self, config: TrainingConfig, log: RunLog, progress: Progress, start: int) -> None:
+        earlier = log.last("train", start)
+        self.target_tokens = earlier.get("target_tokens", 0.0)
+        self._began = time.perf_counter() - earlier.get("seconds", 0.0)
         self._config, self._log, self._progress = config, log, progress
         self._rate = learning_rate(config)
         self._window: list[Sums] = []
@@ -61,6 +63,11 @@ class Metrics:
         self._end_window(step)
         self._report_ended()
 
+    @property
+    def seconds(self) -> float:
+        """Since training began, less the time between an interruption and its resumption."""
+        return time.perf_counter() - self._began
+
     def restart_clock(self) -> None:
         """Leaves the time since the last report out of the speed."""
         self._clock = time.perf_counter()
@@ -80,6 +87,8 @@ class Metrics:
         values = means(sums) | {
             "learning_rate": float(self._rate(np.int32(step - 1))),
             "target_tokens_per_second": round(float(sums.tokens) / seconds, 1),
+            "target_tokens": self.target_tokens,
+            "seconds": round(self.seconds, 2),
         }
         self._log.write("train", step, values)
         self._progress.show(
@@ -107,9 +116,8 @@ def train(prepared: Prepared, config: TrainingConfig, folder: Path, screen: Scre
         start = int(state.step)
         if start:
             screen.say(f"Resumed from the checkpoint of step {start}.")
-        began = time.perf_counter()
         with screen.progress("training", config.steps, start) as progress:
-            metrics = Metrics(config, log, progress)
+            metrics = Metrics(config, log, progress, start)
             for step in range(start + 1, config.steps + 1):
                 batch = place(prepared.train.batch(step - 1), mesh, "data")
                 state, sums = train_step(state, batch)
@@ -121,7 +129,7 @@ def train(prepared: Prepared, config: TrainingConfig, folder: Path, screen: Scre
                     losses = [eval_step(state.params, batch) for batch in batches]
                     _report_validation(step, means(total(losses)), log, screen)
                     metrics.restart_clock()
-        return Trained(state, time.perf_counter() - began, metrics.target_tokens)
+        return Trained(state, metrics.seconds, metrics.target_tokens)
 
 
 def total(sums: Sequence[Sums]) -> Sums:
