@@ -21,12 +21,12 @@ MULTI30K = RunConfig(
         dropout_rate=0.15,
     ),
     training=TrainingConfig(
-        steps=4600,
+        steps=4200,
         rows=32,
         row_length=64,
         learning_rate=2.5e-3,
         warmup_steps=800,
-        cooldown_steps=1500,
+        cooldown_steps=1400,
         valid_every=500,
     ),
 )

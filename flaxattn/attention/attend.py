@@ -105,8 +105,7 @@ def attention_weights(
     sizes = _check_query_key(query, key)
     mask = _check_mask(mask, sizes)
     _check_bias(bias, sizes)
-    rows = jnp.arange(query.shape[1]) if rows is None else jnp.asarray(rows)
-    heads = jnp.arange(query.shape[2]) if heads is None else jnp.asarray(heads)
+    rows, heads = _chosen(rows, query.shape[1]), _chosen(heads, query.shape[2])
     return _weights(query, key, mask, bias, scale, rows, heads)
 
 
@@ -210,6 +209,12 @@ def _weights(
     group = query.shape[2] // key.shape[2]
     query, key = query[:, rows][:, :, heads], key[:, :, heads // group]
     return over_batch_and_heads(head, query, key, key, dense, bias).swapaxes(1, 2)
+
+
+def _chosen(indices: Any, size: int) -> jax.Array:
+    """The indices along an axis, all of them by default; negative ones count from its end."""
+    indices = jnp.arange(size) if indices is None else jnp.asarray(indices)
+    return jnp.where(indices < 0, indices + size, indices)
 
 
 def _four_axes(dense: jax.Array) -> jax.Array:

@@ -52,8 +52,9 @@ def head_weights(
     k_broken = k_broken if broken is None else k_broken | broken
     logits = _logits(_without(query, q_broken), _without(key, k_broken), bias, scale, dtype)
     logits += jnp.where(q_broken[:, None] | k_broken[None, :], jnp.nan, 0.0).astype(dtype)
-    weights = jax.nn.softmax(jnp.where(mask, logits, 0.5 * jnp.finfo(dtype).min), axis=-1)
-    return jnp.where(mask, weights, 0.0)  # exact zeros, also in a row that sees nothing
+    hidden = jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0).astype(dtype)
+    weights = jax.nn.softmax(jnp.where(mask, logits, hidden), axis=-1)
+    return jnp.where(mask, weights, 0.0)  # a row that sees nothing has had even weights so far
 
 
 def attend_head(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn import checks
+from flaxattn.masks.blocks import Blocks, Bounds, all_in, any_in, count_in, range_in
 from flaxattn.masks.mask import Leaf, Mask, Span, array_leaf, child, index_leaf, leaf, mask_type
 
 __all__ = ["from_dense", "global_tokens", "lengths", "same_segment", "valid", "where"]
@@ -43,6 +44,15 @@ class lengths(Mask):
         kv_seen = kv_idx == kv_idx if self.kv_lengths is None else kv_idx < self.kv_lengths
         return q_seen & kv_seen
 
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        always = (q.first == q.first) & (kv.first == kv.first)
+        bounds = Bounds(always, always)
+        if self.q_lengths is not None:
+            bounds &= Bounds(q.first < self.q_lengths, q.last < self.q_lengths)
+        if self.kv_lengths is not None:
+            bounds &= Bounds(kv.first < self.kv_lengths, kv.last < self.kv_lengths)
+        return bounds
+
 
 @mask_type
 class valid(Mask):
@@ -63,6 +73,10 @@ class valid(Mask):
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return (q_idx == q_idx) & _at(self.kv_valid, kv_idx, False)
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        always = q.first == q.first
+        return Bounds(any_in(self.kv_valid, kv) & always, all_in(self.kv_valid, kv) & always)
 
 
 @mask_type
@@ -91,6 +105,14 @@ class same_segment(Mask):
         q_id, kv_id = _at(self.q_ids, q_idx, 0), _at(self.kv_ids, kv_idx, 0)
         return (q_id == kv_id) & (q_id != 0)
 
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        """Exact where ids are sorted within what is not padding."""
+        q_low, q_high = range_in(self.q_ids, q, self.q_ids != 0)
+        kv_low, kv_high = range_in(self.kv_ids, kv, self.kv_ids != 0)
+        some = (q_low <= kv_high) & (kv_low <= q_high) & (q_low <= q_high) & (kv_low <= kv_high)
+        one_id = (q_low == q_high) & (kv_low == kv_high) & (q_low == kv_low)
+        return Bounds(some, one_id & all_in(self.q_ids != 0, q) & all_in(self.kv_ids != 0, kv))
+
 
 @mask_type
 class global_tokens(Mask):
@@ -117,6 +139,13 @@ class global_tokens(Mask):
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return self._is_global(q_idx) | self._is_global(kv_idx)
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        if checks.is_static(self.which):
+            some = (q.first < self.which) | (kv.first < self.which)
+            return Bounds(some, every=(q.last < self.which) | (kv.last < self.which))
+        some = any_in(self.which, q) | any_in(self.which, kv)
+        return Bounds(some, every=all_in(self.which, q) | all_in(self.which, kv))
 
     def _is_global(self, index: Any) -> Any:
         if checks.is_static(self.which):
@@ -147,6 +176,12 @@ class from_dense(Mask):
         q_idx, q_inside = _clip(q_idx, q_size) if q_size != 1 else _shared(q_idx)
         kv_idx, kv_inside = _clip(kv_idx, kv_size) if kv_size != 1 else _shared(kv_idx)
         return _indexable(self.array, q_idx, kv_idx)[q_idx, kv_idx] & q_inside & kv_inside
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        """Exact, at the cost of a look at the whole array."""
+        cells = count_in(self.array, q, axis=0)
+        cells = count_in(cells, kv, axis=1)
+        return Bounds(cells > 0, cells == q.lengths * kv.lengths)
 
     def _check_spans(self, q: Span, kv: Span) -> None:
         q_size, kv_size = self.array.shape[-2:]
@@ -190,6 +225,11 @@ class where(Mask):
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         rule = jnp.vectorize(lambda q, kv: self.fn(q, kv, *self.arrays))
         return rule(jnp.asarray(q_idx), jnp.asarray(kv_idx))
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        """Nothing is known of `fn`: every block is partial."""
+        always = (q.first == q.first) & (kv.first == kv.first)
+        return Bounds(some=always, every=always ^ True)
 
     def _leaves(self) -> Iterator[Leaf]:
         for i, (array, rank) in enumerate(zip(self.arrays, self.ranks, strict=True)):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn import checks
+from flaxattn.masks.blocks import Blocks, Bounds
 
 __all__ = [
     "And",
@@ -129,6 +130,18 @@ class Mask:
 
         return over_heads(one_head, self)
 
+    def bounds(self, q_blocks: Blocks, kv_blocks: Blocks) -> Bounds:
+        """What the mask proves of each pair of blocks: bool `[*lead, Q, K]` each.
+
+        NumPy where nothing is traced, so that it is known while tracing.
+        """
+        q, kv = q_blocks.reshape(-1, 1), kv_blocks.reshape(1, -1)
+        return over_heads(lambda mask: mask.head_bounds(q, kv), self)
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        """The bounds of one example and head; blocks are `[Q, 1]` and `[1, K]`."""
+        raise TypeError(f"{type(self).__name__} gives no bounds; define head_bounds(q, kv).")
+
     def check_length(self, q_len: int, kv_len: int) -> None:
         """Raises ValueError if an array inside has fewer positions than `q_len`, `kv_len`."""
         self._check_spans(Span(0, q_len), Span(0, kv_len))
@@ -235,7 +248,8 @@ def over_heads(fn: Callable[[Mask], Any], mask: Mask) -> Any:
         if any(a is not None for a in in_axes):
             call = jax.vmap(call, in_axes=(in_axes,))
     shared = [i for i, size in enumerate(lead) if size == 1]
-    return jax.tree.map(lambda x: jnp.expand_dims(x, shared), call(squeezed))
+    result = call(squeezed)
+    return jax.tree.map(lambda x: jnp.expand_dims(x, shared), result) if shared else result
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
@@ -305,6 +319,9 @@ class And(Mask):
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return self.left(q_idx, kv_idx) & self.right(q_idx, kv_idx)
 
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        return self.left.head_bounds(q, kv) & self.right.head_bounds(q, kv)
+
     def __repr__(self) -> str:
         return f"({self.left} & {self.right})"
 
@@ -319,6 +336,9 @@ class Or(Mask):
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return self.left(q_idx, kv_idx) | self.right(q_idx, kv_idx)
 
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        return self.left.head_bounds(q, kv) | self.right.head_bounds(q, kv)
+
     def __repr__(self) -> str:
         return f"({self.left} | {self.right})"
 
@@ -331,6 +351,9 @@ class Not(Mask):
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return self.mask(q_idx, kv_idx) ^ True  # `~` of a Python bool is not its opposite
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        return ~self.mask.head_bounds(q, kv)
 
     def __repr__(self) -> str:
         return f"~{self.mask}"
@@ -350,6 +373,9 @@ class Shifted(Mask):
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return self.mask(q_idx + self.q_start, kv_idx + self.kv_start)
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        return self.mask.head_bounds(q.shift(self.q_start), kv.shift(self.kv_start))
 
     def _check_spans(self, q: Span, kv: Span) -> None:
         self.mask._check_spans(q.shifted(self.q_start), kv.shifted(self.kv_start))

@@ -6,6 +6,7 @@ example to example and from head to head.
 
 from typing import Any
 
+from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.mask import Mask, index_leaf, leaf, mask_type
 
 __all__ = ["causal", "chunked", "dilated", "full", "prefix", "sliding_window"]
@@ -22,6 +23,10 @@ class full(Mask):
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return (q_idx == q_idx) & (kv_idx == kv_idx)
 
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        always = (q.first == q.first) & (kv.first == kv.first)
+        return Bounds(always, always)
+
 
 @mask_type
 class causal(Mask):
@@ -33,6 +38,9 @@ class causal(Mask):
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return kv_idx <= q_idx
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        return Bounds(some=kv.first <= q.last, every=kv.last <= q.first)
 
 
 @mask_type
@@ -58,6 +66,11 @@ class sliding_window(Mask):
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return (kv_idx >= q_idx - self.left) & (kv_idx <= q_idx + self.right)
 
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        nearest, farthest = kv.first - q.last, kv.last - q.first  # distances, key minus query
+        some = (farthest >= -self.left) & (nearest <= self.right)
+        return Bounds(some, every=(nearest >= -self.left) & (farthest <= self.right))
+
 
 @mask_type
 class prefix(Mask):
@@ -77,6 +90,10 @@ class prefix(Mask):
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return (kv_idx < self.length) & (q_idx == q_idx)
 
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        always = q.first == q.first
+        return Bounds((kv.first < self.length) & always, (kv.last < self.length) & always)
+
 
 @mask_type
 class chunked(Mask):
@@ -93,6 +110,12 @@ class chunked(Mask):
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return q_idx // self.size == kv_idx // self.size
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        q_low, q_high = q.first // self.size, q.last // self.size
+        kv_low, kv_high = kv.first // self.size, kv.last // self.size
+        some = (q_low <= kv_high) & (kv_low <= q_high)
+        return Bounds(some, every=(q_low == kv_high) & (kv_low == q_high))
 
 
 @mask_type
@@ -112,3 +135,9 @@ class dilated(Mask):
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
         return (q_idx - kv_idx) % self.step == 0
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        nearest, farthest = q.first - kv.last, q.last - kv.first  # distances, query minus key
+        some = farthest // self.step * self.step >= nearest
+        every = ((nearest == farthest) & some) | (self.step == 1)
+        return Bounds(some, every)

@@ -1,0 +1,123 @@
+"""Bounds of blocks: sound for every expression, exact for every named pattern."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaxattn import (
+    causal,
+    chunked,
+    dilated,
+    from_dense,
+    full,
+    global_tokens,
+    lengths,
+    prefix,
+    same_segment,
+    sliding_window,
+    valid,
+    where,
+)
+from flaxattn.masks.blocks import Blocks
+
+T, S = 37, 29
+RNG = np.random.default_rng(0)
+IDS = np.r_[np.sort(RNG.integers(1, 6, T - 4)), np.zeros(4, int)]
+
+NAMED = {
+    "full": full(),
+    "causal": causal(),
+    "symmetric window": sliding_window(5),
+    "window back": sliding_window(3, 0),
+    "prefix": prefix(7),
+    "chunked": chunked(6),
+    "dilated": dilated(4),
+    "dilated by one": dilated(1),
+    "lengths": lengths(11, 20),
+    "valid, sparse": valid(RNG.random(S) < 0.3),
+    "segments": same_segment(IDS, IDS[:S]),
+    "first tokens global": global_tokens(3),
+    "some tokens global": global_tokens(RNG.random(T) < 0.2),
+    "dense": from_dense(RNG.random((T, S)) < 0.1),
+    "dense, shared queries": from_dense(RNG.random((1, S)) < 0.5),
+}
+BATCHED = {
+    "lengths": lengths(kv_lengths=np.array([3, 20])),
+    "valid": valid(RNG.random((2, S)) < 0.9),
+    "window per head": sliding_window(jnp.array([[3, 0, 9]]), 0),
+    "segments": same_segment(np.stack([IDS, np.roll(IDS, 3)]), np.stack([IDS[:S], IDS[8:]])),
+    "dense": from_dense(RNG.random((2, 1, 1, S)) < 0.5),
+}
+
+
+def blocks_of(dense, block_q, block_kv):
+    """Whether any and whether all cells of each pair of blocks are seen, by looking."""
+    starts_q, starts_kv = range(0, dense.shape[-2], block_q), range(0, dense.shape[-1], block_kv)
+    cells = [[dense[..., i : i + block_q, j : j + block_kv] for j in starts_kv] for i in starts_q]
+    some, every = (
+        np.stack([np.stack([f(c, axis=(-2, -1)) for c in row], -1) for row in cells], -2)
+        for f in (np.any, np.all)
+    )
+    return some, every
+
+
+def bounds_and_truth(mask, block_q, block_kv):
+    bounds = mask.bounds(Blocks.of(T, block_q), Blocks.of(S, block_kv))
+    dense = np.asarray(mask.outer(jnp.arange(T), jnp.arange(S)))
+    truth = blocks_of(dense, block_q, block_kv)
+    return [np.broadcast_to(b, t.shape) for b, t in zip(bounds, truth, strict=True)], truth
+
+
+@pytest.mark.parametrize("sizes", [(5, 7), (8, 8), (1, 1), (64, 64)])
+@pytest.mark.parametrize("name", NAMED)
+def test_named_pattern_is_exact_and_so_is_its_opposite(name, sizes):
+    for mask in (NAMED[name], ~NAMED[name], NAMED[name].shift(2, 5)):
+        bounds, truth = bounds_and_truth(mask, *sizes)
+        np.testing.assert_array_equal(bounds, truth)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_batched_pattern_is_exact_where_each_example_and_head_has_its_own_bounds(name):
+    bounds, truth = bounds_and_truth(BATCHED[name], 5, 7)
+    np.testing.assert_array_equal(bounds, truth)
+
+
+def test_start_that_is_traced_gives_the_same_bounds():
+    mask = causal() & sliding_window(4) & same_segment(IDS, IDS[:S])
+    expected = mask.shift(3, 1).bounds(Blocks.of(T, 5), Blocks.of(S, 7))
+    traced = jax.jit(
+        lambda mask, q, kv: mask.shift(q, kv).bounds(Blocks.of(T, 5), Blocks.of(S, 7))
+    )(mask, 3, 1)
+    np.testing.assert_array_equal(traced, expected)
+
+
+def test_bounds_of_what_is_known_are_known_while_tracing():
+    assert isinstance(NAMED["segments"].bounds(Blocks.of(T, 5), Blocks.of(S, 7)).some, np.ndarray)
+
+
+def test_rule_of_ones_own_is_always_partial():
+    bounds = where(lambda q, k: q > k).bounds(Blocks.of(T, 5), Blocks.of(S, 7))
+    assert bounds.some.all() and not bounds.every.any()
+
+
+leaves = st.sampled_from([*NAMED.values(), *BATCHED.values(), where(lambda q, k: (q * k) % 3 == 0)])
+expressions = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.builds(lambda a: ~a, inner),
+        st.builds(lambda a, b: a & b, inner, inner),
+        st.builds(lambda a, b: a | b, inner, inner),
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(expressions, st.sampled_from([(5, 7), (8, 8), (16, 4)]))
+def test_empty_block_sees_nothing_and_full_block_everything(mask, sizes):
+    (some, every), (any_seen, all_seen) = bounds_and_truth(mask, *sizes)
+    assert not (any_seen & ~some).any()
+    assert not (every & ~all_seen).any()
