@@ -16,6 +16,13 @@ TINY = RunConfig(
         dropout_rate=0.0,
     ),
     training=TrainingConfig(
-        steps=600, rows=32, row_length=64, learning_rate=4e-3, warmup_steps=200, valid_every=200
+        steps=1200,
+        rows=16,
+        row_length=64,
+        learning_rate=3e-3,
+        warmup_steps=200,
+        cooldown_steps=600,
+        label_smoothing=0.0,
+        valid_every=400,
     ),
 )
