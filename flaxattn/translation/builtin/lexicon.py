@@ -1,59 +1,83 @@
-"""The kinds of word the generator knows, and the closed classes of both languages."""
+"""The words of both languages, and the kinds of noun that verbs and adjectives go with."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Gender = Literal["masculine", "feminine", "neuter"]
 Number = Literal["singular", "plural"]
-Case = Literal["nominative", "accusative", "dative", "genitive"]
-Tense = Literal["present", "past", "future"]
+Case = Literal["nominative", "accusative", "dative"]
+Tense = Literal["present", "past"]
 Kinds = tuple[str, ...]
 
-CREATURES: Kinds = ("person", "animal", "beast")
-THINGS: Kinds = ("thing", "container", "vessel", "garment")
-READING: Kinds = ("text", "press")
-FOOD: Kinds = ("snack", "meal", "meat", "baked")
-PLACES: Kinds = ("room", "building", "outdoors", "town", "spot")
+PERSONS: Kinds = ("person", "child")
+CREATURES: Kinds = (*PERSONS, "animal")
+THINGS: Kinds = ("text", "object", "container")
+VISIBLE: Kinds = (*CREATURES, *THINGS)
+GOODS: Kinds = (*THINGS, "food", "drink")
+CLOSABLE: Kinds = ("opening", "container")
+PLACES: Kinds = ("place", "spot")
 
 
 # Words are compared by identity: one object is one word, and hashing it costs nothing.
 @dataclass(frozen=True, eq=False)
-class Preposition:
-    """A preposition with the case it governs in this use ("in" is two of them)."""
-
-    english: str
-    german: str
-    case: Case
-
-
-@dataclass(frozen=True, eq=False)
 class Noun:
-    """A noun; `kind` is its semantic class, which verbs and adjectives select by.
+    """A noun; `kind` is its semantic class, by which verbs and adjectives select it.
 
-    `weak` nouns add -(e)n outside the nominative; `mass` nouns are not counted. `kin` mostly
-    belongs to somebody (my aunt), what is `public` to nobody (the river).
+    `weak` ones add -(e)n outside the nominative; `unowned` ones take no possessive.
     """
 
     english: str
     english_plural: str
+    article: str
     german: str
     german_plural: str
-    gender: Gender
     kind: str
     weak: bool = False
-    mass: bool = False
-    kin: bool = False
-    public: bool = False
-    location: Preposition | None = None
+    unowned: bool = False
+
+    @property
+    def countable(self) -> bool:
+        """Whether the noun has a plural and takes the article "a"."""
+        return self.german_plural != "-"
 
 
 @dataclass(frozen=True, eq=False)
-class Name:
-    """A proper name of a person or a city, used without an article."""
+class Adjective:
+    """An adjective and the kinds of noun it suits; "temporary" among them: it comes and goes."""
 
     english: str
     german: str
-    kind: str
+    kinds: Kinds
+
+
+@dataclass(frozen=True, eq=False)
+class Verb:
+    """A verb's principal parts in both languages, and the kinds of noun in its roles.
+
+    `objects` are accusative, `recipients` dative; the separable `particle` is German. Verbs with
+    `goals` lead somewhere, `located` ones say where, `social` ones with whom something happens,
+    and `stative` ones take no modal.
+    """
+
+    english: str
+    past: str
+    german: str
+    third: str
+    participle: str
+    subjects: Kinds = PERSONS
+    objects: Kinds = ()
+    recipients: Kinds = ()
+    particle: str = ""
+    sein: bool = False
+    goals: bool = False
+    located: bool = False
+    social: bool = False
+    stative: bool = False
+
+    @property
+    def infinitive(self) -> str:
+        """The German dictionary form: anrufen."""
+        return self.particle + self.german
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,216 +94,141 @@ class Pronoun:
 
 
 @dataclass(frozen=True, eq=False)
-class Interrogative:
-    """Who or what, asked for in any role of a clause."""
+class Word:
+    """A word of a closed class; of determiners, `german` is the stem.
 
-    english: str
-    english_object: str
-    nominative: str
-    accusative: str
-    dative: str
-
-
-@dataclass(frozen=True, eq=False)
-class Determiner:
-    """An article or article-like word; `german` is its stem where it has endings.
-
-    `pattern` says how it declines: like "der", like "ein", or not at all ("zwei").
+    Prepositions govern a `case`, adverbials of time go with `tenses`, modals have a `singular`.
     """
 
     english: str
-    english_plural: str
     german: str
-    german_plural: str
-    pattern: Literal["definite article", "der", "ein", "fixed"]
-    definite: bool = False
+    case: Case = "dative"
+    tenses: tuple[Tense, ...] = ("present", "past")
+    singular: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Adjective:
-    """An adjective, the German stem its endings join, and the kinds of noun it suits."""
-
-    english: str
-    german: str
-    stem: str
-    kinds: Kinds
-    temporary: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Adverb:
-    """An adverbial of time or manner; a `frequent` one stands mid-sentence in English."""
-
-    english: str
-    german: str
-    tenses: tuple[Tense, ...] = ("present", "past", "future")
-    frequent: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Modal:
-    """A modal: an English auxiliary or "verb + to", and its German counterpart."""
-
-    english: str
-    english_past: str
-    singular: str
-    plural: str
-    past: str
-    auxiliary: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Conjunction:
-    """A word joining two clauses, and the German word order it calls for."""
-
-    english: str
-    german: str
-    verb_final: bool = True
-    comma: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Verb:
-    """A verb with its principal parts, government, and what it selects.
-
-    `german` lacks the separable `particle`; `subjects`, `objects`, `places` and `goals`
-    list the kinds of noun it goes with; `recipient` asks for a second, dative object.
-    A `preterite` replaces the perfect where German speakers prefer it (war, hatte).
-    """
-
-    english: str
-    english_past: str
-    german: str
-    third: str
-    participle: str
-    subjects: Kinds
-    objects: Kinds = ()
-    case: Case = "accusative"
-    recipient: bool = False
-    perfect_with_sein: bool = False
-    particle: str = ""
-    english_particle: str = ""
-    german_preposition: str = ""
-    english_preposition: str = ""
-    preterite: str = ""
-    goals: Kinds = ()
-    places: Kinds = ()
-    located: bool = False
-    manners: tuple[Adverb, ...] = ()
-    companions: tuple[Preposition, ...] = ()
-    stative: bool = False
-
-    @property
-    def infinitive(self) -> str:
-        """The dictionary form: "anrufen"."""
-        return self.particle + self.german
+# Each line: kind, then English with its plural, German with its article and plural; "-" for no
+# plural. What is "weak" or "unowned" is explained at `Noun`.
+_NOUNS = """
+    person man men der Mann Männer unowned
+    person woman women die Frau Frauen unowned
+    person teacher teachers der Lehrer Lehrer
+    person student students der Student Studenten weak
+    person doctor doctors der Arzt Ärzte
+    person friend friends der Freund Freunde
+    person sister sisters die Schwester Schwestern
+    child child children das Kind Kinder
+    child boy boys der Junge Jungen weak
+    child girl girls das Mädchen Mädchen
+    animal dog dogs der Hund Hunde
+    animal cat cats die Katze Katzen
+    animal horse horses das Pferd Pferde
+    text book books das Buch Bücher
+    text letter letters der Brief Briefe
+    text newspaper newspapers die Zeitung Zeitungen
+    object lamp lamps die Lampe Lampen
+    object key keys der Schlüssel Schlüssel
+    object car cars das Auto Autos
+    container bag bags die Tasche Taschen
+    container suitcase suitcases der Koffer Koffer
+    opening door doors die Tür Türen
+    opening window windows das Fenster Fenster
+    food apple apples der Apfel Äpfel
+    food egg eggs das Ei Eier
+    food cake cakes der Kuchen Kuchen
+    drink coffee - der Kaffee -
+    drink milk - die Milch -
+    drink water - das Wasser -
+    place garden - der Garten -
+    place park - der Park -
+    place house - das Haus -
+    place kitchen - die Küche -
+    place school - die Schule -
+    spot station - der Bahnhof -
+"""
+# Each line: English, German, the kinds of noun.
+_ADJECTIVES = """
+    old alt person animal text object container opening place spot
+    young jung person animal
+    big groß animal object container opening place
+    small klein child animal object container opening place spot
+    new neu text object container opening
+    good gut person child text food drink
+    red rot object container opening
+    cold kalt drink food place spot temporary
+    tired müde person child animal temporary
+    friendly freundlich person child animal
+"""
 
 
-IN = Preposition("in", "in", "dative")
-INTO = Preposition("into", "in", "accusative")
-AT = Preposition("at", "an", "dative")
-AT_OPEN = Preposition("at", "auf", "dative")
-ON = Preposition("on", "auf", "dative")
-ONTO = Preposition("on", "auf", "accusative")
-TO = Preposition("to", "zu", "dative")
-TO_CITY = Preposition("to", "nach", "dative")
-WITH = Preposition("with", "mit", "dative")
-WITHOUT = Preposition("without", "ohne", "accusative")
-FOR = Preposition("for", "für", "accusative")
+def _read_nouns() -> Iterator[Noun]:
+    for line in _NOUNS.strip().splitlines():
+        kind, english, plural, article, german, german_plural, *marks = line.split()
+        words = (english, plural, article, german, german_plural)
+        yield Noun(*words, kind, weak="weak" in marks, unowned="unowned" in marks)
 
-PEOPLE_NAMES = tuple(
-    Name(name, name, "person") for name in ("Anna", "Peter", "Maria", "Paul", "Julia", "Martin")
+
+NOUNS = tuple(_read_nouns())
+_ROWS = (line.split() for line in _ADJECTIVES.strip().splitlines())
+ADJECTIVES = tuple(Adjective(english, german, tuple(kinds)) for english, german, *kinds in _ROWS)
+
+BE = Verb("be", "was", "sein", "ist", "gewesen", (*CREATURES, *GOODS))
+REPORTING = (
+    Verb("know", "knew", "wissen", "weiß", "gewusst"),
+    Verb("say", "said", "sagen", "sagt", "gesagt"),
 )
-CITIES = (
-    Name("Berlin", "Berlin", "city"),
-    Name("Vienna", "Wien", "city"),
-    Name("Munich", "München", "city"),
-    Name("Cologne", "Köln", "city"),
-)
+ACTIONS = (
+    Verb("sleep", "slept", "schlafen", "schläft", "geschlafen", CREATURES, located=True),
+    Verb("work", "worked", "arbeiten", "arbeitet", "gearbeitet", located=True, social=True),
+    Verb("sing", "sang", "singen", "singt", "gesungen", located=True, social=True),
+    Verb("dance", "danced", "tanzen", "tanzt", "getanzt", located=True, social=True),
+    Verb("shop", "shopped", "kaufen", "kauft", "gekauft", particle="ein", social=True),
+    Verb("get up", "got up", "stehen", "steht", "gestanden", particle="auf", sein=True),
+    Verb("go", "went", "gehen", "geht", "gegangen", sein=True, goals=True, social=True),
+    Verb("come", "came", "kommen", "kommt", "gekommen", CREATURES, sein=True, goals=True,
+         social=True),
+    Verb("see", "saw", "sehen", "sieht", "gesehen", CREATURES, VISIBLE, located=True),
+    Verb("look for", "looked for", "suchen", "sucht", "gesucht", CREATURES, VISIBLE, located=True),
+    Verb("find", "found", "finden", "findet", "gefunden", CREATURES, ("animal", *THINGS),
+         located=True),
+    Verb("buy", "bought", "kaufen", "kauft", "gekauft", PERSONS, ("animal", *GOODS)),
+    Verb("need", "needed", "brauchen", "braucht", "gebraucht", PERSONS, GOODS, stative=True),
+    Verb("read", "read", "lesen", "liest", "gelesen", PERSONS, ("text",), located=True),
+    Verb("eat", "ate", "essen", "isst", "gegessen", PERSONS, ("food",), located=True),
+    Verb("drink", "drank", "trinken", "trinkt", "getrunken", CREATURES, ("drink",), located=True),
+    Verb("visit", "visited", "besuchen", "besucht", "besucht", PERSONS, PERSONS),
+    Verb("call", "called", "rufen", "ruft", "gerufen", PERSONS, PERSONS, particle="an"),
+    Verb("open", "opened", "machen", "macht", "gemacht", PERSONS, CLOSABLE, particle="auf"),
+    Verb("close", "closed", "machen", "macht", "gemacht", PERSONS, CLOSABLE, particle="zu"),
+    Verb("help", "helped", "helfen", "hilft", "geholfen", recipients=CREATURES, located=True),
+    Verb("thank", "thanked", "danken", "dankt", "gedankt", recipients=PERSONS),
+    Verb("give", "gave", "geben", "gibt", "gegeben", PERSONS, (*THINGS, "food"), PERSONS),
+    Verb("show", "showed", "zeigen", "zeigt", "gezeigt", PERSONS, (*THINGS, "animal"), PERSONS),
+    Verb("bring", "brought", "bringen", "bringt", "gebracht", PERSONS, GOODS, PERSONS),
+)  # fmt: skip
+VERBS = (BE, *REPORTING, *ACTIONS)
 
 I = Pronoun(1, "singular", "I", "me", "ich", "mich", "mir")  # noqa: E741
-YOU = Pronoun(2, "singular", "you", "you", "du", "dich", "dir")
 HE = Pronoun(3, "singular", "he", "him", "er", "ihn", "ihm")
 SHE = Pronoun(3, "singular", "she", "her", "sie", "sie", "ihr")
 WE = Pronoun(1, "plural", "we", "us", "wir", "uns", "uns")
 THEY = Pronoun(3, "plural", "they", "them", "sie", "sie", "ihnen")
-PRONOUNS = (I, YOU, HE, SHE, WE, THEY)
+SUBJECT_PRONOUNS = (I, HE, SHE, WE, THEY)
+OBJECT_PRONOUNS = (I, HE, WE, THEY)
 
-IT: dict[Gender, Pronoun] = {
-    "masculine": Pronoun(3, "singular", "it", "it", "er", "ihn", "ihm"),
-    "feminine": Pronoun(3, "singular", "it", "it", "sie", "sie", "ihr"),
-    "neuter": Pronoun(3, "singular", "it", "it", "es", "es", "ihm"),
-}
+THE, A = Word("the", "d"), Word("a", "ein")
+MY, HIS, HER = POSSESSIVES = (Word("my", "mein"), Word("his", "sein"), Word("her", "ihr"))
+KEIN = Word("not a", "kein")  # the negation of "ein"
 
-WHO = Interrogative("who", "whom", "wer", "wen", "wem")
-WHAT = Interrogative("what", "what", "was", "was", "")
+CAN, MUST = Word("can", "können", singular="kann"), Word("must", "müssen", singular="muss")
+WANT = Word("want", "wollen", singular="will")  # with "to": no English modal
+MODALS = (CAN, MUST, WANT)
 
-THE = Determiner("the", "the", "", "", "definite article", definite=True)
-A = Determiner("a", "", "ein", "", "ein")
-THIS = Determiner("this", "these", "dies", "dies", "der", definite=True)
-EVERY = Determiner("every", "all", "jed", "all", "der")
-WHICH = Determiner("which", "which", "welch", "welch", "der")
-NO = Determiner("no", "no", "kein", "kein", "ein")
-TWO = Determiner("two", "two", "zwei", "zwei", "fixed")
-THREE = Determiner("three", "three", "drei", "drei", "fixed")
-POSSESSIVES = tuple(
-    Determiner(english, english, german, german, "ein", definite=True)
-    for english, german in (
-        ("my", "mein"),
-        ("your", "dein"),
-        ("his", "sein"),
-        ("her", "ihr"),
-        ("our", "unser"),
-        ("their", "ihr"),
-    )
-)
+TODAY, YESTERDAY = Word("today", "heute"), Word("yesterday", "gestern", tenses=("past",))
+NOW = Word("now", "jetzt", tenses=("present",))
+MORNING, EVENING = Word("in the morning", "am Morgen"), Word("in the evening", "am Abend")
+TIMES = (TODAY, YESTERDAY, NOW, MORNING, EVENING)
 
-TODAY = Adverb("today", "heute")
-NOW = Adverb("now", "jetzt", ("present",))
-YESTERDAY = Adverb("yesterday", "gestern", ("past",))
-TOMORROW = Adverb("tomorrow", "morgen", ("future",))
-TIMES = (
-    TODAY,
-    NOW,
-    YESTERDAY,
-    TOMORROW,
-    Adverb("last week", "letzte Woche", ("past",)),
-    Adverb("next week", "nächste Woche", ("future",)),
-    Adverb("on Monday", "am Montag", ("past", "future")),
-    Adverb("in the morning", "am Morgen"),
-    Adverb("in the evening", "am Abend"),
-)
-OFTEN = Adverb("often", "oft", ("present", "past"), frequent=True)
-ALWAYS = Adverb("always", "immer", ("present", "past"), frequent=True)
-SOMETIMES = Adverb("sometimes", "manchmal", ("present", "past"), frequent=True)
-NEVER = Adverb("never", "nie", ("present", "past"), frequent=True)
-EVERY_DAY = Adverb("every day", "jeden Tag", ("present", "past"))
-HABITS = (OFTEN, ALWAYS, SOMETIMES, NEVER, EVERY_DAY)
-
-WHERE = Adverb("where", "wo")
-WHITHER = Adverb("where", "wohin")
-WHEN = Adverb("when", "wann")
-WHY = Adverb("why", "warum")
-
-GLADLY = Adverb("gladly", "gern")  # English says "likes to"
-QUICKLY = Adverb("quickly", "schnell")
-SLOWLY = Adverb("slowly", "langsam")
-LOUDLY = Adverb("loudly", "laut")
-QUIETLY = Adverb("quietly", "leise")
-CAREFULLY = Adverb("carefully", "vorsichtig")
-
-CAN = Modal("can", "could", "kann", "können", "konnte", auxiliary=True)
-MUST = Modal("have", "had", "muss", "müssen", "musste", auxiliary=False)
-WANT = Modal("want", "wanted", "will", "wollen", "wollte", auxiliary=False)
-MAY = Modal("may", "", "darf", "dürfen", "", auxiliary=True)
-SHOULD = Modal("should", "", "sollte", "sollten", "", auxiliary=True)
-MODALS = (CAN, MUST, WANT, MAY, SHOULD)
-
-BECAUSE = Conjunction("because", "weil")
-ALTHOUGH = Conjunction("although", "obwohl")
-IF = Conjunction("if", "wenn")
-BEFORE = Conjunction("before", "bevor")
-THAT = Conjunction("that", "dass")
-WHETHER = Conjunction("whether", "ob")
-AND = Conjunction("and", "und", verb_final=False, comma=False)
-BUT = Conjunction("but", "aber", verb_final=False)
+IN, INTO = Word("in", "in"), Word("into", "in", "accusative")
+AT, TO, WITH = Word("at", "an"), Word("to", "zu"), Word("with", "mit")
+BECAUSE, IF, THAT = Word("because", "weil"), Word("if", "wenn"), Word("that", "dass")
