@@ -21,6 +21,12 @@ TATOEBA_EN_DE = RunConfig(
         dropout_rate=0.1,
     ),
     training=TrainingConfig(
-        steps=10_000, rows=64, row_length=64, learning_rate=2e-3, warmup_steps=1000
+        steps=10_000,
+        rows=64,
+        row_length=64,
+        learning_rate=2e-3,
+        warmup_steps=1000,
+        cooldown_steps=3000,
+        valid_every=1000,
     ),
 )

@@ -1,11 +1,11 @@
-"""Tests run with strict promotion of dtypes and ranks; doctests see the public names."""
+"""Tests run with strict promotion of dtypes and ranks, and with four devices on the CPU."""
 
 import jax
 import pytest
 
-
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 4)  # before anything touches a device
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ HELP = """Trains a translator from sentence pairs, scores it, and keeps everythi
 usage: train.py [PRESET] [OPTIONS]
 
   train.py                                        the built-in English-German corpus
-  train.py --train my.en my.de                    your own two aligned files
-  train.py --train my.tsv --test test.en test.de  a TSV file, and a test set of your own
+  train.py small --train my.en my.de              your own two aligned files
+  train.py small --train my.tsv --test a.en a.de  a TSV file, and a test set of your own
   train.py multi30k --data-dir ~/multi30k         a preset and the folder its files are in
-  train.py --dry-run                              show what would be done, and stop
+  train.py small --train my.tsv --dry-run         show what would be done, and stop
 
 Presets: {presets}. The options below show the values of preset "{preset}".
 A run that was interrupted goes on when the same command is given again.

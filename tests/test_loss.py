@@ -1,0 +1,209 @@
+"""The loss against float64 NumPy; a packed batch against its sentence pairs one at a time."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxattn import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.translation.loss import batch_loss, cross_entropy
+from flaxattn.translation.packing import Batch, to_batch
+
+V, BOS, SMOOTHING = 11, 1, 0.1
+MODEL = EncoderDecoder(
+    EncoderDecoderConfig(
+        vocab_size=V,
+        features=8,
+        ff_features=12,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        dropout_rate=0.0,
+    )
+)
+smoothings = pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def params():
+    """Parameters that make the model's predictions vary, without compiling its initialisation."""
+
+    def init(key):
+        tokens = jnp.ones((1, 2), jnp.int32)
+        return nn.unbox(MODEL.init(key, tokens, tokens, deterministic=True))["params"]
+
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+
+
+# ---- One token -------------------------------------------------------------------------------
+
+
+def np_log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def np_wanted(size, target, smoothing):
+    """The distribution that the loss compares with."""
+    return (1 - smoothing) * np.eye(size)[target] + smoothing / size
+
+
+def random_logits(scale=3.0, size=V):
+    return np.random.default_rng(1).normal(0, scale, size).astype(np.float32)
+
+
+@smoothings
+@pytest.mark.parametrize("target", [0, 4, V - 1])
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 100.0])
+def test_cross_entropy_of_the_smoothed_and_of_the_plain_target(target, scale, smoothing):
+    logits = random_logits(scale)
+    found = cross_entropy(jnp.array(logits), jnp.int32(target), smoothing)
+    close(found.loss, -np_wanted(V, target, smoothing) @ np_log_softmax(logits))
+    close(found.nll, -np_log_softmax(logits)[target])
+    assert all(x.dtype == jnp.float32 and x.shape == () for x in found)
+
+
+@smoothings
+def test_large_logits_overflow_nowhere(smoothing):
+    logits = np.array([9984.0, 10000.0, -10000.0, 9996.0], np.float32)
+    for target in range(4):
+        found = cross_entropy(jnp.array(logits), jnp.int32(target), smoothing)
+        expected = -np_wanted(4, target, smoothing) @ np_log_softmax(logits)
+        np.testing.assert_allclose(found.loss, expected, rtol=1e-6, atol=2e-3)
+        np.testing.assert_allclose(found.nll, -np_log_softmax(logits)[target], atol=2e-3)
+
+
+@smoothings
+@pytest.mark.parametrize("scale", [3.0, 1e4])
+def test_the_gradient_is_the_difference_of_the_distributions(smoothing, scale):
+    logits = random_logits(scale)
+    for target in (0, 4):
+        found = jax.grad(lambda x, t=target: cross_entropy(x, jnp.int32(t), smoothing).loss)(
+            jnp.array(logits)
+        )
+        close(found, np.exp(np_log_softmax(logits)) - np_wanted(V, target, smoothing))
+
+
+@smoothings
+def test_the_gradient_of_the_plain_loss_ignores_smoothing(smoothing):
+    logits = random_logits()
+    found = jax.grad(lambda x: cross_entropy(x, jnp.int32(2), smoothing).nll)(jnp.array(logits))
+    close(found, np.exp(np_log_softmax(logits)) - np_wanted(V, 2, 0.0))
+
+
+def test_only_the_highest_logit_is_correct():
+    logits = jnp.array([0.0, 3.0, 2.5])
+    assert [float(cross_entropy(logits, jnp.int32(t), 0.3).correct) for t in range(3)] == [0, 1, 0]
+
+
+def test_equal_logits_cost_the_logarithm_of_their_number():
+    found = cross_entropy(jnp.full(V, 5.0), jnp.int32(3), 0.1)
+    close(found.loss, np.log(V))
+    close(found.nll, np.log(V))
+
+
+# ---- A batch ---------------------------------------------------------------------------------
+
+PAIRS = [
+    ([4, 5, 6, 2], [7, 2]),
+    ([8, 2], [9, 4, 10, 5, 2]),
+    ([10, 9, 8, 7, 6, 2], [3, 2]),
+]
+ROWS = [PAIRS[:2], PAIRS[2:], []]
+ROW_LENGTH = 7
+
+
+def packed_batch():
+    rows = [[tuple(np.array(ids, np.int32) for ids in pair) for pair in row] for row in ROWS]
+    return to_batch(rows, len(rows), ROW_LENGTH)
+
+
+def single_batch(source, target):
+    """One pair, without a cell of padding."""
+    sides = [np.array([ids], np.int32) for ids in (source, target)]
+    return Batch(sides[0], np.ones_like(sides[0]), sides[1], np.ones_like(sides[1]))
+
+
+@jax.jit
+def sums_and_gradients(params, batch):
+    def loss_of(params):
+        sums = batch_loss(MODEL, params, batch, bos_id=BOS, label_smoothing=SMOOTHING)
+        return sums.loss, sums
+
+    gradients, sums = jax.grad(loss_of, has_aux=True)(params)
+    return sums, gradients
+
+
+@functools.cache
+def of_packed_batch():
+    return jax.device_get(sums_and_gradients(params(), packed_batch()))
+
+
+@functools.cache
+def of_single_pairs():
+    batches = [single_batch(*pair) for pair in PAIRS]
+    return [jax.device_get(sums_and_gradients(params(), batch)) for batch in batches]
+
+
+def test_packed_rows_have_the_summed_loss_of_their_pairs():
+    singles = [sums for sums, _ in of_single_pairs()]
+    for name, value in of_packed_batch()[0]._asdict().items():
+        close(value, sum(getattr(sums, name) for sums in singles), err_msg=name)
+
+
+def test_packed_rows_have_the_summed_gradients_of_their_pairs():
+    singles = [gradients for _, gradients in of_single_pairs()]
+    summed = jax.tree.map(lambda *x: np.sum(x, axis=0), *singles)
+    jax.tree.map(close, of_packed_batch()[1], summed)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(summed)) > 0.1
+
+
+def test_every_target_token_is_counted_once():
+    assert of_packed_batch()[0].tokens == 2 + 5 + 2
+
+
+@pytest.mark.parametrize("index", range(len(PAIRS)))
+def test_each_token_is_predicted_from_those_before_it(index):
+    source, target = PAIRS[index]
+    logits = MODEL.apply(
+        {"params": params()},
+        jnp.array([source], jnp.int32),
+        jnp.array([[BOS, *target[:-1]]], jnp.int32),
+        deterministic=True,
+    )
+    logs = np_log_softmax(np.asarray(logits)[0])
+    wanted = [np_wanted(V, token, SMOOTHING) for token in target]
+    sums, _ = of_single_pairs()[index]
+    close(sums.nll, -sum(logs[t, token] for t, token in enumerate(target)))
+    close(sums.loss, -sum(w @ log for w, log in zip(wanted, logs, strict=True)))
+    assert sums.correct == sum(logs.argmax(axis=-1) == target)
+
+
+def test_what_stands_in_padding_changes_neither_loss_nor_gradients():
+    batch = packed_batch()
+    garbage = np.random.default_rng(2).integers(0, V, batch.source.shape, np.int32)
+    filled = batch._replace(
+        source=np.where(batch.source_segment_ids == 0, garbage, batch.source),
+        target=np.where(batch.target_segment_ids == 0, garbage, batch.target),
+    )
+    assert (filled.source != batch.source).any() and (filled.target != batch.target).any()
+    jax.tree.map(close, sums_and_gradients(params(), filled), of_packed_batch())
+
+
+def test_an_empty_batch_has_no_loss_and_no_gradient():
+    empty = jax.tree.map(np.zeros_like, packed_batch())
+    for x in jax.tree.leaves(sums_and_gradients(params(), empty)):
+        assert (np.asarray(x) == 0).all()
+
+
+def test_without_smoothing_the_loss_is_the_likelihood():
+    sums = jax.jit(functools.partial(batch_loss, MODEL, bos_id=BOS))(params(), packed_batch())
+    close(sums.loss, sums.nll)
+    close(sums.nll, of_packed_batch()[0].nll)

@@ -1,0 +1,109 @@
+"""What a user gets: the public names, a light import, a typed package, one version."""
+
+import contextlib
+import importlib.metadata
+import importlib.resources
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import flaxattn
+
+ROOT = pathlib.Path(flaxattn.__file__).parents[1]
+PUBLIC = {
+    "Decoder",
+    "DecoderLayer",
+    "Encoder",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "EncoderLayer",
+    "FeedForward",
+    "LearnedPositions",
+    "Mask",
+    "MultiHeadAttention",
+    "attend",
+    "attend_head",
+    "attention_weights",
+    "build_masks",
+    "causal",
+    "chunked",
+    "dilated",
+    "from_dense",
+    "full",
+    "global_tokens",
+    "lengths",
+    "prefix",
+    "rotary",
+    "same_segment",
+    "segment_positions",
+    "shift_right",
+    "sinusoidal",
+    "sliding_window",
+    "valid",
+    "where",
+}
+
+
+def modules_after(statement):
+    """The modules that a fresh interpreter has loaded after `statement`."""
+    code = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_public_names_are_these():
+    names = {
+        name
+        for name, value in vars(flaxattn).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert names == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_a_public_name_has_a_docstring_of_its_own(name):
+    value = getattr(flaxattn, name)
+    text = (vars(value).get("__doc__") if isinstance(value, type) else value.__doc__) or ""
+    assert len(text.strip()) > 20
+    assert not text.startswith(f"{name}(")  # what dataclasses write where nobody did
+
+
+def test_public_names_are_defined_in_the_library():
+    homes = {name: getattr(flaxattn, name).__module__ for name in PUBLIC}
+    assert not {name: home for name, home in homes.items() if not home.startswith("flaxattn.")}
+
+
+def test_import_loads_neither_the_training_side_nor_its_packages():
+    loaded = modules_after("import flaxattn")
+    heavy = {"sentencepiece", "sacrebleu", "tyro", "tensorboardX", "matplotlib"}
+    assert "flaxattn.models" in loaded
+    assert not {name for name in loaded if name.split(".")[0] in heavy}
+    assert not {name for name in loaded if name.startswith("flaxattn.translation")}
+
+
+def test_import_loads_nothing_beyond_flax_optax_and_chex():
+    ours = modules_after("import flaxattn")
+    theirs = modules_after("import flax.linen, optax, chex")
+    packages = {name.split(".")[0] for name in ours - theirs}
+    assert {name for name in packages if name not in sys.stdlib_module_names} <= {"flaxattn"}
+
+
+def test_the_package_says_that_it_is_typed():
+    assert importlib.resources.files("flaxattn").joinpath("py.typed").is_file()
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert flaxattn.__version__.count(".") == 2
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        assert importlib.metadata.version("flaxattn") == flaxattn.__version__
+
+
+def test_the_changelog_mentions_the_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert flaxattn.__version__ in text

@@ -1,0 +1,588 @@
+"""The command line from end to end: what a run leaves behind, goes on from, and refuses."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import math
+import re
+import shutil
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU, CHRF
+
+import flaxattn.translation.run as run_module
+from configs import PRESETS
+from flaxattn import EncoderDecoder
+from flaxattn.translation import builtin, decoding
+from flaxattn.translation.cli import main
+from flaxattn.translation.config import RunConfig, config_hash, to_json
+from flaxattn.translation.preparation import open_folder
+from flaxattn.translation.reporting import RunLog, Screen
+from flaxattn.translation.tokenizer import Tokenizer
+
+SMALL = {
+    "--features": 16,
+    "--ff-features": 16,
+    "--num-heads": 2,
+    "--encoder-layers": 1,
+    "--decoder-layers": 1,
+    "--dropout-rate": 0.1,
+    "--vocab-size": 400,
+    "--builtin-pairs": 300,
+    "--held-out": 8,
+    "--rows": 8,
+    "--row-length": 64,
+    "--steps": 12,
+    "--warmup-steps": 5,
+    "--log-every": 4,
+    "--valid-every": 6,
+}
+
+
+def words_of(options):
+    words = []
+    for name, value in options.items():
+        words += [name, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
+
+
+def tiny(folder, options=None, *flags):
+    """The exit code of preset "tiny", shrunk, with other options."""
+    return main(
+        PRESETS, ["tiny", *words_of(SMALL | {"--output": folder} | (options or {})), *flags]
+    )
+
+
+def record_training(monkeypatch):
+    """A list to which every training adds its outcome."""
+    outcomes, train = [], run_module.train
+    recorded = lambda *arguments: outcomes.append(train(*arguments)) or outcomes[-1]  # noqa: E731
+    monkeypatch.setattr(run_module, "train", recorded)
+    return outcomes
+
+
+def contents(folder):
+    """Every file below a folder, with its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def lines_of(path):
+    return path.read_bytes().decode().removesuffix("\n").split("\n")
+
+
+@dataclasses.dataclass
+class Finished:
+    folder: object
+    code: int
+    printed: list
+    trained: object
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run on the built-in corpus, from its first step to its last without a break."""
+    folder, screen = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(screen):
+        outcomes = record_training(monkeypatch)
+        code = tiny(folder)
+    return Finished(folder, code, screen.getvalue().splitlines(), outcomes[0])
+
+
+# ---- What a run leaves behind ----------------------------------------------------------------
+
+
+def test_a_run_keeps_all_that_was_promised(finished):
+    assert finished.code == 0
+    assert {path.name for path in finished.folder.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "log.jsonl",
+        "result.json",
+        "tensorboard",
+        "test.hypothesis",
+        "test.reference",
+        "test.source",
+        "tokenizer.model",
+    }
+    assert sum(p.stat().st_size for p in (finished.folder / "tensorboard").iterdir()) > 500
+    assert {p.name for p in (finished.folder / "checkpoints").iterdir()} >= {"6", "12"}
+    assert Tokenizer.load(finished.folder / "tokenizer.model").vocab_size == 400
+
+
+def test_the_configuration_kept_is_the_one_that_was_given(finished):
+    kept = json.loads((finished.folder / "config.json").read_text())
+    flat = kept["data"] | kept["model"] | kept["training"] | {"output": kept["output"]}
+    for option, value in SMALL.items():
+        assert flat[option[2:].replace("-", "_")] == value, option
+    assert flat["output"] == str(finished.folder)
+    assert flat["learning_rate"] == PRESETS["tiny"].training.learning_rate
+
+
+def test_the_result_holds_every_field(finished):
+    result = json.loads((finished.folder / "result.json").read_text())
+    scores = result.pop("scores")
+    assert re.fullmatch("[0-9a-f]{12}", result.pop("config"))
+    assert result.pop("training_seconds") > 0
+    assert result.pop("target_tokens_per_second") > 0
+    assert result.pop("hardware") in finished.printed[0]
+    parameters = sum(x.size for x in jax.tree.leaves(finished.trained.state.params))
+    assert result == {"seed": 0, "parameters": parameters, "steps": 12}
+    assert list(scores) == ["bleu", "bleu_lc", "chrf"]
+    for score in scores.values():
+        assert 0 <= score["value"] <= 100 and "version:" in score["signature"]
+
+
+def test_the_scores_can_be_computed_again_from_the_files(finished):
+    scores = json.loads((finished.folder / "result.json").read_text())["scores"]
+    hypotheses, references = (
+        lines_of(finished.folder / f"test.{name}") for name in ("hypothesis", "reference")
+    )
+    metrics = {"bleu": BLEU(), "bleu_lc": BLEU(lowercase=True), "chrf": CHRF()}
+    for name, metric in metrics.items():
+        value = metric.corpus_score(hypotheses, [references]).score
+        assert scores[name]["value"] == pytest.approx(value, abs=0.006)
+        assert scores[name]["signature"] == str(metric.get_signature())
+
+
+def test_the_translated_split_is_kept_line_by_line(finished):
+    test = builtin.pairs("test", 8)
+    assert lines_of(finished.folder / "test.source") == [source for source, _ in test]
+    assert lines_of(finished.folder / "test.reference") == [target for _, target in test]
+    assert len(lines_of(finished.folder / "test.hypothesis")) == 8
+
+
+def test_the_log_has_rows_of_finite_numbers(finished):
+    rows = [json.loads(line) for line in lines_of(finished.folder / "log.jsonl")]
+    steps = {kind: [r["step"] for r in rows if r["kind"] == kind] for kind in ("train", "valid")}
+    assert steps == {"train": [4, 6, 8, 12], "valid": [6, 12]}
+    for row in rows:
+        values = {k: v for k, v in row.items() if k != "kind"}
+        assert all(math.isfinite(value) for value in values.values())
+        assert values.keys() >= {"time", "loss", "nll", "perplexity", "accuracy"}
+        assert 0 <= row["accuracy"] <= 1 and row["perplexity"] == pytest.approx(
+            math.exp(row["nll"])
+        )
+        if row["kind"] == "valid":
+            assert row["loss"] == pytest.approx(row["nll"])
+    rate = {r["step"]: r["learning_rate"] for r in rows if r["kind"] == "train"}
+    peak = PRESETS["tiny"].training.learning_rate
+    assert rate == pytest.approx({4: peak * 4 / 5, 6: peak * (5 / 6) ** 0.5} | rate)
+
+
+def test_the_first_line_names_the_device_and_the_last_the_folder(finished):
+    assert "Device" in finished.printed[0]
+    assert jax.devices()[0].platform in finished.printed[0].lower()
+    assert str(finished.folder) in finished.printed[-1]
+
+
+def test_five_translations_are_shown(finished):
+    printed = "\n".join(finished.printed)
+    shown = re.findall(
+        r"\n  source +(.*)\n  reference +(.*)\n  translation +(.*)", printed, flags=re.MULTILINE
+    )
+    names = ("source", "reference", "hypothesis")
+    files = [lines_of(finished.folder / f"test.{name}") for name in names]
+    kept = {tuple(line.strip() for line in lines) for lines in zip(*files, strict=True)}
+    assert len(shown) == 5
+    assert {tuple(text.strip() for text in triple) for triple in shown} <= kept
+
+
+# ---- Going on --------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkeypatch):
+    outcomes, write = record_training(monkeypatch), RunLog.write
+
+    def stop_at_step_8(log, kind, step, values):
+        if step == 8:
+            raise KeyboardInterrupt
+        write(log, kind, step, values)
+
+    assert tiny(tmp_path / "run", {"--steps": 6}) == 0
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(RunLog, "write", stop_at_step_8)
+        tiny(tmp_path / "run")
+    assert tiny(tmp_path / "run") == 0
+    states = [outcomes[-1].state, finished.trained.state]
+    resumed, unbroken = ([np.asarray(x).tobytes() for x in jax.tree.leaves(s)] for s in states)
+    assert [int(outcome.state.step) for outcome in outcomes] == [6, 12]
+    assert resumed == unbroken
+    for name in ("test.hypothesis", "tokenizer.model"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def copy_of(finished, folder):
+    return shutil.copytree(finished.folder, folder / "copy")
+
+
+@pytest.fixture(scope="module")
+def given_again(finished, tmp_path_factory):
+    """The folder of a finished run whose command was given again."""
+    folder = copy_of(finished, tmp_path_factory.mktemp("again"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert tiny(folder) == 0
+    return folder
+
+
+def test_a_finished_run_given_again_has_the_same_translations_and_scores(finished, given_again):
+    for name in ("test.hypothesis", "test.reference", "test.source", "tokenizer.model"):
+        assert (given_again / name).read_bytes() == (finished.folder / name).read_bytes()
+    first, again = (
+        json.loads((folder / "result.json").read_text())
+        for folder in (finished.folder, given_again)
+    )
+    for name in ("config", "seed", "parameters", "hardware", "steps", "scores"):
+        assert again[name] == first[name]
+
+
+def test_a_finished_run_given_again_keeps_the_time_and_speed_it_was_trained_with(
+    finished, given_again
+):
+    first, again = (
+        json.loads((folder / "result.json").read_text())
+        for folder in (finished.folder, given_again)
+    )
+    for name in ("training_seconds", "target_tokens_per_second"):
+        assert again[name] == first[name], name
+
+
+def decode_to(monkeypatch, ids):
+    """Makes every translation the same."""
+    rows = lambda model, params, source, **_: np.tile(ids, (len(source), 1))  # noqa: E731
+    monkeypatch.setattr(decoding, "greedy_decode", rows)
+
+
+def test_a_result_claims_the_steps_that_were_trained(finished, tmp_path, monkeypatch):
+    folder = copy_of(finished, tmp_path)
+    decode_to(monkeypatch, [Tokenizer.eos_id])
+    if tiny(folder, {"--steps": 6}) == 0:
+        assert json.loads((folder / "result.json").read_text())["steps"] == 12
+
+
+def test_a_translation_with_a_line_break_stays_one_line_of_the_file(
+    finished, tmp_path, monkeypatch
+):
+    folder = copy_of(finished, tmp_path)
+    (ids,) = Tokenizer.load(folder / "tokenizer.model").encode(["one\ntwo\r\nthree"])
+    decode_to(monkeypatch, ids)
+    assert tiny(folder) == 0
+    for name in ("hypothesis", "reference", "source"):
+        assert len(lines_of(folder / f"test.{name}")) == 8, name
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [("--features", 32), ("--learning-rate", 0.5), ("--seed", 1), ("--builtin-pairs", 299)],
+)
+def test_other_settings_in_the_same_folder_are_refused_by_name(finished, capsys, option, value):
+    before = contents(finished.folder)
+    assert tiny(finished.folder, {option: value}) == 2
+    error = capsys.readouterr().err
+    assert option[2:] in error.replace("_", "-") and str(finished.folder) in error
+    assert contents(finished.folder) == before
+
+
+def shrunk(**training):
+    preset = PRESETS["tiny"]
+    return dataclasses.replace(preset, training=dataclasses.replace(preset.training, **training))
+
+
+def reopen(folder, first, second):
+    for config in (first, second):
+        open_folder(dataclasses.replace(config, output=str(folder)))
+
+
+def test_a_finished_run_may_be_trained_on_unless_its_rate_has_cooled_down(tmp_path):
+    reopen(tmp_path / "warm", shrunk(steps=10), shrunk(steps=20))
+    with pytest.raises(ValueError, match=r"\bsteps\b"):
+        reopen(
+            tmp_path / "cool",
+            shrunk(steps=10, cooldown_steps=5),
+            shrunk(steps=20, cooldown_steps=5),
+        )
+    with pytest.raises(ValueError, match="cooldown_steps"):
+        reopen(tmp_path / "cooled", shrunk(steps=10), shrunk(steps=10, cooldown_steps=5))
+
+
+# ---- Files of one's own ----------------------------------------------------------------------
+
+ANIMALS = [("dog", "Hund"), ("cat", "Kater"), ("horse", "Esel"), ("bird", "Vogel")]
+VERBS = [("sees", "sieht"), ("hears", "hört"), ("finds", "findet")]
+
+
+def own_pairs():
+    return [
+        (f"a {animal} {verb} number {i}", f"ein {tier} {wort} Größe {i}")
+        for (animal, tier), (verb, wort), i in itertools.product(ANIMALS, VERBS, range(6))
+    ]
+
+
+def write_pairs(folder, name, pairs, newline="\n"):
+    for side, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
+        text = "".join(line + newline for line in lines)
+        (folder / f"{name}.{side}").write_bytes(text.encode())
+    return f"{name}.en", f"{name}.de"
+
+
+def write_tsv(folder, name, pairs):
+    lines = [f"{source}\t{target}\tlicence\t{i}" for i, (source, target) in enumerate(pairs)]
+    (folder / name).write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    return (name,)
+
+
+def test_two_files_with_crlf_and_a_tsv_file_train_the_same_model(tmp_path, monkeypatch, capsys):
+    outcomes, test = record_training(monkeypatch), own_pairs()[:3]
+    data = {
+        "files": write_pairs(tmp_path, "train", own_pairs(), newline="\r\n"),
+        "tsv": write_tsv(tmp_path, "train.tsv", own_pairs()),
+    }
+    options = {
+        "--data-dir": tmp_path,
+        "--steps": 1,
+        "--row-length": 48,
+        "--test": write_pairs(tmp_path, "test", test, newline="\r\n"),
+    }
+    for name, files in data.items():
+        assert tiny(tmp_path / name, options | {"--train": files}) == 0
+        assert "65 to train, 7 to validate, 3 to test" in capsys.readouterr().out
+        assert lines_of(tmp_path / name / "test.source") == [source for source, _ in test]
+        assert lines_of(tmp_path / name / "test.reference") == [target for _, target in test]
+        assert len(lines_of(tmp_path / name / "test.hypothesis")) == 3
+    for first, second in zip(*(jax.tree.leaves(o.state) for o in outcomes), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+# ---- Looking before training -----------------------------------------------------------------
+
+
+def parameter_count(config):
+    """The parameters of a model, without making them."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    init = functools.partial(EncoderDecoder(config).init, deterministic=True)
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), tokens, tokens))
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def test_a_dry_run_shows_shapes_and_parameters_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert tiny("run", None, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert "Device" in printed.splitlines()[0]
+    assert printed.count("int32 [8, 64]") == 4
+    model = dataclasses.replace(
+        PRESETS["tiny"].model,
+        vocab_size=400,
+        features=16,
+        ff_features=16,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+    )
+    assert re.search(rf"total +{parameter_count(model):,}\n", printed)
+    assert "source_embedding/embedding" in printed and "[400, 16]" in printed
+    assert "compiled in" in printed
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_parameters_of_a_preset_are_those_of_the_formula(name):
+    m = PRESETS[name].model
+    attention = 4 * (m.features**2 + m.features)
+    feed_forward = 2 * m.features * m.ff_features + m.ff_features + m.features
+    norm = 2 * m.features
+    encoder = m.encoder_layers * (attention + feed_forward + 2 * norm) + norm
+    decoder = m.decoder_layers * (2 * attention + feed_forward + 3 * norm) + norm
+    assert parameter_count(m) == m.vocab_size * m.features + encoder + decoder
+
+
+def test_the_multi30k_preset_has_at_most_four_million_parameters():
+    assert parameter_count(PRESETS["multi30k"].model) <= 4_000_000
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_plain_data(name):
+    preset = PRESETS[name]
+    data = json.loads(json.dumps(to_json(preset)))
+    assert isinstance(preset, RunConfig)
+    assert data.keys() == {"output", "data", "model", "training"}
+    assert data["training"]["steps"] == preset.training.steps
+    assert re.fullmatch("[0-9a-f]{12}", config_hash(preset))
+    assert preset.training.row_length >= 2 and preset.training.rows % 8 == 0
+
+
+def test_presets_differ_in_folder_and_hash_and_the_first_needs_no_files():
+    presets = list(PRESETS.values())
+    assert len({preset.output for preset in presets}) == len(presets)
+    assert len({config_hash(preset) for preset in presets}) == len(presets)
+    assert presets[0].data.train == ()
+
+
+def test_the_hash_names_the_settings_wherever_data_and_output_lie():
+    preset = PRESETS["multi30k"]
+    data = dataclasses.replace(preset.data, data_dir="elsewhere")
+    moved = dataclasses.replace(preset, output="elsewhere", data=data)
+    slower = dataclasses.replace(preset.training, learning_rate=1e-9)
+    assert config_hash(moved) == config_hash(preset)
+    assert config_hash(dataclasses.replace(preset, training=slower)) != config_hash(preset)
+
+
+# ---- Refusals --------------------------------------------------------------------------------
+
+
+def refusal(capsys, command, *arguments):
+    """What a command that must fail says on stderr; its exit code and what it wrote."""
+    try:
+        code = command(*arguments)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code not in (0, None)
+    assert error and "Traceback" not in error
+    return code, error
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs the shrunk preset with options that must be refused; gives the message."""
+
+    def run_refused(options):
+        monkeypatch.chdir(tmp_path)
+        before = contents(tmp_path)
+        code, error = refusal(capsys, tiny, "run", options)
+        assert code == 2
+        assert contents(tmp_path) == before
+        assert not (tmp_path / "run").exists()
+        return error
+
+    return run_refused
+
+
+def test_a_missing_file_is_refused_by_name(refused):
+    assert "missing.en" in refused({"--train": ("missing.en", "missing.de")})
+
+
+def test_different_line_counts_are_refused_with_both_files_and_counts(refused, tmp_path):
+    write_pairs(tmp_path, "train", own_pairs())
+    (tmp_path / "short.de").write_text("kurz\n" * 50)
+    error = refused({"--train": ("train.en", "short.de")})
+    for word in ("train.en", "short.de", "72", "50"):
+        assert word in error
+
+
+def test_invalid_utf8_is_refused_with_file_and_line(refused, tmp_path):
+    (tmp_path / "old.tsv").write_bytes("big\tgroß\nbigger\tgrößer\n".encode("latin-1"))
+    assert re.search(r"old\.tsv.*\b1\b", refused({"--train": ("old.tsv",)}))
+
+
+def test_too_few_pairs_to_hold_out_are_refused(refused, tmp_path):
+    files = write_pairs(tmp_path, "few", own_pairs()[:9])
+    error = refused({"--train": files})
+    assert "--valid" in error and "--test" in error
+
+
+def test_three_files_for_a_split_are_refused(refused):
+    assert "--train" in refused({"--train": ("a", "b", "c")})
+
+
+def test_rows_that_microbatches_do_not_divide_are_refused(refused):
+    assert "--rows" in refused({"--microbatches": 3})
+
+
+def test_rows_that_devices_do_not_divide_are_refused(refused, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
+    error = refused({})
+    assert "--rows" in error and "3 devices" in error
+
+
+def test_features_that_heads_do_not_divide_are_refused(refused):
+    assert "--features" in refused({"--num-heads": 3})
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(refused):
+    assert "--vocab-size" in refused({"--vocab-size": 100})
+
+
+def test_rows_too_short_for_any_pair_are_refused(refused):
+    assert "--row-length" in refused({"--row-length": 3})
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--rows", 0),
+        ("--steps", 0),
+        ("--microbatches", 0),
+        ("--num-heads", 0),
+        ("--log-every", 0),
+        ("--valid-every", 0),
+        ("--builtin-pairs", 0),
+        ("--held-out", 0),
+        ("--held-out", -1),
+        ("--seed", -1),
+        ("--bleu-tokenizer", "nonsense"),
+    ],
+)
+def test_a_senseless_value_is_refused_by_the_name_of_its_option(refused, option, value):
+    assert option in refused({option: value})
+
+
+def test_a_negative_number_of_pairs_to_hold_out_of_files_is_refused(refused, tmp_path):
+    files = write_pairs(tmp_path, "train", own_pairs())
+    assert "--held-out" in refused({"--train": files, "--held-out": -3})
+
+
+def test_a_misspelt_preset_suggests_the_nearest(capsys):
+    code, error = refusal(capsys, main, PRESETS, ["multi30"])
+    assert code == 2
+    assert "'multi30'" in error and "'multi30k'" in error
+
+
+def test_an_unknown_preset_is_answered_with_all_there_are(capsys):
+    code, error = refusal(capsys, main, PRESETS, ["qqqq"])
+    assert code == 2
+    assert all(name in error for name in PRESETS)
+
+
+def test_a_misspelt_option_suggests_the_nearest(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, error = refusal(capsys, main, PRESETS, ["tiny", "--output", "run", "--warmup-stepz", "4"])
+    assert "--warmup-stepz" in error and re.search(r"--warmup-steps\b", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_whole_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"missing\.en"):
+        tiny("run", {"--train": ("missing.en", "missing.de")}, "--debug")
+
+
+def test_help_names_every_preset_and_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(PRESETS, ["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for word in [*PRESETS, *SMALL, "--data-dir", "--train", "--test", "--dry-run"]:
+        assert word in text
+
+
+# ---- The screen ------------------------------------------------------------------------------
+
+ODD = "pip install jax[cuda13] or [bold]jax[/bold] :cat: [/]"
+
+
+@pytest.mark.parametrize("method", ["say", "warn", "headline"])
+def test_the_screen_shows_text_as_it_stands(capsys, method):
+    getattr(Screen(), method)(ODD)
+    assert ODD in capsys.readouterr().out
+
+
+def test_a_long_line_is_not_broken(capsys):
+    Screen().say("word " * 100)
+    assert len(capsys.readouterr().out.splitlines()) == 1

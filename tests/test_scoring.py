@@ -1,0 +1,88 @@
+"""Scores worked out by hand, and the signatures that make them comparable."""
+
+import math
+
+import pytest
+import sacrebleu
+
+from flaxattn.translation.scoring import score
+
+VERSION = sacrebleu.__version__
+
+
+def values(hypotheses, references, **settings):
+    return {s.name: s.value for s in score(hypotheses, references, **settings)}
+
+
+def bleu(hypotheses, references, **settings):
+    return values(hypotheses, references, **settings)["bleu"]
+
+
+def test_bleu_is_the_geometric_mean_of_four_precisions():
+    # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples and 1 of 2 quadruples match: 1/5 in all.
+    assert bleu(["a b c d e"], ["a b c d f"]) == pytest.approx(100 * (1 / 5) ** (1 / 4))
+
+
+def test_bleu_punishes_short_translations():
+    # Every n-gram matches, but 5 words stand for 7.
+    assert bleu(["a b c d e"], ["a b c d e f g"]) == pytest.approx(100 * math.exp(1 - 7 / 5))
+
+
+def test_bleu_counts_over_the_whole_corpus():
+    # 9 of 10 words, 6 of 8 pairs, 3 of 6 triples and 2 of 4 quadruples, of both sentences.
+    found = bleu(["a b c d e", "v w x y z"], ["a b c d e", "v w q y z"])
+    matches = (5 + 4) / 10 * (4 + 2) / 8 * (3 + 0) / 6 * (2 + 0) / 4
+    assert found == pytest.approx(100 * matches ** (1 / 4))
+
+
+def test_the_reference_is_the_second_argument():
+    assert bleu(["a b c d"], ["a b c d e f"]) == pytest.approx(100 * math.exp(1 - 6 / 4))
+    # 4 of 6, 3 of 5, 2 of 4 and 1 of 3 n-grams match, and no brevity penalty.
+    product = 4 / 6 * 3 / 5 * 2 / 4 * 1 / 3
+    assert bleu(["a b c d e f"], ["a b c d"]) == pytest.approx(100 * product ** (1 / 4))
+
+
+def test_13a_splits_punctuation_off():
+    assert bleu(["ein Haus, ein Baum."], ["ein Haus , ein Baum ."]) == pytest.approx(100)
+
+
+def test_lower_cased_bleu_ignores_case_and_cased_bleu_does_not():
+    found = values(["A b c d e"], ["a b c d e"])
+    assert found["bleu"] == pytest.approx(100 * (1 / 5) ** (1 / 4))
+    assert found["bleu_lc"] == pytest.approx(100)
+
+
+def test_chrf_weights_recall_twice_over_character_ngrams():
+    # "ab" against "abcd": precision 1 and 1, recall 1/2 and 1/3; longer n-grams there are none.
+    precision, recall = 1, (1 / 2 + 1 / 3) / 2
+    expected = 100 * 5 * precision * recall / (4 * precision + recall)
+    assert values(["ab"], ["abcd"])["chrf"] == pytest.approx(expected)
+
+
+def test_chrf_of_equal_and_of_disjoint_texts():
+    assert values(["ein Haus"], ["ein Haus"])["chrf"] == pytest.approx(100)
+    assert values(["ein Haus"], ["XYZ"])["chrf"] == 0
+
+
+def test_the_zh_tokenizer_splits_chinese_into_characters():
+    hypotheses, references = ["我爱北京天安"], ["我爱北京天门"]
+    # 5 of 6 characters, 4 of 5 pairs, 3 of 4 triples and 2 of 3 quadruples match: 1/3 in all.
+    assert bleu(hypotheses, references, tokenizer="zh") == pytest.approx(100 * (1 / 3) ** (1 / 4))
+    assert bleu(hypotheses, references) == 0
+
+
+@pytest.mark.parametrize("tokenizer", ["13a", "zh", "char", "intl"])
+def test_signatures_say_how_each_score_was_computed(tokenizer):
+    found = {s.name: s.signature for s in score(["a"], ["a"], tokenizer=tokenizer)}
+    tail = f"eff:no|tok:{tokenizer}|smooth:exp|version:{VERSION}"
+    assert found == {
+        "bleu": f"nrefs:1|case:mixed|{tail}",
+        "bleu_lc": f"nrefs:1|case:lc|{tail}",
+        "chrf": f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{VERSION}",
+    }
+
+
+def test_as_many_references_as_translations_are_needed():
+    for hypotheses, references in [(["a", "b"], ["a"]), (["a"], ["a", "b"])]:
+        with pytest.raises(ValueError):
+            score(hypotheses, references)

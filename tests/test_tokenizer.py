@@ -1,0 +1,149 @@
+"""The tokenizer: every text comes back, and no text can forge a special token."""
+
+import functools
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaxattn.translation.tokenizer import Tokenizer
+
+TEXTS = [
+    "The small cat sleeps on the red mat.",
+    "Die kleine Katze schläft auf der roten Matte.",
+    "Größere Straßen führen über die Brücke.",
+    "A dog runs over the long bridge to the house.",
+    "Ein Hund läuft über die lange Brücke zum Haus.",
+] * 8
+TRICKY = [
+    "Die größere Straße führt über Öl, Äpfel und Übermut: „ja“!",
+    "我喜欢猫。它们也喜欢我！",
+    "🦜 👩‍👩‍👧 fly 🇩🇪",
+    "</s>",
+    "a</s>b <pad> <s> <unk> [PAD] <0x0A>",
+    "e\u0301 is not \u00e9, ﬁ not fi, Ａ not A",
+    "zero\x00 byte\x1f and \u2028 separators\u0085 and \ufeff marks",
+    "ไทย हिन्दी العربية עברית 한국어 日本語",
+    "⁇",
+    "x" * 3000,
+]
+SPECIAL = {Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.unk_id}
+
+
+@functools.cache
+def tokenizer():
+    return Tokenizer.train(TEXTS, 340)
+
+
+def one(text):
+    return tokenizer().encode([text])[0]
+
+
+def round_trip(text):
+    return tokenizer().decode([one(text)])[0]
+
+
+@pytest.mark.parametrize("text", TEXTS[:5] + TRICKY, ids=lambda text: ascii(text[:12]))
+def test_every_text_comes_back(text):
+    assert round_trip(text) == text
+
+
+# "▁" is SentencePiece's own sign for a space.
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=40))
+def test_any_text_comes_back_with_runs_of_spaces_collapsed(text):
+    assert round_trip(text) == " ".join(word for word in text.split(" ") if word)
+
+
+@pytest.mark.parametrize("text", [*TRICKY, "", " "], ids=lambda text: ascii(text[:12]))
+def test_a_text_ends_in_eos_and_holds_no_other_special_token(text):
+    ids = one(text)
+    assert ids.dtype == np.int32
+    assert ids.tolist().index(Tokenizer.eos_id) == len(ids) - 1
+    assert not SPECIAL & set(ids.tolist())
+    assert 0 <= ids.min() and ids.max() < tokenizer().vocab_size
+
+
+def test_the_texts_of_a_list_are_encoded_one_by_one():
+    together = tokenizer().encode(TRICKY)
+    assert [ids.tolist() for ids in together] == [one(text).tolist() for text in TRICKY]
+    assert tokenizer().decode(together) == TRICKY
+
+
+def test_no_texts_give_no_rows():
+    assert tokenizer().encode([]) == []
+    assert tokenizer().decode([]) == []
+
+
+def test_decoding_stops_at_the_first_end():
+    first, second = one("The small cat").tolist(), one("Ein Hund").tolist()
+    assert tokenizer().decode([first + second, second + first, first[:-1]]) == [
+        "The small cat",
+        "Ein Hund",
+        "The small cat",
+    ]
+    assert tokenizer().decode([[Tokenizer.eos_id, *first]]) == [""]
+
+
+def test_padding_after_the_end_changes_nothing():
+    ids = np.zeros(40, np.int32)
+    ids[: len(one("Ein Hund"))] = one("Ein Hund")
+    assert tokenizer().decode([ids]) == ["Ein Hund"]
+
+
+def test_special_ids_are_0_to_3_and_distinct_in_the_model_file_too():
+    ids = (Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id, Tokenizer.unk_id)
+    model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().model)
+    assert ids == (0, 1, 2, 3)
+    assert ids == (model.pad_id(), model.bos_id(), model.eos_id(), model.unk_id())
+
+
+def test_pieces_spell_the_text():
+    pieces = tokenizer().pieces(one("The small cat").tolist())
+    assert "".join(pieces[:-1]).replace("▁", " ").strip() == "The small cat"
+
+
+def test_common_words_are_shorter_than_their_letters():
+    assert len(one("The small cat sleeps")) < 0.8 * len("The small cat sleeps")
+
+
+def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path):
+    tokenizer().save(tmp_path / "tokenizer.model")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.model")
+    assert loaded.vocab_size == tokenizer().vocab_size
+    for text, ids in zip(TRICKY, loaded.encode(TRICKY), strict=True):
+        np.testing.assert_array_equal(ids, one(text))
+
+
+def test_the_saved_file_is_read_by_sentencepiece_itself(tmp_path):
+    tokenizer().save(tmp_path / "tokenizer.model")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert [*model.encode(TRICKY[0]), model.eos_id()] == one(TRICKY[0]).tolist()
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    assert Tokenizer.train(iter(TEXTS), 340).model == tokenizer().model
+
+
+def test_the_vocabulary_has_the_size_asked_for_or_less():
+    assert tokenizer().vocab_size == 340
+    assert Tokenizer.train(TEXTS, 320).vocab_size == 320
+    assert Tokenizer.train(TEXTS, 50_000).vocab_size < 1000
+
+
+@pytest.mark.parametrize("size", [-1, 0, 3, 256, 270])
+def test_a_vocabulary_too_small_for_bytes_and_characters_names_the_option(size):
+    with pytest.raises(ValueError, match="--vocab-size") as error:
+        Tokenizer.train(TEXTS, size)
+    assert str(size) in str(error.value)
+
+
+def test_rare_characters_become_bytes_when_fewer_are_covered():
+    texts = ["aaaa bbbb cccc " * 20] * 50 + ["q"]
+    covered = Tokenizer.train(texts, 300, character_coverage=1.0)
+    uncovered = Tokenizer.train(texts, 300, character_coverage=0.9998)
+    assert "q" in covered.pieces(range(covered.vocab_size))
+    assert "q" not in uncovered.pieces(range(uncovered.vocab_size))
+    assert uncovered.decode(uncovered.encode(["q"])) == ["q"]
