@@ -125,6 +125,18 @@ def test_a_shorter_maximum_length_cuts_the_same_translations():
     np.testing.assert_array_equal(found, decoded(344)[1:3, :3])
 
 
+def test_each_row_stops_at_its_own_limit():
+    source = np.full((4, 6), PAD, np.int32)
+    source[:, : len(SOURCES[5])] = SOURCES[5]
+    limits = np.array([9, 4, 2, 1], np.int32)
+    found = greedy_decode(
+        MODEL, params(344), source, max_length=MAX_LENGTH, bos_id=BOS, eos_id=EOS, limits=limits
+    )
+    whole = decoded(344)[5].tolist()
+    assert PAD not in whole
+    assert found.tolist() == [whole[:n] + [PAD] * (MAX_LENGTH - n) for n in limits.tolist()]
+
+
 def test_decoding_another_batch_of_the_same_shape_compiles_nothing():
     decoded(344)
     size = greedy_decode._cache_size()

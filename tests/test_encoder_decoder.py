@@ -178,16 +178,15 @@ def parameters(model, seed=0):
     )
 
 
-def run(model, params, source, target_inputs, *, deterministic=True, **keywords):
-    """The logits in NumPy; not jitted, as operations compiled once serve all tests."""
-    variables = {"params": params}
-    logits = model.apply(variables, source, target_inputs, deterministic=deterministic, **keywords)
-    return np.asarray(logits)
-
-
-def jitted(model, **keywords):
-    apply = functools.partial(model.apply, **keywords)
+@functools.cache
+def jitted(model, deterministic=True):
+    apply = functools.partial(model.apply, deterministic=deterministic)
     return jax.jit(apply, compiler_options=QUICK)
+
+
+def run(model, params, source, target_inputs, **keywords):
+    """The logits in NumPy."""
+    return np.asarray(jitted(model)({"params": params}, source, target_inputs, **keywords))
 
 
 def laid_out(sentences, starts, length):
@@ -213,8 +212,8 @@ class Batch:
         self.inputs = np.asarray(shift_right(jnp.asarray(self.target), jnp.asarray(self.ids), BOS))
         self.segments = {"source_segment_ids": source_ids, "target_segment_ids": self.ids}
 
-    def run(self, model, params, **keywords):
-        return run(model, params, self.source, self.inputs, **self.segments, **keywords)
+    def run(self, model, params):
+        return run(model, params, self.source, self.inputs, **self.segments)
 
 
 ONE_A_ROW = Batch([(0, 0), (1, 0), (2, 0)], [(0, 0), (1, 0), (2, 0)])
@@ -298,8 +297,7 @@ def test_rows_without_common_padding_equal_each_pair_alone():
     starts = [(0, 0), (1, 0), (2, 0)]
     model, batch = model_with(encoder_layers=1), Batch(starts, starts, 7, 5)
     params = parameters(model)
-    forward = jitted(model, deterministic=True)
-    logits = forward({"params": params}, batch.source, batch.inputs, **batch.segments)
+    logits = batch.run(model, params)
     assert np.isfinite(logits).all()
     assert_equals_each_pair_alone(logits, batch, model.config, params)
 
@@ -484,8 +482,8 @@ def test_dropout_differs_by_its_key_alone_and_is_off_when_deterministic():
 def test_dropout_of_all_leaves_the_bias_of_the_final_norm():
     model, batch = model_with(dropout_rate=1 - 1e-7, encoder_layers=1), ONE_A_ROW
     params = parameters(model)
-    forward = jitted(model, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    logits = forward({"params": params}, batch.source, batch.inputs)
+    forward, rngs = jitted(model, deterministic=False), {"dropout": jax.random.key(0)}
+    logits = forward({"params": params}, batch.source, batch.inputs, rngs=rngs)
     bias, table = params["decoder"]["final_norm"]["bias"], params["source_embedding"]["embedding"]
     close(logits, np.broadcast_to(table @ bias, logits.shape))
 
@@ -545,8 +543,7 @@ def test_bfloat16_models_have_float32_logits_parameters_and_gradients(positions)
 def test_bfloat16_logits_stay_near_float64_and_are_not_rounded_to_bfloat16():
     model, batch = model_with(dtype="bfloat16"), PACKED
     params = parameters(model)
-    forward = jitted(model, deterministic=True)
-    logits = np.asarray(forward({"params": params}, batch.source, batch.inputs, **batch.segments))
+    logits = batch.run(model, params)
     for i, (source, target) in enumerate(PAIRS):
         expected = np_logits(model.config, params, source, [BOS, *target[:-1]])
         assert np.abs(logits[batch.ids == i + 1] - expected).mean() < 0.05

@@ -409,7 +409,7 @@ def four_axes(dense):
     return np.broadcast_to(np.expand_dims(dense, missing), (B, N, *dense.shape[-2:]))
 
 
-@examples(80)
+@examples(60)
 @given(expressions(3), st.sampled_from(SHAPES))
 def test_dense_is_the_plain_definition(expression, shape):
     dense = draw(expression.mask, *shape)

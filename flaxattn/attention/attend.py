@@ -71,6 +71,7 @@ def attend(
         )
     mask = _check_mask(mask, sizes)
     _check_bias(bias, sizes)
+    _check_scale(scale)
     dropout_key = dropout_key if dropout_rate > 0 else None
     return _attend_dense(query, key, value, mask, bias, scale, dropout_key, rate=dropout_rate)
 
@@ -105,6 +106,7 @@ def attention_weights(
     sizes = _check_query_key(query, key)
     mask = _check_mask(mask, sizes)
     _check_bias(bias, sizes)
+    _check_scale(scale)
     rows, heads = _chosen(rows, query.shape[1]), _chosen(heads, query.shape[2])
     return _weights(query, key, mask, bias, scale, rows, heads)
 
@@ -131,6 +133,8 @@ def _check_mask(mask: Any, sizes: dict[str, tuple[int, str]]) -> Mask | None:
     if mask is None:
         return None
     if not isinstance(mask, Mask):
+        if not hasattr(mask, "dtype"):
+            raise TypeError(f"mask is a {type(mask).__name__}; expected a Mask or a boolean array.")
         checks.check_boolean("mask", mask)
         _check_shared("mask", mask, sizes, {2: "TS", 3: "BTS"}.get(mask.ndim, "BNTS"))
         mask = from_dense(mask)
@@ -148,6 +152,11 @@ def _check_bias(bias: Any, sizes: dict[str, tuple[int, str]]) -> None:
     if bias is not None:
         checks.check_floating("bias", bias)
         _check_shared("bias", bias, sizes, "BNTS")
+
+
+def _check_scale(scale: Any) -> None:
+    if scale is not None and jnp.ndim(scale) != 0:
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a single number.")
 
 
 def _check_shared(name: str, array: Any, sizes: dict[str, tuple[int, str]], axes: str) -> None:

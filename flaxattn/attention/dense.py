@@ -45,13 +45,14 @@ def head_weights(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     dtype = _softmax_dtype(query.dtype)
     if mask is None:
-        return jax.nn.softmax(_logits(query, key, bias, scale, dtype), axis=-1)
+        return jax.nn.softmax(_logits(_products(query, key, dtype), bias, scale), axis=-1)
     # 0 * NaN is NaN, so rows that are not finite leave the product and come back as NaN logits,
     # added rather than selected so that NaN also flows back to whatever saw them.
     q_broken, k_broken = _not_finite(query), _not_finite(key)
     k_broken = k_broken if broken is None else k_broken | broken
-    logits = _logits(_without(query, q_broken), _without(key, k_broken), bias, scale, dtype)
-    logits += jnp.where(q_broken[:, None] | k_broken[None, :], jnp.nan, 0.0).astype(dtype)
+    products = _products(_without(query, q_broken), _without(key, k_broken), dtype)
+    products += jnp.where(q_broken[:, None] | k_broken[None, :], jnp.nan, 0.0).astype(dtype)
+    logits = _logits(jnp.where(mask, products, 0.0), bias, scale)
     hidden = jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0).astype(dtype)
     weights = jax.nn.softmax(jnp.where(mask, logits, hidden), axis=-1)
     return jnp.where(mask, weights, 0.0)  # a row that sees nothing has had even weights so far
@@ -94,6 +95,8 @@ def attend_head(
     output = jnp.einsum(
         "ts,sh->th", weights.astype(value.dtype), value, preferred_element_type=weights.dtype
     )
+    if mask is not None:  # so that nothing flows back from a row that sees nothing, not even NaN
+        output = jnp.where(mask.any(axis=-1, keepdims=True), output, 0.0)
     return output.astype(query.dtype)
 
 
@@ -101,9 +104,13 @@ def _softmax_dtype(dtype: Any) -> Any:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def _logits(query: jax.Array, key: jax.Array, bias: Any, scale: Any, dtype: Any) -> jax.Array:
-    logits = jnp.einsum("th,sh->ts", query, key, preferred_element_type=dtype) * scale
-    return logits if bias is None else logits + bias.astype(dtype)
+def _products(query: jax.Array, key: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.einsum("th,sh->ts", query, key, preferred_element_type=dtype)
+
+
+def _logits(products: jax.Array, bias: Any, scale: Any) -> jax.Array:
+    logits = products * jnp.asarray(scale, products.dtype)
+    return logits if bias is None else logits + bias.astype(products.dtype)
 
 
 def _not_finite(rows: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Multi-head attention as a linen module: projections around `attend`."""
 
-import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         checks.check_axes("inputs_q", inputs_q, "B T D", sizes)
         checks.check_axes("inputs_kv", inputs_kv, "B S D'", sizes)
         num_kv_heads, head_dim = self._head_sizes(inputs_q.shape[-1])
-        project = functools.partial(self._project, axis=-1)
+        project = self._project
         query = project("query", (self.num_heads, head_dim), ("embed", "heads", "kv"))(inputs_q)
         key = project("key", (num_kv_heads, head_dim), ("embed", "heads", "kv"))(inputs_kv)
         value = project("value", (num_kv_heads, head_dim), ("embed", "heads", "kv"))(inputs_kv)
@@ -99,7 +99,7 @@ class MultiHeadAttention(nn.Module):
         if sow_weights:
             weights = attention_weights(query, key, mask, bias=bias)
             self.sow("intermediates", "attention_weights", weights)
-        rate = 0.0 if deterministic else self.dropout_rate
+        rate = self.dropout_rate if self.dropout_rate and not deterministic else 0.0
         output = attend(
             query,
             key,
@@ -111,7 +111,7 @@ class MultiHeadAttention(nn.Module):
             implementation=self.implementation,
         )
         out_features = self.out_features or inputs_q.shape[-1]
-        out = self._project("out", (out_features,), ("heads", "kv", "embed"), axis=(-2, -1))
+        out = project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
         return out(output)
 
     def _head_sizes(self, features: int) -> tuple[int, int]:
@@ -131,18 +131,67 @@ class MultiHeadAttention(nn.Module):
         return num_kv_heads, qkv_features // self.num_heads
 
     def _project(
-        self, name: str, features: tuple[int, ...], axes: tuple[str, ...], *, axis: Any
-    ) -> nn.DenseGeneral:
-        return nn.DenseGeneral(
+        self, name: str, features: tuple[int, ...], axes: tuple[str, ...], *, num_in_axes: int = 1
+    ) -> "Projection":
+        return Projection(
             features,
-            axis=axis,
+            axes,
+            num_in_axes,
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, axes),
-            bias_init=nn.with_logical_partitioning(self.bias_init, axes[-len(features) :]),
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
             name=name,
         )
+
+
+class Projection(nn.Module):
+    """A linear map of the last axes of an array to new ones.
+
+    It has the parameters and initial values of `flax.linen.DenseGeneral`, which cannot name the
+    logical axes of a kernel of rank 3 under a mesh: it makes the kernel as a matrix first.
+
+    Attributes:
+      features: the new axes.
+      axes: the logical names of the kernel's axes.
+      num_in_axes: how many of the last axes are mapped.
+      use_bias, dtype, param_dtype, kernel_init, bias_init: as in `MultiHeadAttention`.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str, ...]
+    num_in_axes: int
+    use_bias: bool
+    dtype: Any
+    param_dtype: Any
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *features]."""
+        inputs = x.shape[x.ndim - self.num_in_axes :]
+        kernel = self._param("kernel", self.kernel_init, inputs, self.axes)
+        bias = None
+        if self.use_bias:
+            bias = self._param("bias", self.bias_init, (), self.axes[self.num_in_axes :])
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jnp.tensordot(x, kernel, axes=self.num_in_axes)
+        return y if bias is None else y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+
+    def _param(
+        self, name: str, init: Any, inputs: tuple[int, ...], axes: tuple[str, ...]
+    ) -> jax.Array:
+        """A parameter initialised as a matrix (or vector), so that fan-in and fan-out are right."""
+        flat = (math.prod(inputs),) * bool(inputs) + (math.prod(self.features),)
+
+        def shaped(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return jnp.reshape(init(key, flat, dtype), shape)
+
+        boxed = nn.with_logical_partitioning(shaped, axes)
+        param: Any = self.param(name, boxed, (*inputs, *self.features), self.param_dtype)
+        return param
 
 
 def _positions_or_index(positions: jax.Array | None, x: jax.Array) -> jax.Array:

@@ -52,7 +52,7 @@ def rotary(x: jax.Array, positions: jax.Array, *, base: float = 10_000.0) -> jax
     """
     sizes: dict[str, tuple[int, str]] = {}
     checks.check_axes("x", x, "B T N H", sizes)
-    if positions.ndim != 2 or positions.shape[0] not in (1, x.shape[0]):
+    if positions.shape not in (x.shape[:2], (1, x.shape[1])):
         raise ValueError(f"positions has shape {positions.shape}; expected [B, T] = {x.shape[:2]}.")
     angles = _angles(positions, x.shape[-1], base, "the head dimension of x")[:, :, None, :]
     sin, cos = jnp.sin(angles), jnp.cos(angles)

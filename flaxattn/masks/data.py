@@ -142,14 +142,13 @@ class global_tokens(Mask):
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         if checks.is_static(self.which):
-            some = (q.first < self.which) | (kv.first < self.which)
-            return Bounds(some, every=(q.last < self.which) | (kv.last < self.which))
+            return _within(self.which, q) | _within(self.which, kv)
         some = any_in(self.which, q) | any_in(self.which, kv)
         return Bounds(some, every=all_in(self.which, q) | all_in(self.which, kv))
 
     def _is_global(self, index: Any) -> Any:
         if checks.is_static(self.which):
-            return index < self.which
+            return (index >= 0) & (index < self.which)
         return _at(self.which, index, False)
 
 
@@ -239,12 +238,24 @@ class where(Mask):
         """Nothing to check: what the axes of the arrays stand for is known to `fn` alone."""
 
 
+def _within(length: Any, blocks: Blocks) -> Bounds:
+    """Bounds of "the position is from 0 to `length` - 1" on blocks of one side."""
+    some = (blocks.last >= 0) & (blocks.first < length)
+    return Bounds(some & (length > 0), every=(blocks.first >= 0) & (blocks.last < length))
+
+
 def _find_ranks(
     fn: Callable[..., Any], arrays: tuple[jax.Array, ...], ranks: Sequence[int] | None
 ) -> tuple[int, ...]:
     """The given ranks if `fn` accepts them, else those that leave the fewest axes for batch."""
     if ranks is not None and len(ranks) != len(arrays):
         raise ValueError(f"where: ranks has {len(ranks)} entries for {len(arrays)} arrays.")
+    for array, rank in zip(arrays, ranks or (), strict=False):
+        if not rank <= array.ndim <= rank + 2:
+            raise ValueError(
+                f"where: ranks has {rank} for an array of shape {array.shape}; expected its rank "
+                "for one example and head, leaving at most batch and head."
+            )
     choices = [
         [rank] if ranks is not None else range(a.ndim, max(a.ndim - 3, -1), -1)
         for a, rank in zip(arrays, ranks or [0] * len(arrays), strict=True)

@@ -122,6 +122,7 @@ class Mask:
     def outer(self, q_idx: jax.Array, kv_idx: jax.Array) -> jax.Array:
         """The rule for every pair of the given indices: int [T], int [S] -> bool [*lead, T, S]."""
         chex.assert_rank([q_idx, kv_idx], 1)
+        q_idx, kv_idx = q_idx.astype(jnp.int32), kv_idx.astype(jnp.int32)
 
         def one_head(mask: Mask) -> jax.Array:
             seen = jnp.asarray(mask(q_idx[:, None], kv_idx[None, :]))
@@ -258,9 +259,10 @@ def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
 
     def dynamic_names(mask: Mask) -> tuple[str, ...]:
-        return tuple(
-            f.name for f, v in mask._fields() if "child" in f.metadata or _is_dynamic(f, v)
-        )
+        if "_dynamic" in vars(mask):  # made by unflatten, perhaps with placeholders for arrays
+            return vars(mask)["_dynamic"]
+        fields = mask._fields()
+        return tuple(f.name for f, v in fields if "child" in f.metadata or _is_dynamic(f, v))
 
     def flatten_with_keys(mask: Mask) -> tuple[Any, Any]:
         names = dynamic_names(mask)
@@ -272,6 +274,7 @@ def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
         mask = object.__new__(cls)  # no checks: jax puts placeholders in leaves
         for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
             object.__setattr__(mask, name, value)
+        object.__setattr__(mask, "_dynamic", aux[0])
         return mask
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
@@ -298,6 +301,8 @@ def array_leaf(mask: Mask, name: str, check: Callable[[str, Any], None], dtype: 
     value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     check(owner, array)
+    if isinstance(array, np.ndarray) and (array.astype(dtype) != array).any():
+        raise ValueError(f"{owner} has values beyond {np.dtype(dtype)}.")
     fields = {f.name: f for f in dataclasses.fields(mask)}  # type: ignore[arg-type]
     axes = fields[name].metadata["axes"]
     if not len(axes) <= array.ndim <= len(axes) + 2:

@@ -64,7 +64,7 @@ class sliding_window(Mask):
         index_leaf(self, "right", minimum=0)
 
     def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
-        return (kv_idx >= q_idx - self.left) & (kv_idx <= q_idx + self.right)
+        return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         nearest, farthest = kv.first - q.last, kv.last - q.first  # distances, key minus query

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import typing
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -66,6 +67,12 @@ class EncoderDecoderConfig:
     """Of parameters."""
     remat: bool = False
     """Whether layers are computed anew in the backward pass to save memory."""
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            allowed = typing.get_args(kind)
+            if typing.get_origin(kind) is Literal and getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}.")
 
 
 class Masks(NamedTuple):

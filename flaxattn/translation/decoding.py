@@ -25,12 +25,14 @@ def greedy_decode(
     max_length: int,
     bos_id: int,
     eos_id: int,
+    limits: jax.Array | None = None,
 ) -> jax.Array:
     """The most likely token, one after another, until every row has ended.
 
     Args:
       source: int `[B, S]`, padded with the model's `pad_id`.
       max_length: T, of the translations, the end token included.
+      limits: int `[B]`, the most tokens of each translation; None: T.
 
     Returns:
       int32 `[B, T]`: tokens up to and including `eos_id`, then `pad_id`.
@@ -39,6 +41,7 @@ def greedy_decode(
     segment_ids = (source != model.pad_id).astype(jnp.int32)
     encoded = apply(source, segment_ids, deterministic=True, method="encode")
     batch = source.shape[0]
+    limits = jnp.full(batch, max_length) if limits is None else limits
     all_seen = jnp.ones((batch, max_length), jnp.int32)
 
     def extend(carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -48,7 +51,8 @@ def greedy_decode(
         )
         logits = apply(decoded[:, t], method="logits")
         token = jnp.where(ended, model.pad_id, logits.argmax(axis=-1).astype(jnp.int32))
-        return t + 1, inputs.at[:, t + 1].set(token), ended | (token == eos_id)
+        ended = ended | (token == eos_id) | (t + 1 >= limits)
+        return t + 1, inputs.at[:, t + 1].set(token), ended
 
     def unfinished(carry: tuple[Any, Any, Any]) -> jax.Array:
         t, _, ended = carry
@@ -85,20 +89,25 @@ def translate(
         source = np.full((batch_size, length), tokenizer.pad_id, np.int32)
         for row, i in enumerate(chosen):
             source[row, : len(sources[i])] = sources[i]
-        # Empty rows of the last batch repeat its first, or they would run to the maximum length.
-        source[len(chosen) :] = source[0]
+        limits = np.zeros(batch_size, np.int32)  # rows without a text end at once
+        limits[: len(chosen)] = [_longest_translation(len(sources[i])) for i in chosen]
         tokens = greedy_decode(
             model,
             params,
             source,
-            max_length=_round_up(length * 3 // 2 + 8),
+            max_length=_round_up(_longest_translation(length)),
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
+            limits=limits,
         )
         for i, text in zip(chosen, tokenizer.decode(np.asarray(tokens)), strict=False):
             answers[i] = text
         progress(len(chosen))
     return answers
+
+
+def _longest_translation(source_length: int) -> int:
+    return source_length * 3 // 2 + 8
 
 
 def _round_up(length: int) -> int:
