@@ -476,7 +476,7 @@ def test_dropout_differs_by_its_key_alone_and_is_off_when_deterministic():
     np.testing.assert_array_equal(one, again)
     assert (one != two).any(-1).all()
     with pytest.raises(flax.errors.InvalidRngError):
-        model.apply(*given, deterministic=False)
+        forward(*given)
 
 
 def test_dropout_of_all_leaves_the_bias_of_the_final_norm():
@@ -503,15 +503,9 @@ def test_deterministic_may_not_be_left_out():
 
 def test_sown_weights_of_all_attentions():
     model, batch = model_with(), PACKED
-    _, state = model.apply(
-        {"params": parameters(model)},
-        batch.source,
-        batch.inputs,
-        deterministic=True,
-        sow_weights=True,
-        mutable="intermediates",
-        **batch.segments,
-    )
+    given = {"deterministic": True, "sow_weights": True, "mutable": "intermediates"}
+    apply = jax.jit(functools.partial(model.apply, **given), compiler_options=QUICK)
+    _, state = apply({"params": parameters(model)}, batch.source, batch.inputs, **batch.segments)
     weights = flax.traverse_util.flatten_dict(state["intermediates"], sep="/")
     assert {name: w.shape for name, (w,) in weights.items()} == {
         "encoder/layer_0/self_attention/attention_weights": (3, 2, 17, 17),

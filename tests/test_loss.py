@@ -121,14 +121,12 @@ ROW_LENGTH = 7
 
 
 def packed_batch():
-    rows = [[tuple(np.array(ids, np.int32) for ids in pair) for pair in row] for row in ROWS]
-    return to_batch(rows, len(rows), ROW_LENGTH)
+    return batch_of_rows(ROWS)
 
 
-def single_batch(source, target):
-    """One pair, without a cell of padding."""
-    sides = [np.array([ids], np.int32) for ids in (source, target)]
-    return Batch(sides[0], np.ones_like(sides[0]), sides[1], np.ones_like(sides[1]))
+def batch_of_rows(rows):
+    arrays = [[tuple(np.array(ids, np.int32) for ids in pair) for pair in row] for row in rows]
+    return to_batch(arrays, len(rows), ROW_LENGTH)
 
 
 @jax.jit
@@ -148,7 +146,7 @@ def of_packed_batch():
 
 @functools.cache
 def of_single_pairs():
-    batches = [single_batch(*pair) for pair in PAIRS]
+    batches = [batch_of_rows([[pair]]) for pair in PAIRS]
     return [jax.device_get(sums_and_gradients(params(), batch)) for batch in batches]
 
 
@@ -169,21 +167,30 @@ def test_every_target_token_is_counted_once():
     assert of_packed_batch()[0].tokens == 2 + 5 + 2
 
 
+@jax.jit
+def logits_of(params, source, inputs):
+    """The logits of a sentence pair, without packing: int [S], int [T] -> [T, V]."""
+    return MODEL.apply({"params": params}, source[None], inputs[None], deterministic=True)[0]
+
+
 @pytest.mark.parametrize("index", range(len(PAIRS)))
 def test_each_token_is_predicted_from_those_before_it(index):
-    source, target = PAIRS[index]
-    logits = MODEL.apply(
-        {"params": params()},
-        jnp.array([source], jnp.int32),
-        jnp.array([[BOS, *target[:-1]]], jnp.int32),
-        deterministic=True,
-    )
-    logs = np_log_softmax(np.asarray(logits)[0])
+    source, target = np.zeros(ROW_LENGTH, np.int32), PAIRS[index][1]
+    source[: len(PAIRS[index][0])] = PAIRS[index][0]
+    inputs = np.zeros(ROW_LENGTH, np.int32)
+    inputs[: len(target)] = [BOS, *target[:-1]]
+    logs = np_log_softmax(logits_of(params(), source, inputs))[: len(target)]
     wanted = [np_wanted(V, token, SMOOTHING) for token in target]
     sums, _ = of_single_pairs()[index]
     close(sums.nll, -sum(logs[t, token] for t, token in enumerate(target)))
     close(sums.loss, -sum(w @ log for w, log in zip(wanted, logs, strict=True)))
     assert sums.correct == sum(logs.argmax(axis=-1) == target)
+
+
+def test_padding_adds_nothing_to_loss_and_gradients():
+    source, target = (np.array([ids], np.int32) for ids in PAIRS[1])
+    unpadded = Batch(source, np.ones_like(source), target, np.ones_like(target))
+    jax.tree.map(close, sums_and_gradients(params(), unpadded), of_single_pairs()[1])
 
 
 def test_what_stands_in_padding_changes_neither_loss_nor_gradients():

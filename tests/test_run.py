@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import flax.linen as nn
 import jax
@@ -23,7 +24,6 @@ from flaxattn import EncoderDecoder
 from flaxattn.translation import builtin, decoding
 from flaxattn.translation.cli import main
 from flaxattn.translation.config import RunConfig, config_hash, to_json
-from flaxattn.translation.preparation import open_folder, prepare
 from flaxattn.translation.reporting import RunLog, Screen
 from flaxattn.translation.tokenizer import Tokenizer
 
@@ -68,6 +68,21 @@ def record_training(monkeypatch):
     recorded = lambda *arguments: outcomes.append(train(*arguments)) or outcomes[-1]  # noqa: E731
     monkeypatch.setattr(run_module, "train", recorded)
     return outcomes
+
+
+def decode_to(monkeypatch, ids):
+    """Makes every translation the same."""
+    rows = lambda model, params, source, **_: np.tile(ids, (len(source), 1))  # noqa: E731
+    monkeypatch.setattr(decoding, "greedy_decode", rows)
+
+
+def prepared_by(monkeypatch, folder, options):
+    """What a dry run has prepared."""
+    found = []
+    with monkeypatch.context() as context:
+        context.setattr(run_module, "dry_run", lambda prepared, *_: found.append(prepared))
+        assert tiny(folder, options, "--dry-run") == 0
+    return found[0]
 
 
 def contents(folder):
@@ -207,7 +222,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkey
             raise KeyboardInterrupt
         write(log, kind, step, values)
 
-    assert tiny(tmp_path / "run", {"--steps": 6}) == 0
+    with monkeypatch.context() as context:
+        decode_to(context, [Tokenizer.eos_id])
+        assert tiny(tmp_path / "run", {"--steps": 6}) == 0
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr(RunLog, "write", stop_at_step_8)
         tiny(tmp_path / "run")
@@ -254,12 +271,6 @@ def test_a_finished_run_given_again_keeps_the_time_and_speed_of_its_training(fin
         assert first[name] / 2 < again[name] < first[name] * 2, name
 
 
-def decode_to(monkeypatch, ids):
-    """Makes every translation the same."""
-    rows = lambda model, params, source, **_: np.tile(ids, (len(source), 1))  # noqa: E731
-    monkeypatch.setattr(decoding, "greedy_decode", rows)
-
-
 def test_a_result_claims_the_steps_that_were_trained(finished, tmp_path, monkeypatch):
     folder = copy_of(finished, tmp_path)
     decode_to(monkeypatch, [Tokenizer.eos_id])
@@ -290,26 +301,44 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished, capsys,
     assert contents(finished.folder) == before
 
 
-def shrunk(**training):
-    preset, settings = PRESETS["tiny"], {"cooldown_steps": 0} | training
-    return dataclasses.replace(preset, training=dataclasses.replace(preset.training, **settings))
+def test_a_dry_run_shows_the_settings_given_whatever_run_the_folder_holds(finished, monkeypatch):
+    before = contents(finished.folder)
+    prepared = prepared_by(monkeypatch, finished.folder, {"--vocab-size": 350})
+    assert prepared.tokenizer.vocab_size == prepared.model.config.vocab_size == 350
+    assert contents(finished.folder) == before
 
 
-def reopen(folder, first, second):
-    for config in (first, second):
-        open_folder(dataclasses.replace(config, output=str(folder)))
+def steps_taken_up(monkeypatch, capsys, folder, first, second):
+    """What is said when a run is given again with other options, up to the start of training."""
+
+    def stop(*arguments):
+        raise ValueError("training begins")
+
+    monkeypatch.setattr(run_module, "train", stop)
+    assert tiny(folder, {"--builtin-pairs": 60} | first) == 2
+    assert "training begins" in capsys.readouterr().err
+    assert tiny(folder, {"--builtin-pairs": 60} | second) == 2
+    return capsys.readouterr().err
 
 
-def test_a_finished_run_may_be_trained_on_unless_its_rate_has_cooled_down(tmp_path):
-    reopen(tmp_path / "warm", shrunk(steps=10), shrunk(steps=20))
-    with pytest.raises(ValueError, match=r"\bsteps\b"):
-        reopen(
-            tmp_path / "cool",
-            shrunk(steps=10, cooldown_steps=5),
-            shrunk(steps=20, cooldown_steps=5),
-        )
-    with pytest.raises(ValueError, match="cooldown_steps"):
-        reopen(tmp_path / "cooled", shrunk(steps=10), shrunk(steps=10, cooldown_steps=5))
+def test_a_finished_run_may_be_trained_on(tmp_path, monkeypatch, capsys):
+    error = steps_taken_up(monkeypatch, capsys, tmp_path / "run", {}, {"--steps": 20})
+    assert "training begins" in error
+
+
+@pytest.mark.parametrize(
+    "first, second, name",
+    [
+        ({"--cooldown-steps": 5}, {"--cooldown-steps": 5, "--steps": 20}, "steps"),
+        ({}, {"--cooldown-steps": 5}, "cooldown_steps"),
+    ],
+)
+def test_a_run_that_cools_down_is_not_trained_on(
+    tmp_path, monkeypatch, capsys, first, second, name
+):
+    error = steps_taken_up(monkeypatch, capsys, tmp_path / "run", first, second)
+    assert "training begins" not in error
+    assert re.search(rf"\b{name}\b", error)
 
 
 # ---- Files of one's own ----------------------------------------------------------------------
@@ -338,24 +367,18 @@ def write_tsv(folder, name, pairs):
     return (name,)
 
 
-def config_of(folder, **files):
-    """The shrunk preset on files in a folder."""
-    preset = shrunk(rows=8, row_length=48)
-    model = dataclasses.replace(preset.model, vocab_size=400)
-    data = dataclasses.replace(preset.data, data_dir=str(folder), held_out=8, **files)
-    return dataclasses.replace(preset, model=model, data=data)
-
-
-def test_the_same_pairs_train_the_same_model_however_they_are_written(tmp_path):
+def test_the_same_pairs_are_the_same_data_however_they_are_written(tmp_path, monkeypatch):
     writings = [
         write_pairs(tmp_path, "unix", own_pairs()),
         write_pairs(tmp_path, "windows", own_pairs(), newline="\r\n"),
         write_tsv(tmp_path, "all.tsv", own_pairs()),
     ]
-    first, *others = (prepare(config_of(tmp_path, train=files), None) for files in writings)
-    assert sorted(first.corpus.train + first.corpus.valid + first.corpus.test) == sorted(
-        own_pairs()
+    settings = {"--data-dir": tmp_path, "--row-length": 48}
+    first, *others = (
+        prepared_by(monkeypatch, tmp_path / "run", settings | {"--train": files})
+        for files in writings
     )
+    assert sorted(pair for split in first.corpus for pair in split) == sorted(own_pairs())
     for other in others:
         assert other.corpus == first.corpus
         assert other.tokenizer.model == first.tokenizer.model
@@ -546,6 +569,16 @@ def test_rows_too_short_for_any_pair_are_refused(refused):
 )
 def test_a_senseless_value_is_refused_by_the_name_of_its_option(refused, option, value):
     assert option in refused({option: value})
+
+
+def test_a_bleu_tokenizer_without_its_package_is_refused_before_training(refused, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("training begins")
+
+    monkeypatch.setattr(run_module, "train", never)
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+    assert "--bleu-tokenizer" in refused({"--bleu-tokenizer": "ja-mecab"})
 
 
 def test_a_negative_number_of_pairs_to_hold_out_of_files_is_refused(refused, tmp_path):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.attention.dropout import keep
+from flaxattn.products import wide_einsum
 
 __all__ = ["attend_head", "head_weights"]
 
@@ -45,12 +46,14 @@ def head_weights(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     dtype = _softmax_dtype(query.dtype)
     if mask is None:
-        return jax.nn.softmax(_logits(_products(query, key, dtype), bias, scale), axis=-1)
+        products = wide_einsum("th,sh->ts", query, key, dtype)
+        return jax.nn.softmax(_logits(products, bias, scale), axis=-1)
     # 0 * NaN is NaN, so rows that are not finite leave the product and come back as NaN logits,
     # added rather than selected so that NaN also flows back to whatever saw them.
     q_broken, k_broken = _not_finite(query), _not_finite(key)
     k_broken = k_broken if broken is None else k_broken | broken
-    products = _products(_without(query, q_broken), _without(key, k_broken), dtype)
+    query, key = _without(query, q_broken), _without(key, k_broken)
+    products = wide_einsum("th,sh->ts", query, key, dtype)
     products += jnp.where(q_broken[:, None] | k_broken[None, :], jnp.nan, 0.0).astype(dtype)
     logits = _logits(jnp.where(mask, products, 0.0), bias, scale)
     hidden = jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0).astype(dtype)
@@ -92,9 +95,7 @@ def attend_head(
         q_idx, kv_idx = jnp.arange(weights.shape[0]), jnp.arange(weights.shape[1])
         kept = keep(dropout_seeds, q_idx, kv_idx, dropout_rate)
         weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
-    output = jnp.einsum(
-        "ts,sh->th", weights.astype(value.dtype), value, preferred_element_type=weights.dtype
-    )
+    output = wide_einsum("ts,sh->th", weights.astype(value.dtype), value, weights.dtype)
     if mask is not None:  # so that nothing flows back from a row that sees nothing, not even NaN
         output = jnp.where(mask.any(axis=-1, keepdims=True), output, 0.0)
     return output.astype(query.dtype)
@@ -102,10 +103,6 @@ def attend_head(
 
 def _softmax_dtype(dtype: Any) -> Any:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
-def _products(query: jax.Array, key: jax.Array, dtype: Any) -> jax.Array:
-    return jnp.einsum("th,sh->ts", query, key, preferred_element_type=dtype)
 
 
 def _logits(products: jax.Array, bias: Any, scale: Any) -> jax.Array:

@@ -21,6 +21,7 @@ from flaxattn.layers import (
     sinusoidal,
 )
 from flaxattn.masks import Mask, causal, same_segment
+from flaxattn.products import wide_einsum
 
 __all__ = ["EncoderDecoder", "EncoderDecoderConfig", "Masks", "build_masks", "shift_right"]
 
@@ -240,7 +241,7 @@ class EncoderDecoder(nn.Module):
     def logits(self, decoded: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
         table = self._embedding("output").embedding.astype(decoded.dtype)
-        return jnp.einsum("...d,vd->...v", decoded, table, preferred_element_type=jnp.float32)
+        return wide_einsum("...d,vd->...v", decoded, table, jnp.float32)
 
     def _embedding(self, side: Literal["source", "target", "output"]) -> nn.Embed:
         tied = self.config.tie_embeddings

@@ -11,6 +11,9 @@ from flaxattn.models import EncoderDecoderConfig
 __all__ = ["DataConfig", "RunConfig", "TrainingConfig", "config_hash", "to_json"]
 
 
+BLEU_TOKENIZERS = ("13a", "char", "flores200", "intl", "ja-mecab", "ko-mecab", "none", "spm", "zh")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which sentence pairs are learned and scored."""
@@ -83,11 +86,21 @@ class RunConfig:
     training: TrainingConfig = TrainingConfig()
 
     def __post_init__(self) -> None:
-        training, model = self.training, self.model
+        training, model, data = self.training, self.model, self.data
+        for part, names in (
+            (training, ("steps", "rows", "row_length", "microbatches", "log_every", "valid_every")),
+            (training, ("keep_checkpoints",)),
+            (model, ("vocab_size", "features", "ff_features", "num_heads")),
+            (model, ("encoder_layers", "decoder_layers")),
+            (data, ("held_out", "builtin_pairs")),
+        ):
+            for name in names:
+                _check(getattr(part, name) >= 1, name, "at least 1")
+        _check(training.seed >= 0, "seed", "at least 0")
         _check(training.rows % training.microbatches == 0, "rows", "a multiple of microbatches")
-        _check(training.steps >= 1, "steps", "at least 1")
-        _check(training.row_length >= 2, "row_length", "at least 2")
         _check(model.features % model.num_heads == 0, "features", "a multiple of num_heads")
+        known = data.bleu_tokenizer in BLEU_TOKENIZERS
+        _check(known, "bleu_tokenizer", f"one of {', '.join(BLEU_TOKENIZERS)}")
         for split in ("train", "valid", "test"):
             files = getattr(self.data, split)
             _check(len(files) <= 2, split, "two aligned files, or one TSV file")

@@ -101,7 +101,7 @@ def translate(
             limits=limits,
         )
         for i, text in zip(chosen, tokenizer.decode(np.asarray(tokens)), strict=False):
-            answers[i] = text
+            answers[i] = " ".join(text.split())  # one line, whatever bytes were decoded
         progress(len(chosen))
     return answers
 

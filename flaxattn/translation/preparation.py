@@ -13,7 +13,10 @@ from flaxattn.translation.corpus import Corpus, Pairs, load_corpus
 from flaxattn.translation.packing import PackedPairs
 from flaxattn.translation.tokenizer import Tokenizer
 
-__all__ = ["Prepared", "open_folder", "prepare"]
+__all__ = ["Prepared", "check_folder", "open_folder", "prepare"]
+
+
+TOKENIZER = "tokenizer.model"
 
 
 class Prepared(NamedTuple):
@@ -26,12 +29,8 @@ class Prepared(NamedTuple):
     valid: PackedPairs
 
 
-def open_folder(config: RunConfig) -> Path:
-    """The run's folder, with the configuration in it; made if it is not there.
-
-    Raises:
-      ValueError if it holds a run that differs in more than its number of steps.
-    """
+def check_folder(config: RunConfig) -> None:
+    """Raises ValueError if the run's folder holds a run that cannot be taken further."""
     folder = Path(config.output)
     kept = folder / "config.json"
     if kept.exists():
@@ -41,20 +40,29 @@ def open_folder(config: RunConfig) -> Path:
                 f"{folder} holds a run with other settings ({', '.join(differing)}). "
                 "Name another folder with --output, or delete that one."
             )
+
+
+def open_folder(config: RunConfig, tokenizer: Tokenizer) -> Path:
+    """The run's folder, made if need be, with the configuration and the tokenizer in it."""
+    check_folder(config)
+    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
+    tokenizer.save(folder / TOKENIZER)
     return folder
 
 
-def prepare(config: RunConfig, folder: Path | None) -> Prepared:
-    """Reads the corpus, learns the tokenizer or loads the one in `folder`, packs, makes the model.
+def prepare(config: RunConfig) -> Prepared:
+    """Reads the corpus, learns the tokenizer or loads the run's own, packs, makes the model.
+
+    Nothing is written.
 
     Raises:
       ValueError or FileNotFoundError that names the file, line or option at fault.
     """
     _check_rows(config)
     corpus = load_corpus(config.data)
-    tokenizer = _tokenizer(config, corpus, folder)
+    tokenizer = _tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     return Prepared(
         corpus,
@@ -65,18 +73,15 @@ def prepare(config: RunConfig, folder: Path | None) -> Prepared:
     )
 
 
-def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokenizer:
-    kept = folder / "tokenizer.model" if folder else None
-    if kept and kept.exists():
+def _tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
+    kept = Path(config.output) / TOKENIZER
+    if kept.exists():
         return Tokenizer.load(kept)
-    tokenizer = Tokenizer.train(
+    return Tokenizer.train(
         (text for pair in corpus.train for text in pair),
         config.model.vocab_size,
         character_coverage=config.data.character_coverage,
     )
-    if kept:
-        tokenizer.save(kept)
-    return tokenizer
 
 
 def _pack(pairs: Pairs, tokenizer: Tokenizer, config: RunConfig) -> PackedPairs:

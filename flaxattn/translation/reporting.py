@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import rich.console
 import rich.progress
+import rich.text
 import tensorboardX
 
 __all__ = ["RunLog", "Screen"]
@@ -18,7 +19,9 @@ class Screen:
     """The person's screen: lines, and a progress bar where there is a terminal."""
 
     def __init__(self) -> None:
-        self._console = rich.console.Console(soft_wrap=True, highlight=False)
+        self._console = rich.console.Console(
+            soft_wrap=True, highlight=False, markup=False, emoji=False
+        )
 
     @property
     def is_terminal(self) -> bool:
@@ -27,18 +30,18 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line of text, above the progress bar if there is one."""
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def headline(self, text: str) -> None:
         """A line that stands out."""
         if self.is_terminal:
-            self._console.rule(f"[bold]{text}")
+            self._console.rule(rich.text.Text(text, style="bold"))
         else:
             self.say(f"== {text} ==")
 
     def warn(self, text: str) -> None:
         """A line that warns."""
-        self._console.print(f"[bold yellow]Warning:[/] {text}")
+        self._console.print(rich.text.Text("Warning:", style="bold yellow"), text)
 
     @contextlib.contextmanager
     def progress(self, task: str, total: int, done: int = 0) -> Iterator["Progress"]:

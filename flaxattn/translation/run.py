@@ -10,7 +10,7 @@ from flaxattn.translation.config import RunConfig, config_hash
 from flaxattn.translation.decoding import translate
 from flaxattn.translation.devices import describe_devices, idle_accelerator
 from flaxattn.translation.dry_run import dry_run
-from flaxattn.translation.preparation import Prepared, open_folder, prepare
+from flaxattn.translation.preparation import Prepared, check_folder, open_folder, prepare
 from flaxattn.translation.reporting import Screen
 from flaxattn.translation.scoring import Score, score
 from flaxattn.translation.training import Trained, train
@@ -37,12 +37,14 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
     screen.headline(f"Device: {describe_devices()}")
     if warning := idle_accelerator():
         screen.warn(warning)
-    folder = None if stop_before_training else open_folder(config)
-    prepared = prepare(config, folder)
+    if not stop_before_training:
+        check_folder(config)
+    prepared = prepare(config)
     _describe(prepared, config, screen)
-    if folder is None:
+    if stop_before_training:
         dry_run(prepared, config, screen)
         return None
+    folder = open_folder(config, prepared.tokenizer)
     trained = train(prepared, config.training, folder, screen)
     hypotheses = _translate_test(prepared, trained, screen)
     return _finish(config, prepared, trained, hypotheses, folder, screen)
@@ -109,7 +111,7 @@ def _result_row(config: RunConfig, trained: Trained, scores: list[Score]) -> dic
         "seed": config.training.seed,
         "parameters": sum(x.size for x in jax.tree.leaves(trained.state.params)),
         "hardware": describe_devices(),
-        "steps": config.training.steps,
+        "steps": int(trained.state.step),
         "training_seconds": round(trained.seconds, 1),
         "target_tokens_per_second": round(trained.target_tokens / trained.seconds, 1),
         "scores": {s.name: {"value": round(s.value, 2), "signature": s.signature} for s in scores},
