@@ -52,8 +52,8 @@ def open_folder(config: RunConfig, tokenizer: Tokenizer) -> Path:
     return folder
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Reads the corpus, learns the tokenizer or loads the run's own, packs, makes the model.
+def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
+    """Reads the corpus, learns the tokenizer or loads the one in `folder`, packs, makes the model.
 
     Nothing is written.
 
@@ -62,7 +62,7 @@ def prepare(config: RunConfig) -> Prepared:
     """
     _check_rows(config)
     corpus = load_corpus(config.data)
-    tokenizer = _tokenizer(config, corpus)
+    tokenizer = _tokenizer(config, corpus, folder)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     return Prepared(
         corpus,
@@ -73,10 +73,9 @@ def prepare(config: RunConfig) -> Prepared:
     )
 
 
-def _tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
-    kept = Path(config.output) / TOKENIZER
-    if kept.exists():
-        return Tokenizer.load(kept)
+def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokenizer:
+    if folder and (folder / TOKENIZER).exists():
+        return Tokenizer.load(folder / TOKENIZER)
     return Tokenizer.train(
         (text for pair in corpus.train for text in pair),
         config.model.vocab_size,

@@ -39,7 +39,7 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
         screen.warn(warning)
     if not stop_before_training:
         check_folder(config)
-    prepared = prepare(config)
+    prepared = prepare(config, None if stop_before_training else Path(config.output))
     _describe(prepared, config, screen)
     if stop_before_training:
         dry_run(prepared, config, screen)
