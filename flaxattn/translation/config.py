@@ -11,7 +11,7 @@ from flaxattn.models import EncoderDecoderConfig
 __all__ = ["DataConfig", "RunConfig", "TrainingConfig", "config_hash", "to_json"]
 
 
-BLEU_TOKENIZERS = ("13a", "char", "flores200", "intl", "ja-mecab", "ko-mecab", "none", "spm", "zh")
+BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 
 
 @dataclasses.dataclass(frozen=True)

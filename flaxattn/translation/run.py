@@ -12,7 +12,7 @@ from flaxattn.translation.devices import describe_devices, idle_accelerator
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.preparation import Prepared, check_folder, open_folder, prepare
 from flaxattn.translation.reporting import Screen
-from flaxattn.translation.scoring import Score, score
+from flaxattn.translation.scoring import Score, check_tokenizer, score
 from flaxattn.translation.training import Trained, train
 
 __all__ = ["run"]
@@ -37,6 +37,7 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
     screen.headline(f"Device: {describe_devices()}")
     if warning := idle_accelerator():
         screen.warn(warning)
+    check_tokenizer(config.data.bleu_tokenizer)
     if not stop_before_training:
         check_folder(config)
     prepared = prepare(config, None if stop_before_training else Path(config.output))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sacrebleu.metrics import BLEU, CHRF
 
-__all__ = ["Score", "score"]
+__all__ = ["Score", "check_tokenizer", "score"]
 
 
 class Score(NamedTuple):
@@ -24,9 +24,14 @@ def score(
     Args:
       tokenizer: SacreBLEU's, e.g. "13a" or "zh".
 
+    Raises:
+      ValueError if there are not as many of the one as of the other.
+
     >>> [round(s.value) for s in score(["Das ist gut so ."], ["Das ist gut so ."])]
     [100, 100, 100]
     """
+    if len(hypotheses) != len(references):
+        raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references.")
     metrics = {
         "bleu": BLEU(tokenize=tokenizer),
         "bleu_lc": BLEU(tokenize=tokenizer, lowercase=True),
@@ -37,3 +42,11 @@ def score(
         value = metric.corpus_score(list(hypotheses), [list(references)]).score
         scores.append(Score(name, value, str(metric.get_signature())))
     return scores
+
+
+def check_tokenizer(tokenizer: str) -> None:
+    """Raises ValueError if SacreBLEU cannot use `tokenizer`, say for want of a package."""
+    try:
+        BLEU(tokenize=tokenizer).corpus_score(["a"], [["a"]])
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"--bleu-tokenizer: {tokenizer} cannot be used: {error}") from error
