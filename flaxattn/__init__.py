@@ -8,6 +8,7 @@
 
 from flaxattn.attention import attend as attend
 from flaxattn.attention import attend_head as attend_head
+from flaxattn.attention import attend_with_stats as attend_with_stats
 from flaxattn.attention import attention_weights as attention_weights
 from flaxattn.layers import Decoder as Decoder
 from flaxattn.layers import DecoderLayer as DecoderLayer
@@ -19,6 +20,7 @@ from flaxattn.layers import MultiHeadAttention as MultiHeadAttention
 from flaxattn.layers import rotary as rotary
 from flaxattn.layers import segment_positions as segment_positions
 from flaxattn.layers import sinusoidal as sinusoidal
+from flaxattn.masks import BlockPlan as BlockPlan
 from flaxattn.masks import Mask as Mask
 from flaxattn.masks import causal as causal
 from flaxattn.masks import chunked as chunked

@@ -2,5 +2,6 @@
 
 from flaxattn.attention.attend import Implementation as Implementation
 from flaxattn.attention.attend import attend as attend
+from flaxattn.attention.attend import attend_with_stats as attend_with_stats
 from flaxattn.attention.attend import attention_weights as attention_weights
 from flaxattn.attention.dense import attend_head as attend_head

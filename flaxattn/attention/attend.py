@@ -7,21 +7,23 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn import checks
-from flaxattn.attention.dense import attend_head, head_weights
+from flaxattn.attention.blockwise import attend_blockwise
+from flaxattn.attention.dense import attend_head, head_log_sum_exp, head_weights, not_finite
 from flaxattn.attention.dropout import head_seeds
 from flaxattn.attention.heads import over_batch_and_heads
-from flaxattn.masks import Mask, from_dense
+from flaxattn.masks import BlockPlan, Mask, from_dense, full
+from flaxattn.masks.plan import plan_pays
 
-__all__ = ["Implementation", "attend", "attention_weights"]
+__all__ = ["Implementation", "attend", "attend_with_stats", "attention_weights"]
 
-Implementation = Literal["auto", "dense"]
+Implementation = Literal["auto", "dense", "blockwise"]
 
 
 def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: Mask | jax.Array | None = None,
+    mask: Mask | BlockPlan | jax.Array | None = None,
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
@@ -39,13 +41,17 @@ def attend(
       query: `[B, T, N, H]`, a floating dtype.
       key: `[B, S, K, H]`, the dtype of `query`; K divides N.
       value: `[B, S, K, H']`, the dtype of `query`.
-      mask: a `Mask`, or booleans `[T, S]`, `[B, T, S]` or `[B, N, T, S]` in which an axis of 1
-        is shared; True = attend. None: every query sees every key.
+      mask: a `Mask`; or its `BlockPlan`, which several calls can share; or booleans `[T, S]`,
+        `[B, T, S]` or `[B, N, T, S]` in which an axis of 1 is shared; True = attend. None: every
+        query sees every key.
       bias: float `[B, N, T, S]`, axes of 1 shared; added to the logits; it never hides.
       scale: multiplies the logits; default `H**-0.5`.
       dropout_rate: the share of attention weights dropped, 0 <= rate < 1.
       dropout_key: a jax random key, needed where `dropout_rate` > 0.
-      implementation: "dense" is the definition, with memory T·S; "auto" chooses: today, dense.
+      implementation: "dense" is the definition, with memory T·S; "blockwise" visits only blocks
+        in which something is seen, with memory T + S, and has first derivatives in reverse mode
+        only; "auto" takes blockwise where it is the faster one or a `BlockPlan` is given (on a
+        CPU above about 512 x 512 logits per head: `Mask.explain` tells).
 
     Returns:
       `[B, T, N, H']` in the dtype of `query`. Softmax and sums are taken in float32.
@@ -58,28 +64,46 @@ def attend(
     >>> attend(q, k, v, causal() & lengths(kv_lengths=np.array([5, 3]))).shape
     (2, 5, 4, 8)
     """
-    sizes = _check_query_key(query, key)
-    checks.check_axes("value", value, "B S K H'", sizes)
-    if value.dtype != query.dtype:
-        raise TypeError(f"value has dtype {value.dtype}, query {query.dtype}; expected the same.")
-    checks.check_rate("dropout_rate", dropout_rate)
-    if dropout_rate > 0 and dropout_key is None:
-        raise ValueError(f"dropout_rate is {dropout_rate} but dropout_key is None; pass a key.")
-    if implementation not in get_args(Implementation):
-        raise ValueError(
-            f"implementation is {implementation!r}; expected one of {get_args(Implementation)}."
-        )
-    mask = _check_mask(mask, sizes)
-    _check_bias(bias, sizes)
-    _check_scale(scale)
-    dropout_key = dropout_key if dropout_rate > 0 else None
-    return _attend_dense(query, key, value, mask, bias, scale, dropout_key, rate=dropout_rate)
+    arrays, static = _check(
+        query, key, value, mask, bias, scale, dropout_rate, dropout_key, implementation
+    )
+    return _run(*arrays, **static, stats=False)
+
+
+def attend_with_stats(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | BlockPlan | jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float | jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[jax.Array, jax.Array]:
+    """`attend`, and the log-sum-exp of each row's logits: with it parts of a sequence are merged.
+
+    Args and raises are those of `attend`.
+
+    Returns:
+      The output `[B, T, N, H']`, and `[B, T, N]` in float32: log Σ exp(logits) over the keys that
+      a row sees, before dropout, -inf where it sees none. Gradients flow through both.
+
+    >>> q = k = v = jnp.zeros((1, 4, 1, 8))
+    >>> jnp.exp(attend_with_stats(q, k, v, causal())[1])[0, :, 0].round().tolist()
+    [1.0, 2.0, 3.0, 4.0]
+    """
+    arrays, static = _check(
+        query, key, value, mask, bias, scale, dropout_rate, dropout_key, implementation
+    )
+    return _run(*arrays, **static, stats=True)
 
 
 def attention_weights(
     query: jax.Array,
     key: jax.Array,
-    mask: Mask | jax.Array | None = None,
+    mask: Mask | BlockPlan | jax.Array | None = None,
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
@@ -105,10 +129,50 @@ def attention_weights(
     """
     sizes = _check_query_key(query, key)
     mask = _check_mask(mask, sizes)
+    mask = mask.mask if isinstance(mask, BlockPlan) else mask
     _check_bias(bias, sizes)
     _check_scale(scale)
     rows, heads = _chosen(rows, query.shape[1]), _chosen(heads, query.shape[2])
     return _weights(query, key, mask, bias, scale, rows, heads)
+
+
+def _check(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    bias: Any,
+    scale: Any,
+    dropout_rate: float,
+    dropout_key: Any,
+    implementation: str,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arrays and the static arguments of `_run`."""
+    sizes = _check_query_key(query, key)
+    checks.check_axes("value", value, "B S K H'", sizes)
+    if value.dtype != query.dtype:
+        raise TypeError(f"value has dtype {value.dtype}, query {query.dtype}; expected the same.")
+    checks.check_rate("dropout_rate", dropout_rate)
+    if dropout_rate > 0 and dropout_key is None:
+        raise ValueError(f"dropout_rate is {dropout_rate} but dropout_key is None; pass a key.")
+    if implementation not in get_args(Implementation):
+        raise ValueError(
+            f"implementation is {implementation!r}; expected one of {get_args(Implementation)}."
+        )
+    mask = _check_mask(mask, sizes)
+    _check_bias(bias, sizes)
+    _check_scale(scale)
+    q_len, kv_len = sizes["T"][0], sizes["S"][0]
+    planned = isinstance(mask, BlockPlan)
+    blockwise = implementation == "blockwise" or (
+        implementation == "auto" and (planned or plan_pays(q_len, kv_len)[0])
+    )
+    blockwise &= 0 not in (*query.shape, *value.shape)  # of nothing the definition is soon made
+    if planned and not blockwise:
+        mask = mask.mask
+    dropout_key = dropout_key if dropout_rate > 0 else None
+    arrays = (query, key, value, mask, bias, scale, dropout_key)
+    return arrays, {"rate": dropout_rate, "blockwise": blockwise}
 
 
 def _check_query_key(query: jax.Array, key: jax.Array) -> dict[str, tuple[int, str]]:
@@ -128,10 +192,22 @@ def _check_query_key(query: jax.Array, key: jax.Array) -> dict[str, tuple[int, s
     return sizes
 
 
-def _check_mask(mask: Any, sizes: dict[str, tuple[int, str]]) -> Mask | None:
-    """The mask as a `Mask` whose leaves fit B and N."""
+def _check_mask(
+    mask: Any, sizes: dict[str, tuple[int, str]]
+) -> Mask | BlockPlan | None:
+    """The mask as a `Mask`, or plan of one, whose leaves fit B and N."""
     if mask is None:
         return None
+    if isinstance(mask, BlockPlan):
+        for letter, length in (("T", mask.q_len), ("S", mask.kv_len)):
+            if length != sizes[letter][0]:
+                raise ValueError(
+                    f"mask is a plan for {letter} = {length}, but {sizes[letter][1]} has "
+                    f"{letter} = {sizes[letter][0]}; draw it with mask.plan({sizes['T'][0]}, "
+                    f"{sizes['S'][0]})."
+                )
+        _check_mask(mask.mask, sizes)
+        return mask
     if not isinstance(mask, Mask):
         if not hasattr(mask, "dtype"):
             raise TypeError(f"mask is a {type(mask).__name__}; expected a Mask or a boolean array.")
@@ -170,23 +246,53 @@ def _check_shared(name: str, array: Any, sizes: dict[str, tuple[int, str]], axes
         )
 
 
-@functools.partial(jax.jit, static_argnames="rate")
-def _attend_dense(
+@functools.partial(jax.jit, static_argnames=("rate", "blockwise", "stats"))
+def _run(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: Mask | None,
+    mask: Mask | BlockPlan | None,
     bias: jax.Array | None,
     scale: Any,
     dropout_key: jax.Array | None,
     *,
     rate: float,
-) -> jax.Array:
+    blockwise: bool,
+    stats: bool,
+) -> Any:
+    """The output, and with `stats` the log-sum-exp, by blocks or by the definition."""
+    options = {"bias": bias, "scale": scale, "dropout_key": dropout_key, "rate": rate}
+    if not blockwise:
+        return _dense(query, key, value, mask, **options, stats=stats)
+    plan = mask
+    if not isinstance(plan, BlockPlan):
+        plan = (full() if mask is None else mask).plan(query.shape[1], key.shape[1])
+    both = attend_blockwise(query, key, value, plan, **options, masked=mask is not None)
+    return both if stats else both[0]
+
+
+def _dense(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Any,
+    *,
+    bias: jax.Array | None,
+    scale: Any,
+    dropout_key: jax.Array | None,
+    rate: float,
+    stats: bool,
+) -> Any:
     """`attend_head` over batch and heads."""
 
-    def head(q: Any, k: Any, v: Any, mask: Any, bias: Any, seeds: Any) -> jax.Array:
-        return attend_head(
+    def head(q: Any, k: Any, v: Any, mask: Any, bias: Any, seeds: Any) -> Any:
+        output = attend_head(
             q, k, v, mask, bias=bias, scale=scale, dropout_rate=rate, dropout_seeds=seeds
+        )
+        if not stats:
+            return output
+        return output, head_log_sum_exp(
+            q, k, mask, bias=bias, scale=scale, broken=not_finite(v)
         )
 
     batch, q_len, num_heads, _ = query.shape

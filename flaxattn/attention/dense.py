@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from flaxattn.attention.dropout import keep
 from flaxattn.products import wide_einsum
 
-__all__ = ["attend_head", "head_weights"]
+__all__ = [
+    "attend_head",
+    "head_log_sum_exp",
+    "head_weights",
+    "not_finite",
+    "softmax_dtype",
+    "without",
+]
 
 
 def head_weights(
@@ -40,25 +47,26 @@ def head_weights(
       `[T, S]` in float32, or float64 for float64 inputs. A row that sees a key that is not finite
       is NaN; all others are as if that key were not there.
     """
-    chex.assert_rank([query, key], 2)
-    chex.assert_equal_shape_suffix([query, key], 1)
-    chex.assert_shape(mask, (query.shape[0], key.shape[0])) if mask is not None else None
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    dtype = _softmax_dtype(query.dtype)
-    if mask is None:
-        products = wide_einsum("th,sh->ts", query, key, dtype)
-        return jax.nn.softmax(_logits(products, bias, scale), axis=-1)
-    # 0 * NaN is NaN, so rows that are not finite leave the product and come back as NaN logits,
-    # added rather than selected so that NaN also flows back to whatever saw them.
-    q_broken, k_broken = _not_finite(query), _not_finite(key)
-    k_broken = k_broken if broken is None else k_broken | broken
-    query, key = _without(query, q_broken), _without(key, k_broken)
-    products = wide_einsum("th,sh->ts", query, key, dtype)
-    products += jnp.where(q_broken[:, None] | k_broken[None, :], jnp.nan, 0.0).astype(dtype)
-    logits = _logits(jnp.where(mask, products, 0.0), bias, scale)
-    hidden = jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0).astype(dtype)
-    weights = jax.nn.softmax(jnp.where(mask, logits, hidden), axis=-1)
-    return jnp.where(mask, weights, 0.0)  # a row that sees nothing has had even weights so far
+    logits = _logits(query, key, mask, bias, scale, broken)
+    weights = jax.nn.softmax(logits, axis=-1)
+    return weights if mask is None else jnp.where(mask, weights, 0.0)
+
+
+def head_log_sum_exp(
+    query: jax.Array,
+    key: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: Any = None,
+    broken: jax.Array | None = None,
+) -> jax.Array:
+    """The logarithm of the sum of exp(logits) over what a row sees, -inf where that is nothing.
+
+    Args are those of `head_weights`; returns `[T]` in float32, or float64 for float64 inputs.
+    """
+    total = jax.nn.logsumexp(_logits(query, key, mask, bias, scale, broken), axis=-1)
+    return total if mask is None else jnp.where(mask.any(axis=-1), total, -jnp.inf)
 
 
 def attend_head(
@@ -88,8 +96,8 @@ def attend_head(
     if mask is None:
         weights = head_weights(query, key, bias=bias, scale=scale)
     else:
-        broken = _not_finite(value)
-        value = _without(value, broken)
+        broken = not_finite(value)
+        value = without(value, broken)
         weights = head_weights(query, key, mask, bias=bias, scale=scale, broken=broken)
     if dropout_seeds is not None:
         q_idx, kv_idx = jnp.arange(weights.shape[0]), jnp.arange(weights.shape[1])
@@ -101,19 +109,44 @@ def attend_head(
     return output.astype(query.dtype)
 
 
-def _softmax_dtype(dtype: Any) -> Any:
+def softmax_dtype(dtype: Any) -> Any:
+    """That of logits and sums: float32, or float64 for float64 inputs."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def _logits(products: jax.Array, bias: Any, scale: Any) -> jax.Array:
-    logits = products * jnp.asarray(scale, products.dtype)
-    return logits if bias is None else logits + bias.astype(products.dtype)
+def _logits(
+    query: jax.Array, key: jax.Array, mask: Any, bias: Any, scale: Any, broken: Any
+) -> jax.Array:
+    """The logits [T, S]; those hidden are -inf, or 0 in rows that see nothing."""
+    chex.assert_rank([query, key], 2)
+    chex.assert_equal_shape_suffix([query, key], 1)
+    dtype = softmax_dtype(query.dtype)
+    scale = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype)
+    bias = None if bias is None else bias.astype(dtype)
+    if mask is None:
+        logits = wide_einsum("th,sh->ts", query, key, dtype) * scale
+        return logits if bias is None else logits + bias
+    chex.assert_shape(mask, (query.shape[0], key.shape[0]))
+    # 0 * NaN is NaN, so rows that are not finite leave the product and come back as NaN logits,
+    # added rather than selected so that NaN also flows back to whatever saw them.
+    q_broken, k_broken = not_finite(query), not_finite(key)
+    k_broken = k_broken if broken is None else k_broken | broken
+    query, key = without(query, q_broken), without(key, k_broken)
+    logits = wide_einsum("th,sh->ts", query, key, dtype) * scale
+    logits += _nan_where(q_broken, dtype)[:, None] + _nan_where(k_broken, dtype)[None, :]
+    logits = logits if bias is None else logits + bias
+    return jnp.where(mask, logits, jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0))
 
 
-def _not_finite(rows: jax.Array) -> jax.Array:
-    """Which rows hold anything that is not finite: [S, H] -> bool [S]."""
+def _nan_where(broken: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.where(broken, jnp.nan, 0.0).astype(dtype)
+
+
+def not_finite(rows: jax.Array) -> jax.Array:
+    """Which rows hold anything that is not finite: [..., H] -> bool [...]."""
     return ~jnp.isfinite(rows).all(axis=-1)
 
 
-def _without(rows: jax.Array, broken: jax.Array) -> jax.Array:
-    return jnp.where(broken[:, None], 0.0, rows).astype(rows.dtype)
+def without(rows: jax.Array, broken: jax.Array) -> jax.Array:
+    """Rows [..., H] with zeros where `broken`, bool [...]."""
+    return jnp.where(broken[..., None], 0.0, rows).astype(rows.dtype)

@@ -7,6 +7,7 @@ from flaxattn.masks.data import same_segment as same_segment
 from flaxattn.masks.data import valid as valid
 from flaxattn.masks.data import where as where
 from flaxattn.masks.mask import Mask as Mask
+from flaxattn.masks.plan import BlockPlan as BlockPlan
 from flaxattn.masks.positions import causal as causal
 from flaxattn.masks.positions import chunked as chunked
 from flaxattn.masks.positions import dilated as dilated

@@ -15,6 +15,8 @@ import numpy as np
 
 from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds
+from flaxattn.masks.explain import explain_plan
+from flaxattn.masks.plan import BlockPlan, make_plan, plan_pays
 
 __all__ = [
     "And",
@@ -25,6 +27,7 @@ __all__ = [
     "child",
     "index_leaf",
     "leaf",
+    "map_leaves",
     "mask_type",
     "over_heads",
 ]
@@ -139,6 +142,36 @@ class Mask:
         q, kv = q_blocks.reshape(-1, 1), kv_blocks.reshape(1, -1)
         return over_heads(lambda mask: mask.head_bounds(q, kv), self)
 
+    def plan(
+        self, q_len: int, kv_len: int, *, block_q: int | None = None, block_kv: int | None = None
+    ) -> BlockPlan:
+        """Which blocks are empty, partial and full; `attend` takes the plan in place of the mask.
+
+        Args:
+          q_len, kv_len: T and S.
+          block_q, block_kv: queries and keys of a block; by default sizes that suit the mask if
+            it is known while tracing, else sizes that suit most.
+
+        Raises ValueError if an array inside is shorter than the positions asked for.
+        """
+        return make_plan(self, q_len, kv_len, block_q, block_kv)
+
+    def prepare(self, q_len: int, kv_len: int) -> "Mask | BlockPlan":
+        """The plan if `implementation="auto"` would use one, else the mask: shared by layers."""
+        return self.plan(q_len, kv_len) if plan_pays(q_len, kv_len)[0] else self
+
+    def explain(self, q_len: int, kv_len: int) -> str:
+        """A map of the blocks, the share of work skipped, and what "auto" chooses and why.
+
+        >>> print(causal().explain(256, 1024))
+        causal(): 256 queries, 1024 keys, blocks of 256 x 128
+        ▒▒······
+        · empty 75.0%   ▒ partial 25.0%   █ full 0.0%
+        skipped: 75.0% of the blocks, 75.0% of the FLOPs of dense attention
+        implementation="auto" chooses "dense": 256 x 1024 logits per head; blocks are faster above about 512 x 512
+        """
+        return explain_plan(self.plan(q_len, kv_len))
+
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         """The bounds of one example and head; blocks are `[Q, 1]` and `[1, K]`."""
         raise TypeError(f"{type(self).__name__} gives no bounds; define head_bounds(q, kv).")
@@ -251,6 +284,13 @@ def over_heads(fn: Callable[[Mask], Any], mask: Mask) -> Any:
     shared = [i for i, size in enumerate(lead) if size == 1]
     result = call(squeezed)
     return jax.tree.map(lambda x: jnp.expand_dims(x, shared), result) if shared else result
+
+
+def map_leaves(fn: Callable[[Any, int], Any], mask: SomeMask) -> SomeMask:
+    """The mask with `fn(array, number of leading axes)` in place of each of its arrays."""
+    arrays, treedef = jax.tree.flatten(mask)
+    leads = [len(leaf.lead) for leaf in mask._leaves()]
+    return jax.tree.unflatten(treedef, map(fn, arrays, leads))
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)

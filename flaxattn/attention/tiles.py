@@ -1,0 +1,191 @@
+"""Arrays cut into tiles, and loops over them: the geometry of blockwise attention.
+
+    B batch · K key/value heads, as C chunks of k · G query heads per key head, as D chunks of g ·
+    T queries, as R rows of u blocks of t · S keys, as blocks of s
+
+One step takes the u query blocks of a row and, for each of them, W key blocks of its own, all for
+the k · g heads of a chunk: a tile `[u, k, g, t, W·s]`. The numbers are chosen so that a tile has
+about `CELLS` cells, whatever the number of heads.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.masks.plan import BlockPlan
+
+__all__ = ["Tiling", "add_blocks", "over_levels", "take_blocks"]
+
+CELLS = 2**20  # logits of a step: enough to keep two cores busy, few enough for their caches
+WIDTH = 4  # key blocks of a step
+
+
+class Tiling(NamedTuple):
+    """How many of what; the letters are those of the module."""
+
+    batch: int
+    chunks: int  # C
+    key_heads: int  # k
+    group_chunks: int  # D
+    group: int  # g
+    rows: int  # R
+    q_per_row: int  # u
+    block_q: int  # t
+    kv_blocks: int  # a multiple of W
+    block_kv: int  # s
+    width: int  # W
+    q_len: int  # T
+    kv_len: int  # S
+
+    @classmethod
+    def of(
+        cls, batch: int, num_heads: int, num_kv_heads: int, plan: BlockPlan, per_head: bool
+    ) -> "Tiling":
+        """Heads of a chunk share their mask: a single one where every head has its own."""
+        q_blocks, kv_blocks = plan.bounds.some.shape[-2:]
+        width = min(WIDTH, kv_blocks)
+        cells = plan.block_q * plan.block_kv * width
+        group = 1 if per_head else num_heads // num_kv_heads
+        most = 1 if per_head else max(CELLS // (cells * group), 1)
+        key_heads = max(k for k in range(1, num_kv_heads + 1) if num_kv_heads % k == 0 and k <= most)
+        most = max(CELLS // (cells * group * key_heads), 1)
+        rows = -(-q_blocks // most)
+        return cls(
+            batch=batch,
+            chunks=num_kv_heads // key_heads,
+            key_heads=key_heads,
+            group_chunks=num_heads // num_kv_heads // group,
+            group=group,
+            rows=rows,
+            q_per_row=-(-q_blocks // rows),
+            block_q=plan.block_q,
+            kv_blocks=-(-kv_blocks // width) * width,
+            block_kv=plan.block_kv,
+            width=width,
+            q_len=plan.q_len,
+            kv_len=plan.kv_len,
+        )
+
+    @property
+    def levels(self) -> tuple[int, int, int]:
+        """B, C and D: what `over_levels` loops over."""
+        return self.batch, self.chunks, self.group_chunks
+
+    def split_q(self, x: jax.Array) -> jax.Array:
+        """[B, T, N, ...] -> [B, C, D, R, u, k, g, t, ...], zeros past the end."""
+        x = _pad(x, 1, self.rows * self.q_per_row * self.block_q)
+        heads = (self.chunks, self.key_heads, self.group_chunks, self.group)
+        x = x.reshape(x.shape[0], self.rows, self.q_per_row, self.block_q, *heads, *x.shape[3:])
+        return x.transpose(0, 4, 6, 1, 2, 5, 7, 3, *range(8, x.ndim))
+
+    def join_q(self, x: jax.Array) -> jax.Array:
+        """[B, C, D, R, u, k, g, t, ...] -> [B, T, N, ...]."""
+        x = x.transpose(0, 3, 4, 7, 1, 5, 2, 6, *range(8, x.ndim))
+        heads = self.chunks * self.key_heads * self.group_chunks * self.group
+        return x.reshape(x.shape[0], -1, heads, *x.shape[8:])[:, : self.q_len]
+
+    def split_kv(self, x: jax.Array) -> jax.Array:
+        """[B, S, K, ...] -> [B, C, 1, blocks, k, s, ...], zeros past the end."""
+        x = _pad(x, 1, self.kv_blocks * self.block_kv)
+        heads = (self.chunks, self.key_heads)
+        x = x.reshape(x.shape[0], self.kv_blocks, self.block_kv, *heads, *x.shape[3:])
+        return x.transpose(0, 3, 1, 4, 2, *range(5, x.ndim))[:, :, None]
+
+    def join_kv(self, x: jax.Array) -> jax.Array:
+        """[B, C, D, blocks, k, s, ...] -> [B, S, K, ...], added up over D."""
+        x = x.sum(axis=2).transpose(0, 2, 4, 1, 3, *range(5, x.ndim - 1))
+        return x.reshape(x.shape[0], -1, self.chunks * self.key_heads, *x.shape[5:])[
+            :, : self.kv_len
+        ]
+
+    def split_lead(self, x: jax.Array, lead: int) -> jax.Array:
+        """[*lead, ...] of a mask or plan, lead (), (B,) or (B, N) -> [B, C, D, ...], 1 if shared."""
+        batch, heads = (*x.shape[:lead], 1, 1)[:2] if lead < 2 else x.shape[:2]
+        levels = (self.chunks, self.group_chunks) if heads > 1 else (1, 1)
+        return x.reshape(batch, *levels, *x.shape[lead:])
+
+    def split_heads(self, x: jax.Array) -> jax.Array:
+        """[B, N, ...] -> [B, C, D, k, g, ...], 1 where shared."""
+        heads = (self.chunks, self.key_heads, self.group_chunks, self.group)
+        x = x.reshape(x.shape[0], *(heads if x.shape[1] > 1 else (1, 1, 1, 1)), *x.shape[2:])
+        return x.swapaxes(2, 3)
+
+    def split_rows(self, x: jax.Array, axis: int = -1) -> jax.Array:
+        """The axis of all query blocks -> [R, u], zeros past the end."""
+        axis %= x.ndim
+        x = _pad(x, axis, self.rows * self.q_per_row)
+        return x.reshape(*x.shape[:axis], self.rows, self.q_per_row, *x.shape[axis + 1 :])
+
+    def split_bias(self, bias: jax.Array) -> jax.Array:
+        """[B, N, T, S] -> [B, C, D, R, u, k, g, t, blocks, s], 1 where shared."""
+        x = self.split_heads(bias)
+        if bias.shape[2] > 1:
+            x = _pad(x, 5, self.rows * self.q_per_row * self.block_q)
+            x = x.reshape(*x.shape[:5], self.rows, self.q_per_row, self.block_q, x.shape[-1])
+        else:
+            x = x.reshape(*x.shape[:5], 1, 1, 1, x.shape[-1])
+        if bias.shape[3] > 1:
+            x = _pad(x, 8, self.kv_blocks * self.block_kv)
+            x = x.reshape(*x.shape[:8], self.kv_blocks, self.block_kv)
+        else:
+            x = x[..., None]
+        return x.transpose(0, 1, 2, 5, 6, 3, 4, 7, 8, 9)
+
+    def join_bias(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `split_bias` made of an array of `shape`, put together again."""
+        x = x.transpose(0, 1, 5, 2, 6, 3, 4, 7, 8, 9)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:5]), math.prod(x.shape[5:8]), -1)
+        return x[:, :, : shape[2], : shape[3]]
+
+
+def over_levels(
+    fn: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    arrays: Any,
+    levels: tuple[int, ...],
+    at: tuple[Any, ...] = (),
+) -> tuple[Any, Any]:
+    """`fn(carry, arrays of one example and chunk, its indices) -> (carry, outputs)`, one by one.
+
+    The leading axes of `arrays` are the levels, 1 where shared; those of the outputs are the
+    levels. A loop and not a `vmap`, so that each goes on for its own number of steps.
+    """
+    if not levels:
+        return fn(carry, arrays, at)
+    size, inner = levels[0], levels[1:]
+    leaves, treedef = jax.tree.flatten(arrays)
+    mapped = [x for x in leaves if x.shape[0] == size > 1]
+
+    def one(carry: Any, x: Any) -> tuple[Any, Any]:
+        index, own = x
+        own = iter(own)
+        mine = [next(own) if a.shape[0] == size > 1 else a[0] for a in leaves]
+        return over_levels(fn, carry, jax.tree.unflatten(treedef, mine), inner, (*at, index))
+
+    if size == 1:
+        carry, outputs = one(carry, (0, []))
+        return carry, jax.tree.map(lambda x: x[None], outputs)
+    return jax.lax.scan(one, carry, (jnp.arange(size, dtype=jnp.int32), mapped))
+
+
+def take_blocks(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Key blocks side by side: [blocks, k, s, ...], int [u, W] -> [u, k, W·s, ...]."""
+    x = jnp.moveaxis(x[index], 2, 1)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+
+
+def add_blocks(x: jax.Array, index: jax.Array, tile: jax.Array) -> jax.Array:
+    """The transpose of `take_blocks`: `x` with [u, k, W·s, ...] added to its blocks."""
+    u, k, *rest = tile.shape
+    width = index.shape[1]
+    tile = tile.reshape(u, k, width, rest[0] // width, *rest[1:])
+    return x.at[index].add(jnp.moveaxis(tile, 1, 2))
+
+
+def _pad(x: jax.Array, axis: int, size: int) -> jax.Array:
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, pads) if size > x.shape[axis] else x

@@ -1,0 +1,54 @@
+"""A plan in words and as a map of characters."""
+
+from typing import Any
+
+import numpy as np
+
+from flaxattn.masks.blocks import Blocks
+from flaxattn.masks.plan import BlockPlan, plan_pays
+
+__all__ = ["explain_plan"]
+
+SYMBOLS = np.array(["·", "▒", "█"])  # empty, partial, full
+MAP_ROWS, MAP_COLUMNS = 32, 64
+
+
+def explain_plan(plan: BlockPlan) -> str:
+    """The text of `Mask.explain`."""
+    state = np.asarray(plan.state).reshape(-1, *plan.state.shape[-2:])
+    pays, why = plan_pays(plan.q_len, plan.kv_len)
+    lines = [
+        f"{plan.mask}: {plan.q_len} queries, {plan.kv_len} keys, "
+        f"blocks of {plan.block_q} x {plan.block_kv}",
+        *("".join(row) for row in SYMBOLS[_shrink(state[0])]),
+        f"{SYMBOLS[0]} empty {_share(state == 0)}   {SYMBOLS[1]} partial {_share(state == 1)}   "
+        f"{SYMBOLS[2]} full {_share(state == 2)}   "
+        + (f"(map: the first of {len(state)} plans; shares: of all)" if len(state) > 1 else ""),
+        f"skipped: {_share(state == 0)} of the blocks, "
+        f"{1 - _live_share(plan):.1%} of the FLOPs of dense attention",
+        f'implementation="auto" chooses "{"blockwise" if pays else "dense"}": {why}',
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _share(where: Any) -> str:
+    return f"{np.mean(where):.1%}" if np.size(where) else "0.0%"
+
+
+def _live_share(plan: BlockPlan) -> float:
+    """The share of the logits that lie in live blocks."""
+    q, kv = Blocks.of(plan.q_len, plan.block_q), Blocks.of(plan.kv_len, plan.block_kv)
+    live = np.asarray(plan.bounds.some) * (q.lengths[:, None] * kv.lengths[None, :])
+    cells = plan.q_len * plan.kv_len * np.prod(live.shape[:-2])
+    return float(live.sum() / max(cells, 1))
+
+
+def _shrink(state: Any) -> Any:
+    """At most MAP_ROWS x MAP_COLUMNS cells; one that covers different kinds is partial."""
+    for axis, most in enumerate((MAP_ROWS, MAP_COLUMNS)):
+        step = -(-state.shape[axis] // most)
+        starts = np.arange(0, state.shape[axis], max(step, 1))
+        if step > 1:
+            low, high = (f.reduceat(state, starts, axis=axis) for f in (np.minimum, np.maximum))
+            state = np.where(low == high, low, 1)
+    return state

@@ -1,0 +1,124 @@
+"""Block plans: which blocks of a mask hold work, drawn from its bounds and never from its cells.
+
+A block of `block_q` queries and `block_kv` keys is empty (nothing is seen), full (all is seen) or
+partial. Attention visits the live blocks, those that are not empty, and asks the mask only about
+the partial ones.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxattn.masks.blocks import Blocks, Bounds
+
+__all__ = ["BlockPlan", "LiveBlocks", "make_plan", "plan_pays"]
+
+# Measured on two CPU cores (benchmarks/attention.py): a step takes about as long as its cells and
+# this many more queries, which is what fetching the keys of the step costs.
+BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 128, 100
+# The crossover on the same machine: below it the dense definition is as fast or faster.
+DENSE_CELLS = 512 * 512
+
+
+class LiveBlocks(NamedTuple):
+    """For every row of blocks its columns: the full ones, then the partial, then the empty."""
+
+    index: Any
+    """int32 `[*lead, rows, columns]`, each of the three kinds in ascending order."""
+    num_full: Any
+    """int32 `[*lead, rows]`."""
+    num_live: Any
+    """int32 `[*lead, rows]`, full and partial."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mask", "bounds", "live"],
+    meta_fields=["q_len", "kv_len", "block_q", "block_kv"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockPlan:
+    """A mask drawn on blocks of a given size; `attend` takes it in place of the mask.
+
+    One plan serves every layer of a step. Its leading axes are those of the mask's leaves: `()`,
+    `(B,)` or `(B, N)`, 1 where shared, so that what examples or heads share is stored once.
+
+    >>> plan = causal().plan(6, 6, block_q=2, block_kv=2)
+    >>> plan.state.tolist()  # 0 empty, 1 partial, 2 full
+    [[1, 0, 0], [2, 1, 0], [2, 2, 1]]
+    >>> plan.live.index.tolist(), plan.live.num_full.tolist(), plan.live.num_live.tolist()
+    ([[0, 1, 2], [0, 1, 2], [0, 1, 2]], [0, 1, 2], [1, 2, 3])
+    """
+
+    mask: Any
+    """The `Mask` it was drawn from."""
+    bounds: Bounds
+    """bool `[*lead, Q, K]` each: not empty, full."""
+    live: LiveBlocks
+    """The key blocks of every query block."""
+    q_len: int
+    kv_len: int
+    block_q: int
+    block_kv: int
+
+    @property
+    def state(self) -> Any:
+        """int8 `[*lead, Q, K]`: 0 empty, 1 partial, 2 full."""
+        return self.bounds.some.astype(np.int8) + self.bounds.every.astype(np.int8)
+
+    def transpose(self) -> LiveBlocks:
+        """The query blocks of every key block: what a pass over keys visits."""
+        return _live(Bounds(*(b.swapaxes(-1, -2) for b in self.bounds)))
+
+
+def make_plan(
+    mask: Any, q_len: int, kv_len: int, block_q: int | None, block_kv: int | None
+) -> BlockPlan:
+    """The plan of `mask`; see `Mask.plan`."""
+    for name, size in {"block_q": block_q, "block_kv": block_kv}.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is {size}; expected at least 1.")
+    mask.check_length(q_len, kv_len)
+    block_kv = block_kv or max(min(BLOCK_KV, kv_len), 1)
+    heights = [block_q] if block_q else [max(min(b, q_len), 1) for b in (BLOCK_Q, TALL_BLOCK_Q)]
+    kv_blocks = Blocks.of(kv_len, block_kv)
+
+    def draw(height: int) -> Bounds:
+        some, every = mask.bounds(Blocks.of(q_len, height), kv_blocks)
+        whole = kv_blocks.lengths == block_kv  # else keys past the end are to be hidden
+        return Bounds(some, every & whole.reshape((1,) * (every.ndim - 1) + (-1,)))
+
+    def cost(height: int) -> float:
+        return drawn[height].some.sum() * (height + FETCH)
+
+    drawn = {heights[0]: draw(heights[0])}
+    if isinstance(drawn[heights[0]].some, np.ndarray):  # known while tracing: take the better one
+        drawn |= {height: draw(height) for height in heights[1:]}
+    height = min(drawn, key=cost) if len(drawn) > 1 else heights[0]
+    bounds = drawn[height]
+    return BlockPlan(mask, bounds, _live(bounds), q_len, kv_len, height, block_kv)
+
+
+def plan_pays(q_len: int, kv_len: int) -> tuple[bool, str]:
+    """The rule of `implementation="auto"`: whether to attend by blocks, and why."""
+    cells = f"{q_len} x {kv_len} logits per head"
+    if jax.default_backend() != "cpu":
+        pays = q_len * kv_len > 64 * DENSE_CELLS
+        return pays, f"{cells}; off the CPU blocks are taken for memory alone, above 4096 x 4096"
+    pays = q_len * kv_len > DENSE_CELLS
+    return pays, f"{cells}; blocks are faster above about 512 x 512"
+
+
+def _live(bounds: Bounds) -> LiveBlocks:
+    """Sorted by kind, then by index, in one sort of integers."""
+    xp = np if isinstance(bounds.some, np.ndarray) else jnp
+    columns = bounds.some.shape[-1]
+    kind = 2 - bounds.some.astype(np.int32) - bounds.every.astype(np.int32)
+    position = np.arange(columns, dtype=np.int32).reshape((1,) * (kind.ndim - 1) + (-1,))
+    order = xp.sort(kind * columns + position, axis=-1)
+    counts = (b.sum(axis=-1, dtype=np.int32) for b in (bounds.every, bounds.some))
+    return LiveBlocks(order % max(columns, 1), *counts)
