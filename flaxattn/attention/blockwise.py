@@ -53,21 +53,32 @@ class Fixed(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of query blocks, of one example and chunk of heads."""
+    """A row of query blocks, of one example and chunk of heads; what else it has is optional.
+
+    Blocks and key heads are one axis of u·k, and query heads of a group and queries one of g·t:
+    matrix products of rank three are the ones that XLA does without a copy.
+    """
 
     number: jax.Array
-    own: dict[str, Any]  # [u, ...]: query, index, num_full, num_live, and what else rows have
-    bias: jax.Array | None  # [u, k, g, t, blocks, s], 1 where shared
+    index: jax.Array  # int32 [u, blocks]
+    num_full: jax.Array  # int32 [u]
+    num_live: jax.Array
+    query: jax.Array  # [u·k, g·t, H], scaled if its dtype is wide
+    q_nan: jax.Array | None = None  # [u·k, g·t]
+    bias: jax.Array | None = None  # [u, k, g, t, blocks, s], 1 where shared
+    lse: Any = None  # [u·k, g·t]
+    mean: Any = None
+    d_output: Any = None  # [u·k, g·t, H']
 
 
 class Tile(NamedTuple):
     """The logits of one step, and what they were made of."""
 
-    logits: jax.Array  # [u, k, g, t, W·s], -inf where hidden
-    seen: jax.Array | None  # bool [u, 1, 1, t, W·s]; None: all
+    logits: jax.Array  # [u·k, g·t, W·s], -inf where hidden
+    seen: jax.Array | None  # bool [u, t, W·s]; None: all
     blocks: jax.Array  # int32 [u, W]
-    key: jax.Array  # [u, k, W·s, H]
-    kept: jax.Array | None  # bool [u, k, g, t, W·s], what dropout keeps
+    key: jax.Array  # [u·k, W·s, H]
+    kept: jax.Array | None  # bool [u·k, g·t, W·s], what dropout keeps
 
 
 def attend_blockwise(
@@ -96,8 +107,9 @@ def attend_blockwise(
     if masked:
         # Where anything is not finite, full blocks are treated as partial ones: those repair.
         broken = [not_finite(x) for x in (query, key, value)]
-        query, key, value = map(without, (query, key, value), broken)
         q_broken, kv_broken = broken[0], broken[1] | broken[2]
+        query, key = without(query, q_broken), without(key, kv_broken)
+        value = without(value, broken[2])
         num_full = jnp.where(q_broken.any() | kv_broken.any(), 0, num_full)
         q_nan = tiling.split_q(jnp.where(q_broken, jnp.nan, 0.0).astype(dtype))
         kv_nan = tiling.split_kv(jnp.where(kv_broken, jnp.nan, 0.0).astype(dtype))
@@ -137,7 +149,7 @@ def _forward(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[Any, Any]:
 
     def one(_: None, of: Any, at: Any) -> tuple[None, Any]:
         def row_of(_: None, x: Any) -> tuple[None, Any]:
-            return None, _forward_row(static, _row(x, of), of, factor)
+            return None, _forward_row(static, _row(static, x, of), of, factor)
 
         return jax.lax.scan(row_of, None, _rows(static, of))
 
@@ -149,8 +161,8 @@ def _forward(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[Any, Any]:
 
 def _forward_row(static: Static, row: Row, of: Any, factor: Any) -> tuple[jax.Array, jax.Array]:
     """A row's output [u, k, g, t, H'] and log-sum-exp [u, k, g, t]."""
-    dtype = softmax_dtype(row.own["query"].dtype)
-    heads = row.own["query"].shape[:-1]
+    tiling, dtype = static.tiling, softmax_dtype(row.query.dtype)
+    shape = row.query.shape[:-1]
 
     def step(j: jax.Array, carry: Any, masked: bool) -> Any:
         top, total, mixed, any_seen = carry
@@ -162,20 +174,21 @@ def _forward_row(static: Static, row: Row, of: Any, factor: Any) -> tuple[jax.Ar
         total = total * decay + powers.sum(axis=-1)
         if tile.kept is not None:
             powers = jnp.where(tile.kept, powers / (1.0 - static.rate), 0.0)
-        products = wide_einsum("ukgts,uksh->ukgth", powers.astype(value.dtype), value, dtype)
-        seen = True if tile.seen is None else tile.seen.any(axis=-1)[:, 0, 0]
+        products = wide_einsum("nts,nsh->nth", powers.astype(value.dtype), value, dtype)
+        seen = True if tile.seen is None else tile.seen.any(axis=-1)
         return new_top, total, mixed * decay[..., None] + products, any_seen | seen
 
     start = (
-        jnp.full(heads, -jnp.inf, dtype),
-        jnp.zeros(heads, dtype),
-        jnp.zeros((*heads, of["value"].shape[-1]), dtype),
-        jnp.zeros((heads[0], heads[3]), bool),
+        jnp.full(shape, -jnp.inf, dtype),
+        jnp.zeros(shape, dtype),
+        jnp.zeros((*shape, of["value"].shape[-1]), dtype),
+        jnp.zeros((tiling.q_per_row, tiling.block_q), bool),
     )
     top, total, mixed, any_seen = _over_steps(static, row, step, start)
-    any_seen = any_seen[:, None, None]
+    any_seen = tiling.for_heads(any_seen)
     output = jnp.where(any_seen[..., None], mixed / total[..., None], 0.0)
-    return output, jnp.where(any_seen, top + jnp.log(total), -jnp.inf)
+    lse = jnp.where(any_seen, top + jnp.log(total), -jnp.inf)
+    return tiling.unfold(output), tiling.unfold(lse)
 
 
 def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, None]:
@@ -198,22 +211,23 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
 
     def one(d_bias: Any, of: Any, at: Any) -> tuple[Any, Any]:
         def row_of(carry: Any, x: Any) -> tuple[Any, Any]:
-            return _backward_row(static, _row(x, of), of, factor, at, carry)
+            return _backward_row(static, _row(static, x, of), of, factor, at, carry)
 
-        start = [jnp.zeros(of[name].shape, dtype) for name in ("key", "value")]
+        start = [jnp.zeros(of[name].swapaxes(-1, -2).shape, dtype) for name in ("key", "value")]
         rows = _rows(static, of)
         (d_key, d_value, d_bias), d_query = jax.lax.scan(row_of, (*start, d_bias), rows)
         return d_bias, (d_query, d_key, d_value)
 
     d_bias = None if inputs.bias is None else jnp.zeros(arrays["bias"].shape, dtype)
     d_bias, (d_query, d_key, d_value) = over_levels(one, d_bias, arrays, tiling.levels)
-    d_query, d_key = tiling.join_q(d_query), tiling.join_kv(d_key)
+    d_query = tiling.join_q(d_query)
+    d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
     d_scale = (d_query * inputs.query.astype(dtype)).sum()
     if factor is not None:
         d_key *= inputs.scale
     if d_bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
-    gradients = (d_query * inputs.scale, d_key, tiling.join_kv(d_value))
+    gradients = (d_query * inputs.scale, d_key, d_value)
     d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
     return Inputs(d_query, d_key, d_value, d_bias, d_scale), None
 
@@ -222,35 +236,39 @@ def _backward_row(
     static: Static, row: Row, of: Any, factor: Any, at: Any, carry: Any
 ) -> tuple[Any, jax.Array]:
     """Adds a row's share to the gradients in `carry` and gives its queries', not yet scaled."""
-    dtype = row.own["lse"].dtype
-    lse, mean, d_output = (row.own[name] for name in ("lse", "mean", "d_output"))
+    dtype, seen_by_heads = row.lse.dtype, static.tiling.for_heads
+    # Gradients of keys and values are kept with features before positions: so, too, are queries
+    # here, and no matrix product has to turn a tile of weights around.
+    columns = [x.swapaxes(1, 2) for x in (row.query, row.d_output)]
 
     def step(j: jax.Array, carry: Any, masked: bool) -> Any:
         d_query, d_key, d_value, d_bias = carry
         tile = _tile(static, row, of, factor, j, masked)
         value = take_blocks(of["value"], tile.blocks)
-        weights = _where(tile.seen, jnp.exp(tile.logits - lse[..., None]))
-        d_weights = wide_einsum("ukgth,uksh->ukgts", d_output, value, dtype)
+        seen = None if tile.seen is None else seen_by_heads(tile.seen)
+        weights = _where(seen, jnp.exp(tile.logits - row.lse[..., None]))
+        d_weights = wide_einsum("nth,nsh->nts", row.d_output, value, dtype)
         mixing = weights
         if tile.kept is not None:
             mixing, d_weights = (
                 jnp.where(tile.kept, x / (1.0 - static.rate), 0.0) for x in (weights, d_weights)
             )
-        d_logits = _where(tile.seen, weights * (d_weights - mean[..., None]))
+        d_logits = _where(seen, weights * (d_weights - row.mean[..., None]))
         mixing, narrow = mixing.astype(value.dtype), d_logits.astype(value.dtype)
-        d_query += wide_einsum("ukgts,uksh->ukgth", narrow, tile.key, dtype)
-        d_k = wide_einsum("ukgts,ukgth->uksh", narrow, row.own["query"], dtype)
-        d_v = wide_einsum("ukgts,ukgth->uksh", mixing, d_output, dtype)
+        d_query += wide_einsum("nts,nsh->nth", narrow, tile.key, dtype)
+        d_k = wide_einsum("nht,nts->nhs", columns[0], narrow, dtype)
+        d_v = wide_einsum("nht,nts->nhs", columns[1], mixing, dtype)
         d_key, d_value = (
             add_blocks(x, tile.blocks, d) for x, d in ((d_key, d_k), (d_value, d_v))
         )
         if d_bias is not None:
+            d_logits = static.tiling.unfold(d_logits)
             d_bias = _add_bias(d_bias, (*at, row.number), tile.blocks, d_logits)
         return d_query, d_key, d_value, d_bias
 
-    start = jnp.zeros(row.own["query"].shape, dtype)
+    start = jnp.zeros(row.query.shape, dtype)
     d_query, *carry = _over_steps(static, row, step, (start, *carry))
-    return tuple(carry), d_query
+    return tuple(carry), static.tiling.unfold(d_query)
 
 
 _attend.defvjp(_forward, _backward)
@@ -262,42 +280,42 @@ def _scaled(query: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any]:
     return (query * scale, None) if wide else (query, scale)
 
 
-def _rows(static: Static, of: Any) -> Any:
+def _rows(static: Static, of: Any) -> tuple[Any, ...]:
     """What `_row` takes, stacked over rows."""
     fixed, bias = of["fixed"], of["bias"]
     own = {name: of[name] for name in ("query", "lse", "mean", "d_output") if name in of}
-    own |= {name: getattr(fixed, name) for name in ("index", "num_full", "num_live", "q_nan")}
-    bias = bias if bias is not None and bias.shape[0] > 1 else None
-    return _count(static.tiling.rows), own, bias
+    plan = (_count(static.tiling.rows), fixed.index, fixed.num_full, fixed.num_live)
+    return plan, own | {"q_nan": fixed.q_nan}, bias if bias is None or bias.shape[0] > 1 else None
 
 
-def _row(x: Any, of: Any) -> Row:
-    number, own, bias = x
-    shared = None if of["bias"] is None else of["bias"][0]
-    return Row(number, own, shared if bias is None else bias)
+def _row(static: Static, x: Any, of: Any) -> Row:
+    plan, own, bias = x
+    if of["bias"] is not None and bias is None:
+        bias = of["bias"][0]
+    own = {name: None if a is None else static.tiling.fold(a) for name, a in own.items()}
+    return Row(*plan, **own, bias=bias)
 
 
 def _over_steps(static: Static, row: Row, step: Any, carry: Any) -> Any:
     """First the steps in which all blocks are full, then the others that hold a live block."""
     width = static.tiling.width
-    full = row.own["num_full"].min() // width
-    live = (row.own["num_live"].max() + width - 1) // width
+    full = row.num_full.min() // width
+    live = (row.num_live.max() + width - 1) // width
     carry = jax.lax.fori_loop(0, full, functools.partial(step, masked=False), carry)
     return jax.lax.fori_loop(full, live, functools.partial(step, masked=True), carry)
 
 
 def _tile(static: Static, row: Row, of: Any, factor: Any, j: jax.Array, masked: bool) -> Tile:
     """The logits of step `j`; `masked` False: all its blocks are full."""
-    tiling, fixed, query = static.tiling, of["fixed"], row.own["query"]
-    dtype, u = softmax_dtype(query.dtype), query.shape[0]
-    slots = j * tiling.width + _count(tiling.width)
-    blocks = jax.lax.dynamic_slice_in_dim(row.own["index"], slots[0], tiling.width, axis=1)
+    tiling, fixed, u = static.tiling, of["fixed"], static.tiling.q_per_row
+    slots = j * tiling.width + _count(1, tiling.width)
+    blocks = jax.lax.dynamic_slice_in_dim(row.index, j * tiling.width, tiling.width, axis=1)
     key = take_blocks(of["key"], blocks)
-    logits = wide_einsum("ukgth,uksh->ukgts", query, key, dtype)
+    logits = wide_einsum("nth,nsh->nts", row.query, key, softmax_dtype(key.dtype))
     if factor is not None:
         logits *= factor
     if row.bias is not None:
-        logits += _bias_tile(row.bias, blocks).astype(dtype)
+        logits += _bias_tile(tiling, row.bias, blocks).astype(logits.dtype)
     q_blocks = row.number * u + _count(u)
     q_idx = q_blocks[:, None] * tiling.block_q + _count(1, tiling.block_q)
     kv_idx = blocks[:, :, None] * tiling.block_kv + _count(1, 1, tiling.block_kv)
@@ -305,17 +323,18 @@ def _tile(static: Static, row: Row, of: Any, factor: Any, j: jax.Array, masked: 
     kept = None
     if fixed.seeds is not None:
         over_heads = jax.vmap(jax.vmap(keep, (0, None, None, None)), (0, None, None, None))
-        kept = jax.vmap(over_heads, (None, 0, 0, None))(fixed.seeds, q_idx, kv_idx, static.rate)
+        over_blocks = jax.vmap(over_heads, (None, 0, 0, None))
+        kept = tiling.fold(over_blocks(fixed.seeds, q_idx, kv_idx, static.rate))
     if not masked:
         return Tile(logits, None, blocks, key, kept)
-    live = jnp.repeat(slots[None, :] < row.own["num_live"][:, None], tiling.block_kv, axis=1)
+    live = jnp.repeat(slots < row.num_live[:, None], tiling.block_kv, axis=1)
     seen = (live & (kv_idx < tiling.kv_len))[:, None, :]
     if static.masked:
         seen &= fixed.mask(q_idx[:, :, None], kv_idx[:, None, :])
-        kv_nan = take_blocks(fixed.kv_nan, blocks)
-        logits += row.own["q_nan"][..., None] + kv_nan[:, :, None, None, :]
-    seen = jnp.broadcast_to(seen, (u, tiling.block_q, kv_idx.shape[1]))[:, None, None]
-    return Tile(jnp.where(seen, logits, -jnp.inf), seen, blocks, key, kept)
+        logits += row.q_nan[:, :, None] + take_blocks(fixed.kv_nan, blocks)[:, None, :]
+    seen = jnp.broadcast_to(seen, (u, tiling.block_q, kv_idx.shape[1]))
+    logits = jnp.where(tiling.for_heads(seen), logits, -jnp.inf)
+    return Tile(logits, seen, blocks, key, kept)
 
 
 def _count(*shape: int) -> jax.Array:
@@ -327,15 +346,17 @@ def _where(seen: jax.Array | None, x: jax.Array) -> jax.Array:
     return x if seen is None else jnp.where(seen, x, 0.0)
 
 
-def _bias_tile(bias: jax.Array, blocks: jax.Array) -> jax.Array:
-    """Bias [u, k, g, t, blocks, s] at int [u, W] -> [u, k, g, t, W·s], 1 where shared."""
+def _bias_tile(tiling: Tiling, bias: jax.Array, blocks: jax.Array) -> jax.Array:
+    """Bias [u, k, g, t, blocks, s], 1 where shared, at int [u, W] -> [u·k, g·t, W·s]."""
     if bias.shape[4] == 1:
         tile = bias
     elif bias.shape[0] == 1:
         tile = jnp.moveaxis(bias[0][:, :, :, blocks], 3, 0)
     else:
         tile = jax.vmap(lambda own, index: own[:, :, :, index])(bias, blocks)
-    return tile.reshape(*tile.shape[:4], -1)
+    tile = tile.reshape(*tile.shape[:4], -1)
+    heads = (tiling.q_per_row, tiling.key_heads, tiling.group, tiling.block_q)
+    return tiling.fold(jnp.broadcast_to(tile, (*heads, tile.shape[-1])))
 
 
 def _add_bias(

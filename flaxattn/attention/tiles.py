@@ -119,6 +119,20 @@ class Tiling(NamedTuple):
         x = _pad(x, axis, self.rows * self.q_per_row)
         return x.reshape(*x.shape[:axis], self.rows, self.q_per_row, *x.shape[axis + 1 :])
 
+    def fold(self, x: jax.Array) -> jax.Array:
+        """[u, k, g, t, ...] -> [u·k, g·t, ...]."""
+        return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3], *x.shape[4:])
+
+    def unfold(self, x: jax.Array) -> jax.Array:
+        """[u·k, g·t, ...] -> [u, k, g, t, ...]."""
+        heads = (self.q_per_row, self.key_heads, self.group, self.block_q)
+        return x.reshape(*heads, *x.shape[2:])
+
+    def for_heads(self, x: jax.Array) -> jax.Array:
+        """[u, t, ...], the same for all heads of a chunk -> [u·k, g·t, ...]."""
+        heads = (self.q_per_row, self.key_heads, self.group, self.block_q)
+        return self.fold(jnp.broadcast_to(x[:, None, None], (*heads, *x.shape[2:])))
+
     def split_bias(self, bias: jax.Array) -> jax.Array:
         """[B, N, T, S] -> [B, C, D, R, u, k, g, t, blocks, s], 1 where shared."""
         x = self.split_heads(bias)
@@ -172,17 +186,15 @@ def over_levels(
 
 
 def take_blocks(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Key blocks side by side: [blocks, k, s, ...], int [u, W] -> [u, k, W·s, ...]."""
+    """Key blocks side by side: [blocks, k, s, ...], int [u, W] -> [u·k, W·s, ...]."""
     x = jnp.moveaxis(x[index], 2, 1)
-    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3], *x.shape[4:])
 
 
 def add_blocks(x: jax.Array, index: jax.Array, tile: jax.Array) -> jax.Array:
-    """The transpose of `take_blocks`: `x` with [u, k, W·s, ...] added to its blocks."""
-    u, k, *rest = tile.shape
-    width = index.shape[1]
-    tile = tile.reshape(u, k, width, rest[0] // width, *rest[1:])
-    return x.at[index].add(jnp.moveaxis(tile, 1, 2))
+    """`x` [blocks, k, H, s] with a tile [u·k, H, W·s] added to its blocks int [u, W]."""
+    (u, width), (_, k, h, s) = index.shape, x.shape
+    return x.at[index].add(tile.reshape(u, k, h, width, s).transpose(0, 3, 1, 2, 4))
 
 
 def _pad(x: jax.Array, axis: int, size: int) -> jax.Array:
