@@ -331,10 +331,13 @@ def _tile(static: Static, row: Row, of: Any, factor: Any, j: jax.Array, masked: 
     seen = (live & (kv_idx < tiling.kv_len))[:, None, :]
     if static.masked:
         seen &= fixed.mask(q_idx[:, :, None], kv_idx[:, None, :])
-        logits += row.q_nan[:, :, None] + take_blocks(fixed.kv_nan, blocks)[:, None, :]
+        kv_nan = jax.lax.optimization_barrier(take_blocks(fixed.kv_nan, blocks))
+        logits += row.q_nan[:, :, None] + kv_nan[:, None, :]
+    # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
     seen = jnp.broadcast_to(seen, (u, tiling.block_q, kv_idx.shape[1]))
+    seen = jax.lax.optimization_barrier(seen)
     logits = jnp.where(tiling.for_heads(seen), logits, -jnp.inf)
-    return Tile(logits, seen, blocks, key, kept)
+    return Tile(jax.lax.optimization_barrier(logits), seen, blocks, key, kept)
 
 
 def _count(*shape: int) -> jax.Array:

@@ -20,7 +20,7 @@ from flaxattn.masks.plan import BlockPlan
 __all__ = ["Tiling", "add_blocks", "over_levels", "take_blocks"]
 
 CELLS = 2**20  # logits of a step: enough to keep two cores busy, few enough for their caches
-WIDTH = 4  # key blocks of a step
+WIDTH = 2  # key blocks of a step
 
 
 class Tiling(NamedTuple):
@@ -187,6 +187,9 @@ def over_levels(
 
 def take_blocks(x: jax.Array, index: jax.Array) -> jax.Array:
     """Key blocks side by side: [blocks, k, s, ...], int [u, W] -> [u·k, W·s, ...]."""
+    if index.shape[0] == 1:  # slices are a little faster than a gather
+        blocks = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for i in index[0]]
+        return jnp.concatenate(blocks, axis=1)
     x = jnp.moveaxis(x[index], 2, 1)
     return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3], *x.shape[4:])
 

@@ -19,7 +19,7 @@ __all__ = ["BlockPlan", "LiveBlocks", "make_plan", "plan_pays"]
 
 # Measured on two CPU cores (benchmarks/attention.py): a step takes about as long as its cells and
 # this many more queries, which is what fetching the keys of the step costs.
-BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 128, 100
+BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 256, 100
 # The crossover on the same machine: below it the dense definition is as fast or faster.
 DENSE_CELLS = 512 * 512
 
