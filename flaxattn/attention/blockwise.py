@@ -63,7 +63,8 @@ class Row(NamedTuple):
     index: jax.Array  # int32 [u, blocks]
     num_full: jax.Array  # int32 [u]
     num_live: jax.Array
-    query: jax.Array  # [u·k, g·t, H], scaled if its dtype is wide
+    query: jax.Array  # [u·k, g·t, H], without what is not finite, and scaled if factor is None
+    factor: jax.Array | None  # of the logits, where the query is too narrow to be scaled
     q_nan: jax.Array | None = None  # [u·k, g·t]
     bias: jax.Array | None = None  # [u, k, g, t, blocks, s], 1 where shared
     lse: Any = None  # [u·k, g·t]
@@ -108,8 +109,7 @@ def attend_blockwise(
         # Where anything is not finite, full blocks are treated as partial ones: those repair.
         broken = [not_finite(x) for x in (query, key, value)]
         q_broken, kv_broken = broken[0], broken[1] | broken[2]
-        query, key = without(query, q_broken), without(key, kv_broken)
-        value = without(value, broken[2])
+        key, value = without(key, kv_broken), without(value, broken[2])  # the query: in its rows
         num_full = jnp.where(q_broken.any() | kv_broken.any(), 0, num_full)
         q_nan = tiling.split_q(jnp.where(q_broken, jnp.nan, 0.0).astype(dtype))
         kv_nan = tiling.split_kv(jnp.where(kv_broken, jnp.nan, 0.0).astype(dtype))
@@ -138,9 +138,8 @@ def _attend(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[jax.Array, ja
 
 def _forward(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[Any, Any]:
     tiling = static.tiling
-    query, factor = _scaled(inputs.query, inputs.scale)
     arrays = {
-        "query": tiling.split_q(query),
+        "query": tiling.split_q(inputs.query),
         "key": tiling.split_kv(inputs.key),
         "value": tiling.split_kv(inputs.value),
         "bias": None if inputs.bias is None else tiling.split_bias(inputs.bias),
@@ -149,7 +148,7 @@ def _forward(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[Any, Any]:
 
     def one(_: None, of: Any, at: Any) -> tuple[None, Any]:
         def row_of(_: None, x: Any) -> tuple[None, Any]:
-            return None, _forward_row(static, _row(static, x, of), of, factor)
+            return None, _forward_row(static, _row(static, x, of, inputs.scale), of)
 
         return jax.lax.scan(row_of, None, _rows(static, of))
 
@@ -159,14 +158,14 @@ def _forward(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[Any, Any]:
     return (output, lse), (inputs, fixed, output, lse)
 
 
-def _forward_row(static: Static, row: Row, of: Any, factor: Any) -> tuple[jax.Array, jax.Array]:
+def _forward_row(static: Static, row: Row, of: Any) -> tuple[jax.Array, jax.Array]:
     """A row's output [u, k, g, t, H'] and log-sum-exp [u, k, g, t]."""
     tiling, dtype = static.tiling, softmax_dtype(row.query.dtype)
     shape = row.query.shape[:-1]
 
     def step(j: jax.Array, carry: Any, masked: bool) -> Any:
         top, total, mixed, any_seen = carry
-        tile = _tile(static, row, of, factor, j, masked)
+        tile = _tile(static, row, of, j, masked)
         value = take_blocks(of["value"], tile.blocks)
         new_top = jnp.maximum(top, tile.logits.max(axis=-1))
         origin = jnp.where(new_top == -jnp.inf, 0.0, new_top)  # nothing seen so far
@@ -195,11 +194,10 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
     inputs, fixed, output, lse = residuals
     d_output, d_lse = cotangents
     tiling, dtype = static.tiling, lse.dtype
-    query, factor = _scaled(inputs.query, inputs.scale)
     # The softmax's Jacobian takes from each row its mean; the log-sum-exp's adds to it.
     mean = (d_output.astype(dtype) * output.astype(dtype)).sum(axis=-1) - d_lse
     arrays = {
-        "query": tiling.split_q(query),
+        "query": tiling.split_q(inputs.query),
         "key": tiling.split_kv(inputs.key),
         "value": tiling.split_kv(inputs.value),
         "bias": None if inputs.bias is None else tiling.split_bias(inputs.bias),
@@ -211,7 +209,7 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
 
     def one(d_bias: Any, of: Any, at: Any) -> tuple[Any, Any]:
         def row_of(carry: Any, x: Any) -> tuple[Any, Any]:
-            return _backward_row(static, _row(static, x, of), of, factor, at, carry)
+            return _backward_row(static, _row(static, x, of, inputs.scale), of, at, carry)
 
         start = [jnp.zeros(of[name].swapaxes(-1, -2).shape, dtype) for name in ("key", "value")]
         rows = _rows(static, of)
@@ -222,8 +220,12 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
     d_bias, (d_query, d_key, d_value) = over_levels(one, d_bias, arrays, tiling.levels)
     d_query = tiling.join_q(d_query)
     d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
-    d_scale = (d_query * inputs.query.astype(dtype)).sum()
-    if factor is not None:
+    query = inputs.query
+    if static.masked:
+        broken = not_finite(query)
+        query, d_query = without(query, broken), without(d_query, broken)
+    d_scale = (d_query * query.astype(dtype)).sum()
+    if query.dtype != dtype:
         d_key *= inputs.scale
     if d_bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
@@ -233,7 +235,7 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
 
 
 def _backward_row(
-    static: Static, row: Row, of: Any, factor: Any, at: Any, carry: Any
+    static: Static, row: Row, of: Any, at: Any, carry: Any
 ) -> tuple[Any, jax.Array]:
     """Adds a row's share to the gradients in `carry` and gives its queries', not yet scaled."""
     dtype, seen_by_heads = row.lse.dtype, static.tiling.for_heads
@@ -243,7 +245,7 @@ def _backward_row(
 
     def step(j: jax.Array, carry: Any, masked: bool) -> Any:
         d_query, d_key, d_value, d_bias = carry
-        tile = _tile(static, row, of, factor, j, masked)
+        tile = _tile(static, row, of, j, masked)
         value = take_blocks(of["value"], tile.blocks)
         seen = None if tile.seen is None else seen_by_heads(tile.seen)
         weights = _where(seen, jnp.exp(tile.logits - row.lse[..., None]))
@@ -274,12 +276,6 @@ def _backward_row(
 _attend.defvjp(_forward, _backward)
 
 
-def _scaled(query: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any]:
-    """The query times `scale`, or, too narrow for that, as it is and the factor of the logits."""
-    wide = query.dtype == scale.dtype
-    return (query * scale, None) if wide else (query, scale)
-
-
 def _rows(static: Static, of: Any) -> tuple[Any, ...]:
     """What `_row` takes, stacked over rows."""
     fixed, bias = of["fixed"], of["bias"]
@@ -288,12 +284,17 @@ def _rows(static: Static, of: Any) -> tuple[Any, ...]:
     return plan, own | {"q_nan": fixed.q_nan}, bias if bias is None or bias.shape[0] > 1 else None
 
 
-def _row(static: Static, x: Any, of: Any) -> Row:
+def _row(static: Static, x: Any, of: Any, scale: jax.Array) -> Row:
     plan, own, bias = x
     if of["bias"] is not None and bias is None:
         bias = of["bias"][0]
     own = {name: None if a is None else static.tiling.fold(a) for name, a in own.items()}
-    return Row(*plan, **own, bias=bias)
+    query, q_nan = own.pop("query"), own["q_nan"]
+    if q_nan is not None:
+        query = without(query, jnp.isnan(q_nan))
+    wide = query.dtype == scale.dtype
+    query, factor = (query * scale, None) if wide else (query, scale)
+    return Row(*plan, query, factor, **own, bias=bias)
 
 
 def _over_steps(static: Static, row: Row, step: Any, carry: Any) -> Any:
@@ -305,15 +306,15 @@ def _over_steps(static: Static, row: Row, step: Any, carry: Any) -> Any:
     return jax.lax.fori_loop(full, live, functools.partial(step, masked=True), carry)
 
 
-def _tile(static: Static, row: Row, of: Any, factor: Any, j: jax.Array, masked: bool) -> Tile:
+def _tile(static: Static, row: Row, of: Any, j: jax.Array, masked: bool) -> Tile:
     """The logits of step `j`; `masked` False: all its blocks are full."""
     tiling, fixed, u = static.tiling, of["fixed"], static.tiling.q_per_row
     slots = j * tiling.width + _count(1, tiling.width)
     blocks = jax.lax.dynamic_slice_in_dim(row.index, j * tiling.width, tiling.width, axis=1)
     key = take_blocks(of["key"], blocks)
     logits = wide_einsum("nth,nsh->nts", row.query, key, softmax_dtype(key.dtype))
-    if factor is not None:
-        logits *= factor
+    if row.factor is not None:
+        logits *= row.factor
     if row.bias is not None:
         logits += _bias_tile(tiling, row.bias, blocks).astype(logits.dtype)
     q_blocks = row.number * u + _count(u)
