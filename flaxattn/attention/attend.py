@@ -8,9 +8,16 @@ import jax.numpy as jnp
 
 from flaxattn import checks
 from flaxattn.attention.blockwise import attend_blockwise
-from flaxattn.attention.dense import attend_head, head_log_sum_exp, head_weights, not_finite
+from flaxattn.attention.dense import (
+    log_sum_exp_of_head,
+    logits_of_head,
+    output_of_head,
+    softmax_dtype,
+    weights_of_head,
+)
 from flaxattn.attention.dropout import head_seeds
 from flaxattn.attention.heads import over_batch_and_heads
+from flaxattn.attention.repair import repair
 from flaxattn.masks import BlockPlan, Mask, from_dense, full
 from flaxattn.masks.plan import plan_pays
 
@@ -283,22 +290,27 @@ def _dense(
     rate: float,
     stats: bool,
 ) -> Any:
-    """`attend_head` over batch and heads."""
+    """The definition, `attend_head`, over batch and heads, repaired for all of them at once."""
+    of_query, of_key = _repaired(query, key, value, mask)
 
-    def head(q: Any, k: Any, v: Any, mask: Any, bias: Any, seeds: Any) -> Any:
-        output = attend_head(
-            q, k, v, mask, bias=bias, scale=scale, dropout_rate=rate, dropout_seeds=seeds
-        )
-        if not stats:
-            return output
-        return output, head_log_sum_exp(
-            q, k, mask, bias=bias, scale=scale, broken=not_finite(v)
-        )
+    def head(of_query: Any, of_key: Any, mask: Any, bias: Any, seeds: Any) -> Any:
+        (query, q_nan), (key, value, kv_nan) = of_query, of_key
+        logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
+        output = output_of_head(weights_of_head(logits, mask), value, mask, rate, seeds)
+        return (output, log_sum_exp_of_head(logits, mask)) if stats else output
 
     batch, q_len, num_heads, _ = query.shape
     dense = None if mask is None else _four_axes(mask.dense(q_len, key.shape[1]))
     seeds = None if dropout_key is None else head_seeds(dropout_key, batch, num_heads)
-    return over_batch_and_heads(head, query, key, value, dense, bias, seeds)
+    return over_batch_and_heads(head, of_query, of_key, dense, bias, seeds)
+
+
+def _repaired(query: jax.Array, key: jax.Array, value: jax.Array, mask: Any) -> tuple[Any, Any]:
+    """(query, q_nan) and (key, value, kv_nan) of `repair`; with no mask as they are, and None."""
+    if mask is None:
+        return (query, None), (key, value, None)
+    query, key, value, q_nan, kv_nan = repair(query, key, value, softmax_dtype(query.dtype))
+    return (query, q_nan), (key, value, kv_nan)
 
 
 @jax.jit
@@ -311,10 +323,12 @@ def _weights(
     rows: jax.Array,
     heads: jax.Array,
 ) -> jax.Array:
-    """`head_weights` of chosen rows and heads -> [B, M, R, S]."""
+    """`weights_of_head` of chosen rows and heads -> [B, M, R, S]."""
 
-    def head(q: Any, k: Any, _: Any, mask: Any, bias: Any) -> jax.Array:
-        return head_weights(q, k, mask, bias=bias, scale=scale)
+    def head(of_query: Any, of_key: Any, mask: Any, bias: Any) -> jax.Array:
+        (query, q_nan), (key, _, kv_nan) = of_query, of_key
+        logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
+        return weights_of_head(logits, mask)
 
     dense = None
     if mask is not None:
@@ -323,7 +337,8 @@ def _weights(
         bias = _pick(_pick(bias, heads, axis=1), rows, axis=2)
     group = query.shape[2] // key.shape[2]
     query, key = query[:, rows][:, :, heads], key[:, :, heads // group]
-    return over_batch_and_heads(head, query, key, key, dense, bias).swapaxes(1, 2)
+    of_query, of_key = _repaired(query, key, key, mask)
+    return over_batch_and_heads(head, of_query, of_key, dense, bias).swapaxes(1, 2)
 
 
 def _chosen(indices: Any, size: int) -> jax.Array:

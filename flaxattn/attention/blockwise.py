@@ -12,8 +12,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.dense import not_finite, softmax_dtype, without
+from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import head_seeds, keep
+from flaxattn.attention.repair import not_finite, repair, without
 from flaxattn.attention.tiles import Tiling, add_blocks, over_levels, take_blocks
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.masks.mask import map_leaves
@@ -106,13 +107,10 @@ def attend_blockwise(
     tiling = Tiling.of(batch, num_heads, num_kv_heads, plan, per_head)
     num_full, q_nan, kv_nan = plan.live.num_full, None, None
     if masked:
-        # Where anything is not finite, full blocks are treated as partial ones: those repair.
-        broken = [not_finite(x) for x in (query, key, value)]
-        q_broken, kv_broken = broken[0], broken[1] | broken[2]
-        key, value = without(key, kv_broken), without(value, broken[2])  # the query: in its rows
-        num_full = jnp.where(q_broken.any() | kv_broken.any(), 0, num_full)
-        q_nan = tiling.split_q(jnp.where(q_broken, jnp.nan, 0.0).astype(dtype))
-        kv_nan = tiling.split_kv(jnp.where(kv_broken, jnp.nan, 0.0).astype(dtype))
+        # If anything is not finite, full blocks are treated as partial ones: those repair.
+        _, key, value, q_nan, kv_nan = repair(query, key, value, dtype)  # queries: in their rows
+        num_full = jnp.where(jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any(), 0, num_full)
+        q_nan, kv_nan = tiling.split_q(q_nan), tiling.split_kv(kv_nan)
     index = jnp.asarray(plan.live.index)
     index = jnp.pad(index, [(0, 0)] * (index.ndim - 1) + [(0, tiling.kv_blocks - index.shape[-1])])
     fixed = Fixed(

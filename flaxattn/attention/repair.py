@@ -1,0 +1,51 @@
+"""Rows that are not finite, taken out of products and put back where they are seen.
+
+0 * NaN is NaN, so a NaN in a hidden key or value would reach every query through a matrix product.
+Rows that hold anything not finite are therefore zero in the products, and come back as NaN added
+to the logits: where the mask hides them, they are gone.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Repaired", "nan_where", "not_finite", "repair", "without"]
+
+
+class Repaired(NamedTuple):
+    """Queries, keys and values that are finite, and NaN or 0 for each row: what was taken out."""
+
+    query: jax.Array  # [..., H]
+    key: jax.Array
+    value: jax.Array
+    q_nan: jax.Array  # [...]
+    kv_nan: jax.Array  # of a key or of its value
+
+
+def repair(query: jax.Array, key: jax.Array, value: jax.Array, dtype: Any) -> Repaired:
+    """The three [..., H] without their rows that are not finite, and these rows in `dtype`."""
+    q_broken, value_broken = not_finite(query), not_finite(value)
+    kv_broken = not_finite(key) | value_broken
+    return Repaired(
+        without(query, q_broken),
+        without(key, kv_broken),
+        without(value, value_broken),
+        nan_where(q_broken, dtype),
+        nan_where(kv_broken, dtype),
+    )
+
+
+def not_finite(rows: jax.Array) -> jax.Array:
+    """Which rows hold anything that is not finite: [..., H] -> bool [...]."""
+    return ~jnp.isfinite(jnp.abs(rows).max(axis=-1, initial=0.0))
+
+
+def without(rows: jax.Array, broken: jax.Array) -> jax.Array:
+    """Rows [..., H] with zeros where `broken`, bool [...]."""
+    return jnp.where(broken[..., None], 0.0, rows).astype(rows.dtype)
+
+
+def nan_where(broken: jax.Array, dtype: Any) -> jax.Array:
+    """NaN where `broken`, else 0."""
+    return jnp.where(broken, jnp.nan, 0.0).astype(dtype)
