@@ -15,6 +15,7 @@ import flaxattn
 
 ROOT = pathlib.Path(flaxattn.__file__).parents[1]
 PUBLIC = {
+    "BlockPlan",
     "Decoder",
     "DecoderLayer",
     "Encoder",
@@ -26,6 +27,7 @@ PUBLIC = {
     "Mask",
     "MultiHeadAttention",
     "attend",
+    "attend_with_stats",
     "attend_head",
     "attention_weights",
     "build_masks",

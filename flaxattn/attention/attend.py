@@ -58,7 +58,7 @@ def attend(
       implementation: "dense" is the definition, with memory T·S; "blockwise" visits only blocks
         in which something is seen, with memory T + S, and has first derivatives in reverse mode
         only; "auto" takes blockwise where it is the faster one or a `BlockPlan` is given (on a
-        CPU above about 512 x 512 logits per head: `Mask.explain` tells).
+        CPU above about 360 x 360 logits per head: `Mask.explain` tells).
 
     Returns:
       `[B, T, N, H']` in the dtype of `query`. Softmax and sums are taken in float32.
@@ -199,9 +199,7 @@ def _check_query_key(query: jax.Array, key: jax.Array) -> dict[str, tuple[int, s
     return sizes
 
 
-def _check_mask(
-    mask: Any, sizes: dict[str, tuple[int, str]]
-) -> Mask | BlockPlan | None:
+def _check_mask(mask: Any, sizes: dict[str, tuple[int, str]]) -> Mask | BlockPlan | None:
     """The mask as a `Mask`, or plan of one, whose leaves fit B and N."""
     if mask is None:
         return None
@@ -271,8 +269,9 @@ def _run(
     options = {"bias": bias, "scale": scale, "dropout_key": dropout_key, "rate": rate}
     if not blockwise:
         return _dense(query, key, value, mask, **options, stats=stats)
-    plan = mask
-    if not isinstance(plan, BlockPlan):
+    if isinstance(mask, BlockPlan):
+        plan = mask
+    else:
         plan = (full() if mask is None else mask).plan(query.shape[1], key.shape[1])
     both = attend_blockwise(query, key, value, plan, **options, masked=mask is not None)
     return both if stats else both[0]

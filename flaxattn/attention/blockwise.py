@@ -8,7 +8,6 @@ of each row. Empty blocks are never visited and full ones are not asked about th
 import functools
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -45,7 +44,7 @@ class Fixed(NamedTuple):
     """What no gradient flows to; [levels, ...] stands for B, C and D, 1 where shared."""
 
     mask: Mask  # leaves [levels, ...]
-    index: jax.Array  # the plan: int32 [levels, R, u, blocks]
+    blocks: jax.Array  # the plan: int32 [levels, R, u, blocks]
     num_full: jax.Array  # int32 [levels, R, u]
     num_live: jax.Array
     q_nan: jax.Array | None  # [levels, R, u, k, g, t], NaN where a query is not finite, else 0
@@ -61,7 +60,7 @@ class Row(NamedTuple):
     """
 
     number: jax.Array
-    index: jax.Array  # int32 [u, blocks]
+    blocks: jax.Array  # int32 [u, blocks]
     num_full: jax.Array  # int32 [u]
     num_live: jax.Array
     query: jax.Array  # [u·k, g·t, H], without what is not finite, and scaled if factor is None
@@ -111,11 +110,13 @@ def attend_blockwise(
         _, key, value, q_nan, kv_nan = repair(query, key, value, dtype)  # queries: in their rows
         num_full = jnp.where(jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any(), 0, num_full)
         q_nan, kv_nan = tiling.split_q(q_nan), tiling.split_kv(kv_nan)
-    index = jnp.asarray(plan.live.index)
-    index = jnp.pad(index, [(0, 0)] * (index.ndim - 1) + [(0, tiling.kv_blocks - index.shape[-1])])
+    blocks = jnp.asarray(plan.live.blocks)
+    blocks = jnp.pad(
+        blocks, [(0, 0)] * (blocks.ndim - 1) + [(0, tiling.kv_blocks - blocks.shape[-1])]
+    )
     fixed = Fixed(
         mask=map_leaves(lambda x, n: tiling.split_lead(jnp.asarray(x), n), plan.mask),
-        index=tiling.split_lead(tiling.split_rows(index, -2), lead),
+        blocks=tiling.split_lead(tiling.split_rows(blocks, -2), lead),
         num_full=tiling.split_lead(tiling.split_rows(jnp.asarray(num_full)), lead),
         num_live=tiling.split_lead(tiling.split_rows(jnp.asarray(plan.live.num_live)), lead),
         q_nan=q_nan,
@@ -232,9 +233,7 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
     return Inputs(d_query, d_key, d_value, d_bias, d_scale), None
 
 
-def _backward_row(
-    static: Static, row: Row, of: Any, at: Any, carry: Any
-) -> tuple[Any, jax.Array]:
+def _backward_row(static: Static, row: Row, of: Any, at: Any, carry: Any) -> tuple[Any, jax.Array]:
     """Adds a row's share to the gradients in `carry` and gives its queries', not yet scaled."""
     dtype, seen_by_heads = row.lse.dtype, static.tiling.for_heads
     # Gradients of keys and values are kept with features before positions: so, too, are queries
@@ -258,9 +257,7 @@ def _backward_row(
         d_query += wide_einsum("nts,nsh->nth", narrow, tile.key, dtype)
         d_k = wide_einsum("nht,nts->nhs", columns[0], narrow, dtype)
         d_v = wide_einsum("nht,nts->nhs", columns[1], mixing, dtype)
-        d_key, d_value = (
-            add_blocks(x, tile.blocks, d) for x, d in ((d_key, d_k), (d_value, d_v))
-        )
+        d_key, d_value = (add_blocks(x, tile.blocks, d) for x, d in ((d_key, d_k), (d_value, d_v)))
         if d_bias is not None:
             d_logits = static.tiling.unfold(d_logits)
             d_bias = _add_bias(d_bias, (*at, row.number), tile.blocks, d_logits)
@@ -278,12 +275,12 @@ def _rows(static: Static, of: Any) -> tuple[Any, ...]:
     """What `_row` takes, stacked over rows."""
     fixed, bias = of["fixed"], of["bias"]
     own = {name: of[name] for name in ("query", "lse", "mean", "d_output") if name in of}
-    plan = (_count(static.tiling.rows), fixed.index, fixed.num_full, fixed.num_live)
+    plan = (_count(static.tiling.rows), fixed.blocks, fixed.num_full, fixed.num_live)
     return plan, own | {"q_nan": fixed.q_nan}, bias if bias is None or bias.shape[0] > 1 else None
 
 
 def _row(static: Static, x: Any, of: Any, scale: jax.Array) -> Row:
-    plan, own, bias = x
+    (number, blocks, num_full, num_live), own, bias = x
     if of["bias"] is not None and bias is None:
         bias = of["bias"][0]
     own = {name: None if a is None else static.tiling.fold(a) for name, a in own.items()}
@@ -292,7 +289,7 @@ def _row(static: Static, x: Any, of: Any, scale: jax.Array) -> Row:
         query = without(query, jnp.isnan(q_nan))
     wide = query.dtype == scale.dtype
     query, factor = (query * scale, None) if wide else (query, scale)
-    return Row(*plan, query, factor, **own, bias=bias)
+    return Row(number, blocks, num_full, num_live, query, factor, bias=bias, **own)
 
 
 def _over_steps(static: Static, row: Row, step: Any, carry: Any) -> Any:
@@ -308,7 +305,7 @@ def _tile(static: Static, row: Row, of: Any, j: jax.Array, masked: bool) -> Tile
     """The logits of step `j`; `masked` False: all its blocks are full."""
     tiling, fixed, u = static.tiling, of["fixed"], static.tiling.q_per_row
     slots = j * tiling.width + _count(1, tiling.width)
-    blocks = jax.lax.dynamic_slice_in_dim(row.index, j * tiling.width, tiling.width, axis=1)
+    blocks = jax.lax.dynamic_slice_in_dim(row.blocks, j * tiling.width, tiling.width, axis=1)
     key = take_blocks(of["key"], blocks)
     logits = wide_einsum("nth,nsh->nts", row.query, key, softmax_dtype(key.dtype))
     if row.factor is not None:
@@ -331,7 +328,7 @@ def _tile(static: Static, row: Row, of: Any, j: jax.Array, masked: bool) -> Tile
     if static.masked:
         seen &= fixed.mask(q_idx[:, :, None], kv_idx[:, None, :])
         kv_nan = jax.lax.optimization_barrier(take_blocks(fixed.kv_nan, blocks))
-        logits += row.q_nan[:, :, None] + kv_nan[:, None, :]
+        logits += jnp.asarray(row.q_nan)[:, :, None] + kv_nan[:, None, :]
     # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
     seen = jnp.broadcast_to(seen, (u, tiling.block_q, kv_idx.shape[1]))
     seen = jax.lax.optimization_barrier(seen)

@@ -15,10 +15,14 @@ from flaxattn.attention.dropout import keep
 from flaxattn.attention.repair import repair
 from flaxattn.products import wide_einsum
 
-__all__ = ["attend_head",
+__all__ = [
+    "attend_head",
     "log_sum_exp_of_head",
     "logits_of_head",
-    "output_of_head", "softmax_dtype", "weights_of_head"]
+    "output_of_head",
+    "softmax_dtype",
+    "weights_of_head",
+]
 
 
 def attend_head(
@@ -48,10 +52,10 @@ def attend_head(
     """
     chex.assert_rank([query, key, value], 2)
     chex.assert_equal_shape_prefix([key, value], 1)
-    nan = (None, None)
+    q_nan = kv_nan = None
     if mask is not None:
-        query, key, value, *nan = repair(query, key, value, softmax_dtype(query.dtype))
-    logits = logits_of_head(query, key, mask, *nan, bias=bias, scale=scale)
+        query, key, value, q_nan, kv_nan = repair(query, key, value, softmax_dtype(query.dtype))
+    logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
     weights = weights_of_head(logits, mask)
     return output_of_head(weights, value, mask, dropout_rate, dropout_seeds)
 
@@ -60,8 +64,8 @@ def logits_of_head(
     query: jax.Array,
     key: jax.Array,
     mask: jax.Array | None,
-    q_nan: jax.Array | None,
-    kv_nan: jax.Array | None,
+    q_nan: Any,
+    kv_nan: Any,
     *,
     bias: jax.Array | None,
     scale: Any,
@@ -101,7 +105,7 @@ def log_sum_exp_of_head(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
 def output_of_head(
     weights: jax.Array, value: jax.Array, mask: jax.Array | None, rate: float, seeds: Any
 ) -> jax.Array:
-    """Weights [T, S], less those dropped, times value [S, H'] -> [T, H'] in the dtype of `value`."""
+    """Weights [T, S], less those dropped, times value [S, H'] -> [T, H'] in its dtype."""
     if seeds is not None:
         q_idx, kv_idx = jnp.arange(weights.shape[0]), jnp.arange(weights.shape[1])
         weights = jnp.where(keep(seeds, q_idx, kv_idx, rate), weights / (1.0 - rate), 0.0)

@@ -50,7 +50,9 @@ class Tiling(NamedTuple):
         cells = plan.block_q * plan.block_kv * width
         group = 1 if per_head else num_heads // num_kv_heads
         most = 1 if per_head else max(CELLS // (cells * group), 1)
-        key_heads = max(k for k in range(1, num_kv_heads + 1) if num_kv_heads % k == 0 and k <= most)
+        key_heads = max(
+            k for k in range(1, num_kv_heads + 1) if num_kv_heads % k == 0 and k <= most
+        )
         most = max(CELLS // (cells * group * key_heads), 1)
         rows = -(-q_blocks // most)
         return cls(
@@ -102,7 +104,7 @@ class Tiling(NamedTuple):
         ]
 
     def split_lead(self, x: jax.Array, lead: int) -> jax.Array:
-        """[*lead, ...] of a mask or plan, lead (), (B,) or (B, N) -> [B, C, D, ...], 1 if shared."""
+        """[*lead, ...] of a mask or plan -> [B, C, D, ...], 1 where shared; see `Mask.lead`."""
         batch, heads = (*x.shape[:lead], 1, 1)[:2] if lead < 2 else x.shape[:2]
         levels = (self.chunks, self.group_chunks) if heads > 1 else (1, 1)
         return x.reshape(batch, *levels, *x.shape[lead:])

@@ -1,5 +1,6 @@
 """A plan in words and as a map of characters."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ def explain_plan(plan: BlockPlan) -> str:
         + (f"(map: the first of {len(state)} plans; shares: of all)" if len(state) > 1 else ""),
         f"skipped: {_share(state == 0)} of the blocks, "
         f"{1 - _live_share(plan):.1%} of the FLOPs of dense attention",
-        f'implementation="auto" chooses "{"blockwise" if pays else "dense"}": {why}',
+        *textwrap.wrap(
+            f'implementation="auto" chooses "{"blockwise" if pays else "dense"}": {why}', 88
+        ),
     ]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -163,12 +163,16 @@ class Mask:
     def explain(self, q_len: int, kv_len: int) -> str:
         """A map of the blocks, the share of work skipped, and what "auto" chooses and why.
 
-        >>> print(causal().explain(256, 1024))
-        causal(): 256 queries, 1024 keys, blocks of 256 x 128
-        ▒▒······
-        · empty 75.0%   ▒ partial 25.0%   █ full 0.0%
-        skipped: 75.0% of the blocks, 75.0% of the FLOPs of dense attention
-        implementation="auto" chooses "dense": 256 x 1024 logits per head; blocks are faster above about 512 x 512
+        >>> print(causal().explain(1024, 1024))
+        causal(): 1024 queries, 1024 keys, blocks of 256 x 256
+        ▒···
+        █▒··
+        ██▒·
+        ███▒
+        · empty 37.5%   ▒ partial 25.0%   █ full 37.5%
+        skipped: 37.5% of the blocks, 37.5% of the FLOPs of dense attention
+        implementation="auto" chooses "blockwise": 1024 x 1024 logits per head; blocks are
+        faster above about 360 x 360
         """
         return explain_plan(self.plan(q_len, kv_len))
 

@@ -20,14 +20,14 @@ __all__ = ["BlockPlan", "LiveBlocks", "make_plan", "plan_pays"]
 # Measured on two CPU cores (benchmarks/attention.py): a step takes about as long as its cells and
 # this many more queries, which is what fetching the keys of the step costs.
 BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 256, 100
-# The crossover on the same machine: below it the dense definition is as fast or faster.
-DENSE_CELLS = 512 * 512
+# The crossover on the same machine: up to it the dense definition is as fast or faster.
+DENSE_CELLS = 2**17
 
 
 class LiveBlocks(NamedTuple):
     """For every row of blocks its columns: the full ones, then the partial, then the empty."""
 
-    index: Any
+    blocks: Any
     """int32 `[*lead, rows, columns]`, each of the three kinds in ascending order."""
     num_full: Any
     """int32 `[*lead, rows]`."""
@@ -50,7 +50,7 @@ class BlockPlan:
     >>> plan = causal().plan(6, 6, block_q=2, block_kv=2)
     >>> plan.state.tolist()  # 0 empty, 1 partial, 2 full
     [[1, 0, 0], [2, 1, 0], [2, 2, 1]]
-    >>> plan.live.index.tolist(), plan.live.num_full.tolist(), plan.live.num_live.tolist()
+    >>> plan.live.blocks.tolist(), plan.live.num_full.tolist(), plan.live.num_live.tolist()
     ([[0, 1, 2], [0, 1, 2], [0, 1, 2]], [0, 1, 2], [1, 2, 3])
     """
 
@@ -107,10 +107,9 @@ def plan_pays(q_len: int, kv_len: int) -> tuple[bool, str]:
     """The rule of `implementation="auto"`: whether to attend by blocks, and why."""
     cells = f"{q_len} x {kv_len} logits per head"
     if jax.default_backend() != "cpu":
-        pays = q_len * kv_len > 64 * DENSE_CELLS
-        return pays, f"{cells}; off the CPU blocks are taken for memory alone, above 4096 x 4096"
-    pays = q_len * kv_len > DENSE_CELLS
-    return pays, f"{cells}; blocks are faster above about 512 x 512"
+        pays = q_len * kv_len > 2**24
+        return pays, f"{cells}; off the CPU blocks are for memory alone, above 4096 x 4096"
+    return q_len * kv_len > DENSE_CELLS, f"{cells}; blocks are faster above about 360 x 360"
 
 
 def _live(bounds: Bounds) -> LiveBlocks:
