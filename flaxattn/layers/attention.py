@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flaxattn import checks
 from flaxattn.attention import Implementation, attend, attention_weights
 from flaxattn.layers.positions import rotary
-from flaxattn.masks import Mask
+from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["MultiHeadAttention"]
 
@@ -60,7 +60,7 @@ class MultiHeadAttention(nn.Module):
         inputs_q: jax.Array,
         inputs_kv: jax.Array | None = None,
         *,
-        mask: Mask | jax.Array | None = None,
+        mask: Mask | BlockPlan | jax.Array | None = None,
         bias: jax.Array | None = None,
         q_positions: jax.Array | None = None,
         kv_positions: jax.Array | None = None,

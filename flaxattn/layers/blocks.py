@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flaxattn.attention import Implementation
 from flaxattn.layers.attention import MultiHeadAttention
 from flaxattn.layers.feed_forward import Activation, FeedForward
-from flaxattn.masks import Mask
+from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["DecoderLayer", "EncoderLayer", "NormPosition", "TransformerLayer", "layer_norm"]
 
@@ -107,7 +107,7 @@ class EncoderLayer(TransformerLayer):
         self,
         x: jax.Array,
         *,
-        mask: Mask | jax.Array | None = None,
+        mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
         sow_weights: bool = False,
         deterministic: bool,
@@ -137,8 +137,8 @@ class DecoderLayer(TransformerLayer):
         x: jax.Array,
         encoded: jax.Array,
         *,
-        mask: Mask | jax.Array | None = None,
-        cross_mask: Mask | jax.Array | None = None,
+        mask: Mask | BlockPlan | jax.Array | None = None,
+        cross_mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
         sow_weights: bool = False,
         deterministic: bool,

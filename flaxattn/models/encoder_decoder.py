@@ -207,9 +207,10 @@ class EncoderDecoder(nn.Module):
     ) -> jax.Array:
         """int [B, S] and segment ids [B, S] -> [B, S, D]."""
         positions = segment_positions(source_segment_ids)
+        mask = build_masks(source_segment_ids, source_segment_ids).encoder
         return self.encoder(
             self._embed("source", source, positions, deterministic),
-            mask=build_masks(source_segment_ids, source_segment_ids).encoder,
+            mask=mask.prepare(source.shape[1], source.shape[1]),
             positions=positions,
             sow_weights=sow_weights,
             deterministic=deterministic,
@@ -228,11 +229,12 @@ class EncoderDecoder(nn.Module):
         """int [B, T], `encoded` [B, S, D] and segment ids -> [B, T, D], to be given to `logits`."""
         positions = segment_positions(target_segment_ids)
         masks = build_masks(source_segment_ids, target_segment_ids)
+        q_len, kv_len = target_inputs.shape[1], encoded.shape[1]
         return self.decoder(
             self._embed("target", target_inputs, positions, deterministic),
             encoded,
-            mask=masks.decoder,
-            cross_mask=masks.cross,
+            mask=masks.decoder.prepare(q_len, q_len),
+            cross_mask=masks.cross.prepare(q_len, kv_len),
             positions=positions,
             sow_weights=sow_weights,
             deterministic=deterministic,
