@@ -176,11 +176,12 @@ def _forward_row(static: Static, row: Row, of: Any) -> tuple[jax.Array, jax.Arra
         seen = True if tile.seen is None else tile.seen.any(axis=-1)
         return new_top, total, mixed * decay[..., None] + products, any_seen | seen
 
+    zero = _zero((of, row), dtype)
     start = (
-        jnp.full(shape, -jnp.inf, dtype),
-        jnp.zeros(shape, dtype),
-        jnp.zeros((*shape, of["value"].shape[-1]), dtype),
-        jnp.zeros((tiling.q_per_row, tiling.block_q), bool),
+        jnp.full(shape, -jnp.inf, dtype) + zero,
+        jnp.zeros(shape, dtype) + zero,
+        jnp.zeros((*shape, of["value"].shape[-1]), dtype) + zero,
+        jnp.zeros((tiling.q_per_row, tiling.block_q), bool) | (zero > 0),
     )
     top, total, mixed, any_seen = _over_steps(static, row, step, start)
     any_seen = tiling.for_heads(any_seen)
@@ -210,12 +211,15 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
         def row_of(carry: Any, x: Any) -> tuple[Any, Any]:
             return _backward_row(static, _row(static, x, of, inputs.scale), of, at, carry)
 
-        start = [jnp.zeros(of[name].swapaxes(-1, -2).shape, dtype) for name in ("key", "value")]
+        shapes = (of[name].swapaxes(-1, -2).shape for name in ("key", "value"))
+        start = [jnp.zeros(shape, dtype) + _zero(of, dtype) for shape in shapes]
         rows = _rows(static, of)
         (d_key, d_value, d_bias), d_query = jax.lax.scan(row_of, (*start, d_bias), rows)
         return d_bias, (d_query, d_key, d_value)
 
-    d_bias = None if inputs.bias is None else jnp.zeros(arrays["bias"].shape, dtype)
+    d_bias = None
+    if inputs.bias is not None:
+        d_bias = jnp.zeros(arrays["bias"].shape, dtype) + _zero(arrays, dtype)
     d_bias, (d_query, d_key, d_value) = over_levels(one, d_bias, arrays, tiling.levels)
     d_query = tiling.join_q(d_query)
     d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
@@ -263,7 +267,7 @@ def _backward_row(static: Static, row: Row, of: Any, at: Any, carry: Any) -> tup
             d_bias = _add_bias(d_bias, (*at, row.number), tile.blocks, d_logits)
         return d_query, d_key, d_value, d_bias
 
-    start = jnp.zeros(row.query.shape, dtype)
+    start = jnp.zeros(row.query.shape, dtype) + _zero((of, row), dtype)
     d_query, *carry = _over_steps(static, row, step, (start, *carry))
     return tuple(carry), static.tiling.unfold(d_query)
 
@@ -334,6 +338,14 @@ def _tile(static: Static, row: Row, of: Any, j: jax.Array, masked: bool) -> Tile
     seen = jax.lax.optimization_barrier(seen)
     logits = jnp.where(tiling.for_heads(seen), logits, -jnp.inf)
     return Tile(jax.lax.optimization_barrier(logits), seen, blocks, key, kept)
+
+
+def _zero(arrays: Any, dtype: Any) -> jax.Array:
+    """0 that varies over devices as the arrays do: what `shard_map` asks of the start of a loop."""
+    never = jnp.zeros((), bool)
+    for x in jax.tree.leaves(arrays):
+        never |= (x.reshape(-1)[0] != x.reshape(-1)[0]) & False
+    return never.astype(dtype)
 
 
 def _count(*shape: int) -> jax.Array:
