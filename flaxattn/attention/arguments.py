@@ -1,0 +1,131 @@
+"""What `attend` is given, checked before anything is computed; errors name the argument."""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn import checks
+from flaxattn.masks import BlockPlan, Mask, from_dense
+from flaxattn.masks.plan import plan_pays
+
+__all__ = [
+    "Implementation",
+    "check_bias",
+    "check_call",
+    "check_mask",
+    "check_query_key",
+    "check_scale",
+]
+
+Implementation = Literal["auto", "dense", "blockwise"]
+
+
+def check_call(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    bias: Any,
+    scale: Any,
+    dropout_rate: float,
+    dropout_key: Any,
+    implementation: str,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arrays and the static arguments of `_run`."""
+    sizes = check_query_key(query, key)
+    checks.check_axes("value", value, "B S K H'", sizes)
+    if value.dtype != query.dtype:
+        raise TypeError(f"value has dtype {value.dtype}, query {query.dtype}; expected the same.")
+    checks.check_rate("dropout_rate", dropout_rate)
+    if dropout_rate > 0 and dropout_key is None:
+        raise ValueError(f"dropout_rate is {dropout_rate} but dropout_key is None; pass a key.")
+    if implementation not in get_args(Implementation):
+        raise ValueError(
+            f"implementation is {implementation!r}; expected one of {get_args(Implementation)}."
+        )
+    mask = check_mask(mask, sizes)
+    check_bias(bias, sizes)
+    check_scale(scale)
+    q_len, kv_len = sizes["T"][0], sizes["S"][0]
+    planned = isinstance(mask, BlockPlan)
+    blockwise = implementation == "blockwise" or (
+        implementation == "auto" and (planned or plan_pays(q_len, kv_len)[0])
+    )
+    blockwise &= 0 not in (*query.shape, *value.shape)  # of nothing the definition is soon made
+    if planned and not blockwise:
+        mask = mask.mask
+    dropout_key = dropout_key if dropout_rate > 0 else None
+    arrays = (query, key, value, mask, bias, scale, dropout_key)
+    return arrays, {"rate": dropout_rate, "blockwise": blockwise}
+
+
+def check_query_key(query: jax.Array, key: jax.Array) -> dict[str, tuple[int, str]]:
+    """Checks shapes and dtypes and returns what each letter stands for."""
+    sizes: dict[str, tuple[int, str]] = {}
+    checks.check_axes("query", query, "B T N H", sizes)
+    checks.check_axes("key", key, "B S K H", sizes)
+    checks.check_floating("query", query)
+    if key.dtype != query.dtype:
+        raise TypeError(f"key has dtype {key.dtype}, query {query.dtype}; expected the same.")
+    num_heads, num_kv_heads = sizes["N"][0], sizes["K"][0]
+    if num_kv_heads == 0 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"query has {num_heads} heads and key {num_kv_heads}; the number of key/value heads "
+            "must divide the number of query heads."
+        )
+    return sizes
+
+
+def check_mask(mask: Any, sizes: dict[str, tuple[int, str]]) -> Mask | BlockPlan | None:
+    """The mask as a `Mask`, or plan of one, whose leaves fit B and N."""
+    if mask is None:
+        return None
+    if isinstance(mask, BlockPlan):
+        for letter, length in (("T", mask.q_len), ("S", mask.kv_len)):
+            if length != sizes[letter][0]:
+                raise ValueError(
+                    f"mask is a plan for {letter} = {length}, but {sizes[letter][1]} has "
+                    f"{letter} = {sizes[letter][0]}; draw it with mask.plan({sizes['T'][0]}, "
+                    f"{sizes['S'][0]})."
+                )
+        check_mask(mask.mask, sizes)
+        return mask
+    if not isinstance(mask, Mask):
+        if not hasattr(mask, "dtype"):
+            raise TypeError(f"mask is a {type(mask).__name__}; expected a Mask or a boolean array.")
+        checks.check_boolean("mask", mask)
+        _check_shared("mask", mask, sizes, {2: "TS", 3: "BTS"}.get(mask.ndim, "BNTS"))
+        mask = from_dense(mask)
+    mask.check_length(sizes["T"][0], sizes["S"][0])
+    for letter, size in zip("BN", mask.lead, strict=False):
+        if size not in (1, sizes[letter][0]):
+            raise ValueError(
+                f"mask {mask} has leading axes {mask.lead}, that is {letter} = {size}; "
+                f"but query has {letter} = {sizes[letter][0]}."
+            )
+    return mask
+
+
+def check_bias(bias: Any, sizes: dict[str, tuple[int, str]]) -> None:
+    """Raises TypeError or ValueError unless `bias` is floating and [B, N, T, S], 1 where shared."""
+    if bias is not None:
+        checks.check_floating("bias", bias)
+        _check_shared("bias", bias, sizes, "BNTS")
+
+
+def check_scale(scale: Any) -> None:
+    """Raises ValueError unless `scale` is a single number or None."""
+    if scale is not None and jnp.ndim(scale) != 0:
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a single number.")
+
+
+def _check_shared(name: str, array: Any, sizes: dict[str, tuple[int, str]], axes: str) -> None:
+    wanted = [sizes[letter][0] for letter in axes]
+    if array.ndim != len(axes) or any(
+        n not in (1, size) for n, size in zip(array.shape, wanted, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)}; expected [{', '.join(axes)}] = {wanted}, "
+            "or 1 in place of any of them."
+        )
