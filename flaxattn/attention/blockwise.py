@@ -156,6 +156,8 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
     inputs, fixed, output, lse = residuals
     d_output, d_lse = cotangents
     tiling, dtype = static.tiling, lse.dtype
+    empty = lse == -jnp.inf  # nothing flows back from such a row, not even NaN
+    d_output = jnp.where(empty[..., None], 0.0, d_output).astype(d_output.dtype)
     # The softmax's Jacobian takes from each row its mean; the log-sum-exp's adds to it.
     mean = (d_output.astype(dtype) * output.astype(dtype)).sum(axis=-1) - d_lse
     arrays = {
@@ -164,7 +166,7 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
         "value": tiling.split_kv(inputs.value),
         "bias": None if inputs.bias is None else tiling.split_bias(inputs.bias),
         "fixed": fixed,
-        "lse": tiling.split_q(jnp.where(lse == -jnp.inf, jnp.inf, lse)),  # exp(x - inf) = 0
+        "lse": tiling.split_q(jnp.where(empty, jnp.inf, lse)),  # exp(x - inf) = 0
         "mean": tiling.split_q(mean),
         "d_output": tiling.split_q(d_output),
     }

@@ -99,6 +99,9 @@ def make_row(static: Static, x: Any, of: Any, scale: jax.Array) -> Row:
         query = without(query, jnp.isnan(q_nan))
     wide = query.dtype == scale.dtype
     query, factor = (query * scale, None) if wide else (query, scale)
+    if q_nan is not None:  # what is hidden stays finite, however large it is
+        limit = jnp.finfo(query.dtype).max
+        query = jnp.clip(query, -limit, limit)
     return Row(number, blocks, num_full, num_live, query, factor, bias=bias, **own)
 
 
