@@ -109,7 +109,7 @@ def draw(rule, q_len, kv_len):
 
 
 class Gradients(NamedTuple):
-    """Those of sum(output * cotangent); the bias's has its shape, axes of 1 summed."""
+    """Those of a sum over rows; the bias's has its shape, axes of 1 summed."""
 
     query: np.ndarray
     key: np.ndarray
@@ -135,6 +135,15 @@ def attend(query, key, value, mask, bias=None, scale=None, keep=None, rate=0.0):
     return output
 
 
+def log_sum_exp(query, key, mask, bias=None, scale=None):
+    """[B, T, N] in float64: that of the logits of the keys that are seen, -inf where none is."""
+    query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
+    total = np.full(query.shape[:3], -np.inf)
+    for row in _rows(query, key, mask, bias, scale, None, 0.0):
+        total[row.b, row.t, row.n] = row.log_sum_exp
+    return total
+
+
 def attention_weights(query, key, mask, bias=None, scale=None):
     """[B, N, T, S] in float64."""
     query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
@@ -145,8 +154,23 @@ def attention_weights(query, key, mask, bias=None, scale=None):
     return weights
 
 
-def gradients(cotangent, query, key, value, mask, bias=None, scale=None, keep=None, rate=0.0):
-    """The gradients of sum(attend(...) * cotangent), derived by hand."""
+def gradients(
+    cotangent,
+    query,
+    key,
+    value,
+    mask,
+    bias=None,
+    scale=None,
+    keep=None,
+    rate=0.0,
+    lse_cotangent=None,
+):
+    """The gradients of sum(attend(...) * cotangent), derived by hand.
+
+    With `lse_cotangent` [B, T, N] those of sum(log_sum_exp(...) * lse_cotangent) are added, the sum
+    being over the rows that see something.
+    """
     cotangent, query, key, value = (
         np.asarray(x, np.float64) for x in (cotangent, query, key, value)
     )
@@ -160,6 +184,8 @@ def gradients(cotangent, query, key, value, mask, bias=None, scale=None, keep=No
         d_value[b, seen, k] += np.outer(row.mixed, d_output)
         d_weights = row.kept * (value[b, seen, k] @ d_output)
         d_logits = row.weights * (d_weights - row.weights @ d_weights)
+        if lse_cotangent is not None:  # d log sum exp(l) / d l is the weight of l
+            d_logits += row.weights * lse_cotangent[b, t, n]
         d_query[b, t, n] += factor * d_logits @ key[b, seen, k]
         d_key[b, seen, k] += factor * np.outer(d_logits, query[b, t, n])
         d_scale += d_logits @ (key[b, seen, k] @ query[b, t, n])
@@ -179,6 +205,7 @@ class _Row(NamedTuple):
     seen: np.ndarray  # indices of the keys
     weights: np.ndarray  # of those keys, before dropout
     kept: np.ndarray  # what dropout multiplies them with
+    log_sum_exp: float
 
     @property
     def mixed(self):
@@ -200,4 +227,5 @@ def _rows(query, key, mask, bias, scale, keep, rate):
             logits = key[b, seen, k] @ query[b, t, n] * scale + bias[b, n, t, seen]
             powers = np.exp(logits - logits.max())
             kept = keep[b, n, t, seen] / (1.0 - rate)
-            yield _Row(b, t, n, k, seen, powers / powers.sum(), kept)
+            total = logits.max() + np.log(powers.sum())
+            yield _Row(b, t, n, k, seen, powers / powers.sum(), kept, total)

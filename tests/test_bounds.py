@@ -103,20 +103,28 @@ def test_rule_of_ones_own_is_always_partial():
     assert bounds.some.all() and not bounds.every.any()
 
 
-leaves = st.sampled_from([*NAMED.values(), *BATCHED.values(), where(lambda q, k: (q * k) % 3 == 0)])
-expressions = st.recursive(
-    leaves,
-    lambda inner: st.one_of(
-        st.builds(lambda a: ~a, inner),
-        st.builds(lambda a, b: a & b, inner, inner),
-        st.builds(lambda a, b: a | b, inner, inner),
-    ),
-    max_leaves=4,
+LEAVES = [*NAMED.values(), *BATCHED.values(), where(lambda q, k: (q * k) % 3 == 0)]
+STARTS = st.one_of(
+    st.integers(-6, 11),
+    st.sampled_from([np.array([0, 5]), np.array([-3, 2]), np.array([[1, 7, 30]])]),
 )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(expressions, st.sampled_from([(5, 7), (8, 8), (16, 4)]))
+def expressions(depth):
+    """Masks of `depth` operators over one another, all of which may be shifts."""
+    if depth == 0:
+        return st.sampled_from(LEAVES)
+    deep, any_depth = expressions(depth - 1), st.one_of(*map(expressions, range(depth)))
+    return st.one_of(
+        st.builds(lambda a: ~a, deep),
+        st.builds(lambda a, b: a & b, deep, any_depth),
+        st.builds(lambda a, b: a | b, any_depth, deep),
+        st.builds(lambda a, q, kv: a.shift(q, kv), deep, STARTS, STARTS),
+    )
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(expressions(3), st.sampled_from([(5, 7), (8, 8), (16, 4)]))
 def test_empty_block_sees_nothing_and_full_block_everything(mask, sizes):
     (some, every), (any_seen, all_seen) = bounds_and_truth(mask, *sizes)
     assert not (any_seen & ~some).any()
