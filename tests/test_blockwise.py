@@ -97,9 +97,21 @@ def d_lse_of(data, seed=0):
     return np.random.default_rng(seed + 1).standard_normal((b, t, n)).astype(data.query.dtype)
 
 
-def answer(data, mask, sizes=(3, 4), **options):
+@contextlib.contextmanager
+def geometry(cells, width):
+    """Tiles of another size, in what is traced meanwhile: each with shapes of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "CELLS", cells)
+        patch.setattr(tiles, "WIDTH", width)
+        yield
+
+
+def answer(data, mask, sizes=(3, 4), tile=(1, 2), **options):
+    """By default a tile has one block of queries: else a row has few steps of full blocks alone."""
     mask = from_dense(mask) if isinstance(mask, np.ndarray) and sizes is not None else mask
-    return Answer(*map(np.array, differentiate(data, d_lse_of(data), mask, sizes, **options)))
+    with geometry(*tile):
+        got = differentiate(data, d_lse_of(data), mask, sizes, **options)
+    return Answer(*map(np.array, got))
 
 
 def dense_answer(data, mask, **options):
@@ -131,15 +143,6 @@ def assert_equal_to(expected, actual, tolerance=5e-5):
     np.testing.assert_array_equal(actual.lse == -np.inf, blind)
     a, e = (x._replace(lse=np.where(blind, 0, x.lse)) for x in (actual, expected))
     assert_close(a, e, tolerance)
-
-
-@contextlib.contextmanager
-def geometry(cells, width):
-    """Tiles of another size, in what is traced meanwhile: each with shapes of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "CELLS", cells)
-        patch.setattr(tiles, "WIDTH", width)
-        yield
 
 
 # The oracle itself.
@@ -318,8 +321,7 @@ def test_values_and_gradients_are_those_of_the_oracle(case, seed, scale):
     shape, bias, sizes, *tile, build = CASES[case]
     mask, rule = build(np.random.default_rng(seed), *shape.logits)
     data = inputs(shape, seed, bias)
-    with geometry(*tile):
-        got = answer(data, mask, sizes, scale=scale)
+    got = answer(data, mask, sizes, tile, scale=scale)
     assert_equal_to(oracle_answer(data, every(shape, rule), scale=scale), got)
 
 
@@ -331,8 +333,7 @@ def test_bits_of_dropout_are_those_of_dense_attention_whatever_the_tiles(tile):
     shape = Shape(2, 13, 17, 4, 2, 5, 4 + TILES.index(tile))  # a program of its own
     mask = random_mask(shape, 1, 0.9)[:, :1] & np.tri(13, 17, 4, dtype=bool)
     data, key = inputs(shape, bias=(1, 4, 1, 17)), jax.random.key(3)
-    with geometry(*tile):
-        got = answer(data, mask, (4, 4), dropout_key=key, rate=0.3)
+    got = answer(data, mask, (4, 4), tile, dropout_key=key, rate=0.3)
     keep = kept(shape, 0.3, key)
     assert 0.6 < keep.mean() < 0.8
     assert_equal_to(oracle_answer(data, mask, keep=keep, rate=0.3), got)
@@ -350,11 +351,11 @@ def kept(shape, rate, key):
 # Hidden = deleted.
 
 SHAPE = Shape(2, 13, 17, 4, 2, 5, 3)
-FULL_BLOCKS = np.tri(13, 17, 4, dtype=bool)[None, None]  # with blocks of 3 x 4 some are full
+FULL_BLOCKS = np.tri(13, 17, 8, dtype=bool)[None, None]  # keys 4 to 11 are full for queries 3 to 8
 
 
 def mask_with_full_blocks(seed):
-    """bool [B, 1, T, S] with empty, partial and full blocks of 3 x 4."""
+    """bool [B, 1, T, S] with empty, partial and full blocks of 3 x 4: whole steps of full ones."""
     rng = np.random.default_rng(seed)
     mask = FULL_BLOCKS & (rng.random((2, 1, 1, 17)) < [[[[0.9]]], [[[1.0]]]])
     mask[:, :, 9:12] &= rng.random((2, 1, 3, 17)) < 0.5
@@ -440,12 +441,14 @@ def test_garbage_in_hidden_entries_of_the_bias_changes_nothing(garbage):
 def test_key_that_is_not_finite_breaks_exactly_the_rows_that_see_it(what, garbage):
     """In a block that is full for later queries as well as in partial ones."""
     data, mask, whole = of_masks(1)
-    b, s, k = 1, 3, 1
+    b, s, k = 1, 5, 1
     broken = data
     for name in ("key", "value") if what == "both" else (what,):
         array = getattr(data, name).copy()
         array[b, s, k, 1] = garbage
         broken = broken._replace(**{name: array})
+    state = np.asarray(from_dense(mask).plan(13, 17, block_q=3, block_kv=4).state)
+    assert (state[b, 0, 1:3, s // 4] == 2).all()
     rows = np.zeros((2, 13, 4), bool)  # [B, T, N]
     rows[b, :, 2:] = whole[b, 2:, :, s].T
     assert rows[b].any()
