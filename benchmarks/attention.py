@@ -1,7 +1,7 @@
 """Attention against what one would use instead: one run, one table, a JSON and a picture.
 
-    python benchmarks/attention.py                 # everything, about 10 minutes on two cores
-    python benchmarks/attention.py --only causal   # the cases whose name starts so
+    uv run --group benchmark benchmarks/attention.py                 # all, 15 minutes on two cores
+    uv run --group benchmark benchmarks/attention.py --only causal   # cases whose name starts so
 
 Contenders: flaxattn (the default, "auto", and both implementations by name), jax.nn, flax.linen,
 and PyTorch's scaled_dot_product_attention and compiled FlexAttention where torch is installed. In
