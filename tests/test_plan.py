@@ -392,7 +392,6 @@ def test_explain_says(name):
     assert mask.explain(*sizes) == text
 
 
-@pytest.mark.xfail(reason="BUG: reshape(-1, ...) of a state that holds nothing", strict=True)
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0)], ids=str)
 def test_explain_of_nothing_is_no_error(sizes):
     assert full().explain(*sizes).startswith(f"full(): {sizes[0]} queries, {sizes[1]} keys")

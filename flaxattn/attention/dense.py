@@ -79,7 +79,10 @@ def logits_of_head(
     chex.assert_equal_shape_suffix([query, key], 1)
     dtype = softmax_dtype(query.dtype)
     scale = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype)
-    logits = wide_einsum("th,sh->ts", query, key, dtype) * scale
+    products = wide_einsum("th,sh->ts", query, key, dtype)
+    if mask is not None:  # for the gradient of the scale: products of large numbers overflow
+        products = jnp.where(mask, products, 0.0)
+    logits = products * scale
     if mask is not None:  # added, not selected, so that NaN also flows back to whatever saw it
         logits += q_nan[:, None] + kv_nan[None, :]
     if bias is not None:

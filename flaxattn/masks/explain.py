@@ -16,7 +16,8 @@ MAP_ROWS, MAP_COLUMNS = 32, 64
 
 def explain_plan(plan: BlockPlan) -> str:
     """The text of `Mask.explain`."""
-    state = np.asarray(plan.state).reshape(-1, *plan.state.shape[-2:])
+    shape = plan.state.shape
+    state = np.asarray(plan.state).reshape(int(np.prod(shape[:-2])), *shape[-2:])
     pays, why = plan_pays(plan.q_len, plan.kv_len)
     lines = [
         f"{plan.mask}: {plan.q_len} queries, {plan.kv_len} keys, "
