@@ -81,6 +81,7 @@ def logits_of_head(
     scale = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype)
     products = wide_einsum("th,sh->ts", query, key, dtype)
     if mask is not None:  # for the gradient of the scale: products of large numbers overflow
+        chex.assert_shape(mask, products.shape)
         products = jnp.where(mask, products, 0.0)
     logits = products * scale
     if mask is not None:  # added, not selected, so that NaN also flows back to whatever saw it
@@ -89,7 +90,6 @@ def logits_of_head(
         logits += bias.astype(dtype)
     if mask is None:
         return logits
-    chex.assert_shape(mask, logits.shape)
     return jnp.where(mask, logits, jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0))
 
 
