@@ -611,6 +611,13 @@ def test_without_a_mask_lengths_need_not_divide(lengths_):
         assert_equal_to(expected, answer(data, mask, None))
 
 
+@pytest.mark.parametrize("rows", [(1, 1, 1, 17), (2, 4, 1, 1)], ids=str)
+def test_large_bias_shared_by_all_queries_does_not_reach_past_the_last_of_them(rows):
+    data = inputs(SHAPE, bias=rows)
+    data = data._replace(bias=np.full(rows, 200.0, np.float32))  # exp(200) is infinite
+    assert_equal_to(oracle_answer(data, True), answer(data, full(), (8, 8)), 5e-4)
+
+
 def test_without_a_mask_nan_is_everywhere_it_is_seen():
     data = inputs(SHAPE, bias=(1, 1, 1, 1))
     data.value[1, 16, 0, 2] = np.nan

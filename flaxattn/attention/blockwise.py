@@ -166,8 +166,9 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
         "value": tiling.split_kv(inputs.value),
         "bias": None if inputs.bias is None else tiling.split_bias(inputs.bias),
         "fixed": fixed,
-        "lse": tiling.split_q(jnp.where(empty, jnp.inf, lse)),  # exp(x - inf) = 0
-        "mean": tiling.split_q(mean),
+        # exp(x - inf) = 0, also of queries past the last, whatever their bias
+        "lse": tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
+        "mean": tiling.split_q(jnp.where(empty, 0.0, mean)),
         "d_output": tiling.split_q(d_output),
     }
 

@@ -76,9 +76,9 @@ class Tiling(NamedTuple):
         """B, C and D: what `over_levels` loops over."""
         return self.batch, self.chunks, self.group_chunks
 
-    def split_q(self, x: jax.Array) -> jax.Array:
-        """[B, T, N, ...] -> [B, C, D, R, u, k, g, t, ...], zeros past the end."""
-        x = _pad(x, 1, self.rows * self.q_per_row * self.block_q)
+    def split_q(self, x: jax.Array, past_end: float = 0.0) -> jax.Array:
+        """[B, T, N, ...] -> [B, C, D, R, u, k, g, t, ...], filled up past the end."""
+        x = _pad(x, 1, self.rows * self.q_per_row * self.block_q, past_end)
         heads = (self.chunks, self.key_heads, self.group_chunks, self.group)
         x = x.reshape(x.shape[0], self.rows, self.q_per_row, self.block_q, *heads, *x.shape[3:])
         return x.transpose(0, 4, 6, 1, 2, 5, 7, 3, *range(8, x.ndim))
@@ -202,7 +202,7 @@ def add_blocks(x: jax.Array, index: jax.Array, tile: jax.Array) -> jax.Array:
     return x.at[index].add(tile.reshape(u, k, h, width, s).transpose(0, 3, 1, 2, 4))
 
 
-def _pad(x: jax.Array, axis: int, size: int) -> jax.Array:
+def _pad(x: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:
     pads = [(0, 0)] * x.ndim
     pads[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, pads) if size > x.shape[axis] else x
+    return jnp.pad(x, pads, constant_values=value) if size > x.shape[axis] else x
