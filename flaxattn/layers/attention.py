@@ -1,7 +1,6 @@
 """Multi-head attention as a linen module: projections around `attend`."""
 
-import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -9,7 +8,16 @@ import jax.numpy as jnp
 
 from flaxattn import checks
 from flaxattn.attention import Implementation, attend, attention_weights
+from flaxattn.layers.cache import (
+    cells_for,
+    check_index,
+    index_positions,
+    nan_unless_room,
+    shifted_mask,
+    write_cells,
+)
 from flaxattn.layers.positions import rotary
+from flaxattn.layers.projection import Projection
 from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["MultiHeadAttention"]
@@ -58,22 +66,36 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self,
         inputs_q: jax.Array,
-        inputs_kv: jax.Array | None = None,
+        inputs_kv: jax.Array | Literal["cached"] | None = None,
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         bias: jax.Array | None = None,
         q_positions: jax.Array | None = None,
         kv_positions: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        cache_len: int | None = None,
+        cache_slot: int = 0,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
         """Attends from `inputs_q` to `inputs_kv`, or to itself.
 
+        With `cache_index` keys and values are kept in the "cache" collection, which must be
+        mutable, as `cached_key` and `cached_value` `[B, S, K, H]`. In self-attention those of
+        `inputs_q` take the cells from `cache_index` on, and all cells up to them may be seen. Keys
+        and values of an `inputs_kv` are kept whole; later calls say `inputs_kv="cached"` for them.
+
         Args:
           inputs_q: `[B, T, D]`.
-          inputs_kv: `[B, S, D]`; None: `inputs_q`.
-          mask, bias: as in `flaxattn.attend`.
-          q_positions, kv_positions: int `[B, T]`, `[B, S]` for rotary; default 0, 1, 2, ...
+          inputs_kv: `[B, S, D]`; None: `inputs_q`; "cached": what an earlier call kept.
+          mask, bias: as in `flaxattn.attend`. With `cache_index` the mask is a `Mask` or None: that
+            of the whole sequence, the same at each call; it is shifted here.
+          q_positions, kv_positions: int `[B, T]`, `[B, S]` for rotary; default 0, 1, 2, ...,
+            counted from `cache_index` where that is given and the tokens are `inputs_q`.
+          cache_index: int `[]` or `[B]`, the position of the first of `inputs_q`; None: no cache.
+            New values never recompile. An example that runs past the last cell gives NaN.
+          cache_len: how many cells; needed only by the call which makes the cache.
+          cache_slot: which cache, where the layer is applied several times in one pass.
           sow_weights: also sow the weights `[B, N, T, S]`, before dropout, as
             `attention_weights` in the "intermediates" collection.
           deterministic: True switches dropout off.
@@ -82,20 +104,32 @@ class MultiHeadAttention(nn.Module):
           `[B, T, out_features]`.
 
         Raises:
-          ValueError if heads do not divide, or as `attend`.
+          ValueError if heads do not divide, for a cache that is missing, immutable, too short or
+          of another batch, or as `attend`.
+
+        >>> layer, x = MultiHeadAttention(num_heads=2), jnp.ones((1, 5, 8))
+        >>> variables = layer.init(jax.random.key(0), x, deterministic=True)
+        >>> for t in range(5):
+        ...     output, cache = layer.apply(
+        ...         variables, x[:, t : t + 1], mask=causal(), cache_index=t, cache_len=5,
+        ...         deterministic=True, mutable=["cache"]
+        ...     )
+        ...     variables |= cache
+        >>> jax.tree.map(jnp.shape, variables["cache"])
+        {'cached_key': (1, 5, 2, 4), 'cached_value': (1, 5, 2, 4)}
         """
-        inputs_kv = inputs_q if inputs_kv is None else inputs_kv
-        sizes: dict[str, tuple[int, str]] = {}
-        checks.check_axes("inputs_q", inputs_q, "B T D", sizes)
-        checks.check_axes("inputs_kv", inputs_kv, "B S D'", sizes)
-        num_kv_heads, head_dim = self._head_sizes(inputs_q.shape[-1])
-        project = self._project
-        query = project("query", (self.num_heads, head_dim), ("embed", "heads", "kv"))(inputs_q)
-        key = project("key", (num_kv_heads, head_dim), ("embed", "heads", "kv"))(inputs_kv)
-        value = project("value", (num_kv_heads, head_dim), ("embed", "heads", "kv"))(inputs_kv)
-        if self.rotary:
-            query = rotary(query, _positions_or_index(q_positions, query))
-            key = rotary(key, _positions_or_index(kv_positions, key))
+        checks.check_axes("inputs_q", inputs_q, "B T D", {})
+        own_keys, q_len = inputs_kv is None, inputs_q.shape[1]
+        index = None if cache_index is None else check_index(cache_index, inputs_q.shape[0])
+        query, key, value = self._query_key_value(
+            inputs_q, inputs_kv, q_positions, kv_positions, index
+        )
+        if index is not None:
+            slot = f"_{cache_slot}" if cache_slot else ""
+            start = index if own_keys else None
+            key = self._cached(f"cached_key{slot}", key, start, cache_len)
+            value = self._cached(f"cached_value{slot}", value, start, cache_len)
+            mask = shifted_mask(mask, index, num_written=q_len if own_keys else None)
         if sow_weights:
             weights = attention_weights(query, key, mask, bias=bias)
             self.sow("intermediates", "attention_weights", weights)
@@ -110,9 +144,65 @@ class MultiHeadAttention(nn.Module):
             dropout_key=self.make_rng("dropout") if rate > 0 else None,
             implementation=self.implementation,
         )
+        if index is not None and own_keys:
+            output = nan_unless_room(output, index, key.shape[1])
         out_features = self.out_features or inputs_q.shape[-1]
-        out = project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
+        out = self._project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
         return out(output)
+
+    def _query_key_value(
+        self,
+        inputs_q: jax.Array,
+        inputs_kv: Any,
+        q_positions: jax.Array | None,
+        kv_positions: jax.Array | None,
+        index: jax.Array | None,
+    ) -> tuple[jax.Array, Any, Any]:
+        """`[B, T, N, H]`, and twice `[B, S, K, H]`, or None where `inputs_kv` is "cached"."""
+        num_kv_heads, head_dim = self._head_sizes(inputs_q.shape[-1])
+        axes = ("embed", "heads", "kv")
+        query = self._project("query", (self.num_heads, head_dim), axes)(inputs_q)
+        query = self._rotate(query, q_positions, index)
+        if isinstance(inputs_kv, str):
+            if index is None or inputs_kv != "cached":
+                raise ValueError(
+                    f"inputs_kv is {inputs_kv!r} and cache_index {index}; expected an array, or "
+                    '"cached" with a cache_index.'
+                )
+            return query, None, None
+        inputs = inputs_q if inputs_kv is None else inputs_kv
+        checks.check_axes("inputs_kv", inputs, "B S D", {"B": (inputs_q.shape[0], "inputs_q")})
+        key, value = (
+            self._project(name, (num_kv_heads, head_dim), axes)(inputs) for name in ("key", "value")
+        )
+        return query, self._rotate(key, kv_positions, index if inputs_kv is None else None), value
+
+    def _rotate(
+        self, x: jax.Array, positions: jax.Array | None, index: jax.Array | None
+    ) -> jax.Array:
+        """`x` turned by its positions, by default those from `index` on, if the layer is rotary."""
+        if not self.rotary:
+            return x
+        return rotary(x, index_positions(index, x.shape[1]) if positions is None else positions)
+
+    def _cached(
+        self, name: str, new: jax.Array | None, start: jax.Array | None, cache_len: int | None
+    ) -> jax.Array:
+        """All cells of a cache, after writing `new` from `start` on, or in place of them all."""
+        cells: Any = self.get_variable("cache", name)
+        if new is None:
+            if cells is None:
+                raise ValueError('inputs_kv is "cached", but no earlier call has kept any.')
+            return cells
+        if not self.is_mutable_collection("cache"):
+            raise ValueError(
+                'cache_index is given, but the "cache" collection cannot be written; call '
+                'apply(..., mutable=["cache"]), which returns the new cache beside the output.'
+            )
+        if start is not None:
+            new = write_cells(cells_for(new, cells, cache_len), new, start)
+        self.put_variable("cache", name, new)
+        return new
 
     def _head_sizes(self, features: int) -> tuple[int, int]:
         """K and H, or ValueError."""
@@ -144,55 +234,3 @@ class MultiHeadAttention(nn.Module):
             bias_init=self.bias_init,
             name=name,
         )
-
-
-class Projection(nn.Module):
-    """A linear map of the last axes of an array to new ones.
-
-    It has the parameters and initial values of `flax.linen.DenseGeneral`, which cannot name the
-    logical axes of a kernel of rank 3 under a mesh: it makes the kernel as a matrix first.
-
-    Attributes:
-      features: the new axes.
-      axes: the logical names of the kernel's axes.
-      num_in_axes: how many of the last axes are mapped.
-      use_bias, dtype, param_dtype, kernel_init, bias_init: as in `MultiHeadAttention`.
-    """
-
-    features: tuple[int, ...]
-    axes: tuple[str, ...]
-    num_in_axes: int
-    use_bias: bool
-    dtype: Any
-    param_dtype: Any
-    kernel_init: nn.initializers.Initializer
-    bias_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., *inputs] -> [..., *features]."""
-        inputs = x.shape[x.ndim - self.num_in_axes :]
-        kernel = self._param("kernel", self.kernel_init, inputs, self.axes)
-        bias = None
-        if self.use_bias:
-            bias = self._param("bias", self.bias_init, (), self.axes[self.num_in_axes :])
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = jnp.tensordot(x, kernel, axes=self.num_in_axes)
-        return y if bias is None else y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
-
-    def _param(
-        self, name: str, init: Any, inputs: tuple[int, ...], axes: tuple[str, ...]
-    ) -> jax.Array:
-        """A parameter initialised as a matrix (or vector), so that fan-in and fan-out are right."""
-        flat = (math.prod(inputs),) * bool(inputs) + (math.prod(self.features),)
-
-        def shaped(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            return jnp.reshape(init(key, flat, dtype), shape)
-
-        boxed = nn.with_logical_partitioning(shaped, axes)
-        param: Any = self.param(name, boxed, (*inputs, *self.features), self.param_dtype)
-        return param
-
-
-def _positions_or_index(positions: jax.Array | None, x: jax.Array) -> jax.Array:
-    return jnp.arange(x.shape[1])[None, :] if positions is None else positions

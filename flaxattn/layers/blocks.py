@@ -109,15 +109,26 @@ class EncoderLayer(TransformerLayer):
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        cache_len: int | None = None,
+        cache_slot: int = 0,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; `positions`, int [B, T], are for rotary."""
+        """[B, T, D] -> [B, T, D].
+
+        Args:
+          mask, cache_index, cache_len, cache_slot, sow_weights: as in `MultiHeadAttention`.
+          positions: int `[B, T]`, for rotary.
+        """
         self_attention = functools.partial(
             self.attention("self_attention", rotary=self.rotary),
             mask=mask,
             q_positions=positions,
             kv_positions=positions,
+            cache_index=cache_index,
+            cache_len=cache_len,
+            cache_slot=cache_slot,
             sow_weights=sow_weights,
         )
         residual = functools.partial(self.residual, deterministic=deterministic)
@@ -135,26 +146,41 @@ class DecoderLayer(TransformerLayer):
     def __call__(
         self,
         x: jax.Array,
-        encoded: jax.Array,
+        encoded: jax.Array | None,
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         cross_mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        cache_len: int | None = None,
+        cache_slot: int = 0,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
-        """[B, T, D] and `encoded` [B, S, D] -> [B, T, D]; `positions`, int [B, T], for rotary."""
+        """[B, T, D] and `encoded` [B, S, D] -> [B, T, D].
+
+        Args:
+          encoded: None: what a call with the same `cache_slot` kept of it in the cache.
+          mask, cross_mask, cache_index, cache_len, cache_slot, sow_weights: as in
+            `MultiHeadAttention`.
+          positions: int `[B, T]`, for rotary.
+        """
         self_attention = functools.partial(
             self.attention("self_attention", rotary=self.rotary),
             mask=mask,
             q_positions=positions,
             kv_positions=positions,
+            cache_index=cache_index,
+            cache_len=cache_len,
+            cache_slot=cache_slot,
             sow_weights=sow_weights,
         )
         cross_attention = functools.partial(
             self.attention("cross_attention"),
-            inputs_kv=encoded,
+            inputs_kv="cached" if encoded is None else encoded,
             mask=cross_mask,
+            cache_index=cache_index,
+            cache_slot=cache_slot,
             sow_weights=sow_weights,
         )
         residual = functools.partial(self.residual, deterministic=deterministic)

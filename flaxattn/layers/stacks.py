@@ -1,5 +1,6 @@
 """Layers applied one after another: the encoder and the decoder."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,20 +18,34 @@ class _Stack(nn.Module):
     share_layers: bool = False
     remat: bool = False
 
-    def apply_layers(self, x: jax.Array, arguments: dict[str, Any], **static: Any) -> jax.Array:
+    def apply_layers(
+        self,
+        x: jax.Array,
+        arguments: dict[str, Any],
+        *,
+        cache_index: int | jax.Array | None,
+        cache_len: int | None,
+        **static: Any,
+    ) -> jax.Array:
         """`x` through all layers, each with the same arguments, and the final norm."""
-
-        def apply(layer: TransformerLayer, x: jax.Array, arguments: dict[str, Any]) -> jax.Array:
-            return layer(x, **arguments, **static)
-
-        apply = nn.remat(apply) if self.remat else apply
         count = 1 if self.share_layers else self.num_layers
         layers = [self.layer(name=f"layer_{i}") for i in range(count)]
         for i in range(self.num_layers):
+            if cache_index is not None:  # else layers of one's own need know of no cache
+                arguments = arguments | {"cache_index": cache_index}
+                static = static | {"cache_len": cache_len, "cache_slot": i // count}
+            apply = functools.partial(_apply, static)
+            apply = nn.remat(apply) if self.remat else apply
             x = apply(layers[i % count], x, arguments)
         if layers[0].norm_position == "post":  # already normed
             return x
         return layer_norm("final_norm", layers[0].dtype, layers[0].param_dtype)(x)
+
+
+def _apply(
+    static: dict[str, Any], layer: TransformerLayer, x: jax.Array, arguments: dict[str, Any]
+) -> jax.Array:
+    return layer(x, **arguments, **static)
 
 
 class Encoder(_Stack):
@@ -50,12 +65,21 @@ class Encoder(_Stack):
         *,
         mask: Any = None,
         positions: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        cache_len: int | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
         """[B, S, D] -> [B, S, D]; arguments as in `EncoderLayer`."""
         arguments = {"mask": mask, "positions": positions}
-        return self.apply_layers(x, arguments, sow_weights=sow_weights, deterministic=deterministic)
+        return self.apply_layers(
+            x,
+            arguments,
+            cache_index=cache_index,
+            cache_len=cache_len,
+            sow_weights=sow_weights,
+            deterministic=deterministic,
+        )
 
 
 class Decoder(_Stack):
@@ -65,11 +89,13 @@ class Decoder(_Stack):
     def __call__(
         self,
         x: jax.Array,
-        encoded: jax.Array,
+        encoded: jax.Array | None,
         *,
         mask: Any = None,
         cross_mask: Any = None,
         positions: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        cache_len: int | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
@@ -80,4 +106,11 @@ class Decoder(_Stack):
             "cross_mask": cross_mask,
             "positions": positions,
         }
-        return self.apply_layers(x, arguments, sow_weights=sow_weights, deterministic=deterministic)
+        return self.apply_layers(
+            x,
+            arguments,
+            cache_index=cache_index,
+            cache_len=cache_len,
+            sow_weights=sow_weights,
+            deterministic=deterministic,
+        )

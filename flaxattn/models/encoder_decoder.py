@@ -20,7 +20,8 @@ from flaxattn.layers import (
     segment_positions,
     sinusoidal,
 )
-from flaxattn.masks import Mask, causal, same_segment
+from flaxattn.layers.cache import check_index, index_positions
+from flaxattn.masks import Mask, causal, same_segment, valid
 from flaxattn.products import wide_einsum
 
 __all__ = ["EncoderDecoder", "EncoderDecoderConfig", "Masks", "build_masks", "shift_right"]
@@ -236,6 +237,63 @@ class EncoderDecoder(nn.Module):
             mask=masks.decoder.prepare(q_len, q_len),
             cross_mask=masks.cross.prepare(q_len, kv_len),
             positions=positions,
+            sow_weights=sow_weights,
+            deterministic=deterministic,
+        )
+
+    def decode_step(
+        self,
+        target_inputs: jax.Array,
+        encoded: jax.Array | None,
+        source_segment_ids: jax.Array,
+        *,
+        cache_index: int | jax.Array,
+        cache_len: int | None = None,
+        sow_weights: bool = False,
+        deterministic: bool,
+    ) -> jax.Array:
+        """`decode` of some tokens more, those before being kept in the "cache" collection.
+
+        A row is one sentence, from position 0 on. One token or many; the same numbers as from
+        `decode` of the whole. Every leaf of the cache has the batch as its first axis.
+
+        Args:
+          target_inputs: int `[B, T]`, the tokens at positions `cache_index` on.
+          encoded: `[B, S, D]`; None: its keys and values, which an earlier call kept.
+          source_segment_ids: int `[B, S]`; 0 is padding.
+          cache_index: int `[]` or `[B]`.
+          cache_len: the most tokens of a row; needed only by the call which makes the cache.
+          sow_weights: as in `MultiHeadAttention`.
+          deterministic: True switches dropout off.
+
+        Returns:
+          `[B, T, D]`, to be given to `logits`.
+
+        >>> config = EncoderDecoderConfig(vocab_size=11, features=8, ff_features=16, num_heads=2)
+        >>> model, source = EncoderDecoder(config), jnp.ones((2, 5), int)
+        >>> variables = model.init(jax.random.key(0), source, source, deterministic=True)
+        >>> def step(variables, tokens, encoded, **at):
+        ...     return model.apply(
+        ...         variables, tokens, encoded, source, **at,
+        ...         deterministic=True, method="decode_step", mutable=["cache"]
+        ...     )
+        >>> encoded = model.apply(variables, source, source, deterministic=True, method="encode")
+        >>> prompt, token = jnp.array([[1, 7], [1, 9]]), jnp.array([[4], [5]])
+        >>> decoded, cache = step(variables, prompt, encoded, cache_index=0, cache_len=8)
+        >>> decoded, cache = step(variables | cache, token, None, cache_index=2)
+        >>> decoded.shape
+        (2, 1, 8)
+        """
+        index = check_index(cache_index, target_inputs.shape[0])
+        positions = index_positions(index, target_inputs.shape[1])
+        return self.decoder(
+            self._embed("target", target_inputs, positions, deterministic),
+            encoded,
+            mask=causal(),
+            cross_mask=valid(source_segment_ids != 0),
+            positions=positions,
+            cache_index=index,
+            cache_len=cache_len,
             sow_weights=sow_weights,
             deterministic=deterministic,
         )

@@ -1,0 +1,58 @@
+"""A linear map of the last axes of an array, with a logical name for every axis of its kernel."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Projection"]
+
+
+class Projection(nn.Module):
+    """A linear map of the last axes of an array to new ones.
+
+    It has the parameters and initial values of `flax.linen.DenseGeneral`, which cannot name the
+    logical axes of a kernel of rank 3 under a mesh: it makes the kernel as a matrix first.
+
+    Attributes:
+      features: the new axes.
+      axes: the logical names of the kernel's axes.
+      num_in_axes: how many of the last axes are mapped.
+      use_bias, dtype, param_dtype, kernel_init, bias_init: as in `MultiHeadAttention`.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str, ...]
+    num_in_axes: int
+    use_bias: bool
+    dtype: Any
+    param_dtype: Any
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *inputs] -> [..., *features]."""
+        inputs = x.shape[x.ndim - self.num_in_axes :]
+        kernel = self._param("kernel", self.kernel_init, inputs, self.axes)
+        bias = None
+        if self.use_bias:
+            bias = self._param("bias", self.bias_init, (), self.axes[self.num_in_axes :])
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jnp.tensordot(x, kernel, axes=self.num_in_axes)
+        return y if bias is None else y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
+
+    def _param(
+        self, name: str, init: Any, inputs: tuple[int, ...], axes: tuple[str, ...]
+    ) -> jax.Array:
+        """A parameter initialised as a matrix (or vector), so that fan-in and fan-out are right."""
+        flat = (math.prod(inputs),) * bool(inputs) + (math.prod(self.features),)
+
+        def shaped(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return jnp.reshape(init(key, flat, dtype), shape)
+
+        boxed = nn.with_logical_partitioning(shaped, axes)
+        param: Any = self.param(name, boxed, (*inputs, *self.features), self.param_dtype)
+        return param
