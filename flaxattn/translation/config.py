@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flaxattn.models import EncoderDecoderConfig
 
-__all__ = ["DataConfig", "RunConfig", "TrainingConfig", "config_hash", "to_json"]
+__all__ = ["DataConfig", "DecodingConfig", "RunConfig", "TrainingConfig", "config_hash", "to_json"]
 
 
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
@@ -57,6 +57,12 @@ class TrainingConfig:
     """The last steps, in which the rate falls linearly to zero."""
     label_smoothing: float = 0.1
     """Share of the probability that the loss spreads over all tokens."""
+    r_drop: float = 0.0
+    """Weight of the divergence between two passes with different dropout (arXiv:2106.14448); it
+    doubles the cost of a step. 0: one pass."""
+    subword_dropout: float = 0.0
+    """Share of BPE's merges left out at random in training text, anew in each epoch
+    (arXiv:1910.13267)."""
     adam_b1: float = 0.9
     """Adam's decay of the mean of gradients."""
     adam_b2: float = 0.98
@@ -65,14 +71,41 @@ class TrainingConfig:
     """Decoupled weight decay."""
     clip_norm: float = 1.0
     """Gradients are scaled down to at most this global norm."""
+    ema_decay: float = 0.0
+    """Decay per step of a moving average of the parameters, which is validated and used instead
+    of them. 0: none."""
     seed: int = 0
-    """Of parameters, data order and dropout."""
+    """Of parameters, data order, subword dropout and dropout."""
     log_every: int = 20
     """Steps between lines of the log."""
     valid_every: int = 500
-    """Steps between validation losses; checkpoints are written then, too."""
+    """Steps between validations; checkpoints are written then, too."""
+    metric: Literal["nll", "bleu", "chrf"] = "nll"
+    """What the best models are best at, on the validation split; scores cost a translation."""
+    patience: int = 0
+    """Validations without a better metric after which training stops early. 0: never."""
+    samples: int = 2
+    """Validation sentences translated for the log at every validation."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints are kept."""
+    """How many of the latest checkpoints are kept, to resume from."""
+    average: int = 1
+    """How many models, one for each validation, are averaged in the end."""
+    select: Literal["best", "last"] = "best"
+    """Which models those are."""
+    init_from: str = ""
+    """Folder of a run whose parameters and tokenizer training starts from."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, by path, e.g. encoder or */layer_0/*; see --dry-run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How the test split is translated."""
+
+    beam_size: int = 5
+    """Hypotheses kept for each sentence; 1: the most likely token, one after another."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which log-probabilities are divided (arXiv:1609.08144, eq. 14)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +117,31 @@ class RunConfig:
     model: EncoderDecoderConfig
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig = DecodingConfig()
 
     def __post_init__(self) -> None:
-        training, model, data = self.training, self.model, self.data
+        training, model, data, decoding = self.training, self.model, self.data, self.decoding
         for part, names in (
-            (training, ("steps", "rows", "row_length", "microbatches", "log_every", "valid_every")),
-            (training, ("keep_checkpoints",)),
-            (model, ("vocab_size", "features", "ff_features", "num_heads")),
-            (model, ("encoder_layers", "decoder_layers")),
-            (data, ("held_out", "builtin_pairs")),
+            (training, "steps rows row_length microbatches log_every valid_every"),
+            (training, "keep_checkpoints average"),
+            (model, "vocab_size features ff_features num_heads encoder_layers decoder_layers"),
+            (data, "held_out builtin_pairs"),
+            (decoding, "beam_size"),
         ):
-            for name in names:
+            for name in names.split():
                 _check(getattr(part, name) >= 1, name, "at least 1")
-        _check(training.seed >= 0, "seed", "at least 0")
+        for part, names in (
+            (training, "seed patience samples r_drop weight_decay"),
+            (decoding, "length_penalty"),
+        ):
+            for name in names.split():
+                _check(getattr(part, name) >= 0, name, "at least 0")
+        for part, names in (
+            (training, "label_smoothing subword_dropout ema_decay"),
+            (model, "dropout_rate attention_dropout_rate activation_dropout_rate"),
+        ):
+            for name in names.split():
+                _check(0 <= getattr(part, name) < 1, name, "at least 0 and less than 1")
         _check(training.rows % training.microbatches == 0, "rows", "a multiple of microbatches")
         _check(model.features % model.num_heads == 0, "features", "a multiple of num_heads")
         known = data.bleu_tokenizer in BLEU_TOKENIZERS

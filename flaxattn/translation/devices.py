@@ -1,14 +1,37 @@
 """Which device computes: said first and loudly."""
 
+import contextlib
 import os
 import platform
 from pathlib import Path
 
 import jax
 
-__all__ = ["describe_devices", "idle_accelerator"]
+__all__ = ["describe_devices", "idle_accelerator", "split_cpu"]
 
+MIN_ROWS = 4  # for each CPU device, below which spreading rows gains nothing
 INSTALL_HINTS = {"NVIDIA GPU": "jax[cuda13] or jax[cuda12]", "TPU": "jax[tpu]"}
+
+
+def split_cpu(rows: int) -> None:
+    """Makes each CPU core a device of its own, over which the `rows` of a batch can be spread.
+
+    Cores that work side by side on different rows are faster than cores that share every single
+    matrix product. Where there are more cores than that serves, each device has several. Does
+    nothing if jax has already begun to compute; nothing is lost where there is an accelerator.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = max(
+        n
+        for n in range(1, (cores or 1) + 1)
+        if rows % n == 0 and n * MIN_ROWS <= max(rows, MIN_ROWS)
+    )
+    if devices == cores:
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "multi_thread_eigen" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    with contextlib.suppress(RuntimeError):  # jax has begun
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def describe_devices() -> str:

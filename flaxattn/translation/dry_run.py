@@ -21,7 +21,7 @@ __all__ = ["dry_run", "parameter_table"]
 
 def dry_run(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
     """Shows a sample of the data, the shapes and the parameters, and compiles the step."""
-    mesh, optimizer = data_mesh(), make_optimizer(config.training)
+    mesh, optimizer = data_mesh(), make_optimizer(config.training, prepared.params)
     tokenizer = prepared.tokenizer
     screen.headline("Data")
     for pair in prepared.corpus.train[:3]:
@@ -33,7 +33,7 @@ def dry_run(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
     share = float((batch.target_segment_ids != 0).mean())
     screen.say(f"  share of target cells that are tokens: {share:.1%}")
     screen.headline("Parameters")
-    state = init_state(prepared.model, optimizer, config.training.seed)
+    state = init_state(prepared.params, optimizer, config.training)
     for line in parameter_table(state.params):
         screen.say(line)
     screen.headline("Compilation")

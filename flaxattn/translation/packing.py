@@ -4,7 +4,7 @@ A batch is a pure function of (seed, step), so that a resumed run sees what it w
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,10 @@ import numpy as np
 __all__ = ["Batch", "PackedPairs", "pack_rows", "to_batch"]
 
 OPEN_ROWS = 64  # rows that may still be added to; more fill better and pack more slowly
+
+
+Ids = Sequence[np.ndarray]  # int32 [length], one for each sentence
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Batch(NamedTuple):
@@ -31,6 +35,8 @@ class PackedPairs:
       rows: R, rows in a batch.
       row_length: L; pairs with a longer side are left out (`left_out` counts them).
       seed: of the order.
+      resample: gives sources and targets anew for an epoch, as subword dropout does. Pairs that
+        are then too long for a row keep their first ids.
 
     Raises:
       ValueError if no pair fits a row.
@@ -38,14 +44,15 @@ class PackedPairs:
 
     def __init__(
         self,
-        sources: Sequence[np.ndarray],
-        targets: Sequence[np.ndarray],
+        sources: Ids,
+        targets: Ids,
         *,
         rows: int,
         row_length: int,
         seed: int = 0,
+        resample: Callable[[int], tuple[Ids, Ids]] | None = None,
     ) -> None:
-        lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+        lengths = _lengths(sources, targets)
         fitting = np.flatnonzero((lengths <= row_length).all(axis=1))
         if fitting.size == 0:
             raise ValueError(
@@ -54,9 +61,8 @@ class PackedPairs:
             )
         self.left_out = len(sources) - fitting.size
         self.rows, self.row_length, self.seed = rows, row_length, seed
-        self._sources = [sources[i] for i in fitting.tolist()]
-        self._targets = [targets[i] for i in fitting.tolist()]
-        self._lengths = lengths[fitting]
+        self._pairs = [(sources[i], targets[i]) for i in fitting.tolist()]
+        self._fitting, self._resample = fitting, resample
         self._epoch = functools.lru_cache(maxsize=2)(self._pack_epoch)
         self.batches_per_epoch = -(-len(self._epoch(0)) // rows)
 
@@ -67,20 +73,33 @@ class PackedPairs:
         packing is longer are left out, and those by which it is shorter are empty.
         """
         epoch, index = divmod(step, self.batches_per_epoch)
-        return self._to_batch(self._epoch(epoch)[index * self.rows : (index + 1) * self.rows])
+        rows = self._epoch(epoch)[index * self.rows : (index + 1) * self.rows]
+        return to_batch(rows, self.rows, self.row_length)
 
     def all_batches(self) -> list[Batch]:
         """Every pair once, in the order of the first epoch."""
         return [self.batch(step) for step in range(self.batches_per_epoch)]
 
-    def _pack_epoch(self, epoch: int) -> list[list[int]]:
+    def _pack_epoch(self, epoch: int) -> list[list[Pair]]:
         rng = np.random.default_rng([self.seed, epoch])
-        rows = pack_rows(self._lengths, self.row_length, rng.permutation(len(self._lengths)))
-        return [rows[i] for i in rng.permutation(len(rows))]
+        pairs = self._pairs_of(epoch)
+        order = rng.permutation(len(pairs))
+        rows = pack_rows(_lengths(*zip(*pairs, strict=True)), self.row_length, order)
+        return [[pairs[i] for i in rows[r]] for r in rng.permutation(len(rows))]
 
-    def _to_batch(self, rows: list[list[int]]) -> Batch:
-        pairs = [[(self._sources[i], self._targets[i]) for i in row] for row in rows]
-        return to_batch(pairs, self.rows, self.row_length)
+    def _pairs_of(self, epoch: int) -> list[Pair]:
+        if self._resample is None:
+            return self._pairs
+        sources, targets = self._resample(epoch)
+        new = [(sources[i], targets[i]) for i in self._fitting.tolist()]
+        return [
+            pair if max(map(len, pair)) <= self.row_length else first
+            for pair, first in zip(new, self._pairs, strict=True)
+        ]
+
+
+def _lengths(sources: Ids, targets: Ids) -> np.ndarray:
+    return np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
 
 
 def pack_rows(lengths: np.ndarray, row_length: int, order: np.ndarray) -> list[list[int]]:
@@ -109,9 +128,7 @@ def pack_rows(lengths: np.ndarray, row_length: int, order: np.ndarray) -> list[l
     return closed + [row for row in rows if row]
 
 
-def to_batch(
-    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], num_rows: int, row_length: int
-) -> Batch:
+def to_batch(rows: Sequence[Sequence[Pair]], num_rows: int, row_length: int) -> Batch:
     """Lays the pairs of each row side by side, segments counted from 1; missing rows are empty."""
     batch = Batch(*(np.zeros((num_rows, row_length), np.int32) for _ in range(4)))
     for r, row in enumerate(rows):

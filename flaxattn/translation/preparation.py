@@ -3,20 +3,20 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from flaxattn.models import EncoderDecoder
+from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig, to_json
 from flaxattn.translation.corpus import Corpus, Pairs, load_corpus
+from flaxattn.translation.loading import CONFIG, TOKENIZER, load_run
 from flaxattn.translation.packing import PackedPairs
 from flaxattn.translation.tokenizer import Tokenizer
+from flaxattn.translation.train_step import init_params
 
 __all__ = ["Prepared", "check_folder", "open_folder", "prepare"]
-
-
-TOKENIZER = "tokenizer.model"
 
 
 class Prepared(NamedTuple):
@@ -25,6 +25,7 @@ class Prepared(NamedTuple):
     corpus: Corpus
     tokenizer: Tokenizer
     model: EncoderDecoder
+    params: Any  # before the first step
     train: PackedPairs
     valid: PackedPairs
 
@@ -32,7 +33,7 @@ class Prepared(NamedTuple):
 def check_folder(config: RunConfig) -> None:
     """Raises ValueError if the run's folder holds a run that cannot be taken further."""
     folder = Path(config.output)
-    kept = folder / "config.json"
+    kept = folder / CONFIG
     if kept.exists():
         differing = _differences(json.loads(kept.read_text()), to_json(config))
         if differing:
@@ -47,7 +48,7 @@ def open_folder(config: RunConfig, tokenizer: Tokenizer) -> Path:
     check_folder(config)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_json(config), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(to_json(config), indent=2) + "\n")
     tokenizer.save(folder / TOKENIZER)
     return folder
 
@@ -61,16 +62,35 @@ def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
       ValueError or FileNotFoundError that names the file, line or option at fault.
     """
     _check_rows(config)
+    start = load_run(Path(config.training.init_from)) if config.training.init_from else None
     corpus = load_corpus(config.data)
-    tokenizer = _tokenizer(config, corpus, folder)
+    tokenizer = start.tokenizer if start else _tokenizer(config, corpus, folder)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
+    model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
+    if start:
+        check_architecture(start.model.config, model_config)
     return Prepared(
         corpus,
         tokenizer,
-        EncoderDecoder(model_config, pad_id=tokenizer.pad_id),
-        _pack(corpus.train, tokenizer, config),
+        model,
+        start.params if start else init_params(model, config.training.seed),
+        _pack(corpus.train, tokenizer, config, config.training.subword_dropout),
         _pack(corpus.valid, tokenizer, config),
     )
+
+
+def check_architecture(start: EncoderDecoderConfig, wanted: EncoderDecoderConfig) -> None:
+    """Raises ValueError if the parameters of `start` do not fit the model that is wanted."""
+    free = {"dtype", "remat"} | {name for name in vars(wanted) if name.endswith("dropout_rate")}
+    differing = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in vars(start).items()
+        if name not in free and value != getattr(wanted, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"--init-from: that run's model has {', '.join(differing)}; give the same here."
+        )
 
 
 def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokenizer:
@@ -83,13 +103,25 @@ def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokeni
     )
 
 
-def _pack(pairs: Pairs, tokenizer: Tokenizer, config: RunConfig) -> PackedPairs:
+def _pack(
+    pairs: Pairs, tokenizer: Tokenizer, config: RunConfig, subword_dropout: float = 0.0
+) -> PackedPairs:
+    training = config.training
+    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+
+    def resample(epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        source, target = (
+            tokenizer.sample(texts, subword_dropout, (training.seed, epoch, side))
+            for side, texts in enumerate(sides)
+        )
+        return source, target
+
     return PackedPairs(
-        tokenizer.encode([source for source, _ in pairs]),
-        tokenizer.encode([target for _, target in pairs]),
-        rows=config.training.rows,
-        row_length=config.training.row_length,
-        seed=config.training.seed,
+        *(tokenizer.encode(texts) for texts in sides),
+        rows=training.rows,
+        row_length=training.row_length,
+        seed=training.seed,
+        resample=resample if subword_dropout else None,
     )
 
 
@@ -108,7 +140,8 @@ def _differences(kept: dict, wanted: dict) -> list[str]:
         {"output": None} | data | data["data"] | data["model"] | data["training"]
         for data in (kept, wanted)
     )
-    free = {"output", "data_dir", "data", "model", "training", "keep_checkpoints"}
+    free = {"output", "data_dir", "data", "model", "training", "decoding"}
+    free |= {"keep_checkpoints", "samples", "log_every"}
     if not kept["training"]["cooldown_steps"]:
         free.add("steps")  # a finished run may be trained on
     names = (flat_kept.keys() | flat_wanted.keys()) - free

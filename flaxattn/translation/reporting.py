@@ -89,18 +89,24 @@ class RunLog:
 
     def last(self, kind: str, step: int) -> dict[str, Any]:
         """The last row of `kind` at or before `step`; empty if there is none."""
+        return (self.rows(kind, step) or [{}])[-1]
+
+    def rows(self, kind: str, step: int) -> list[dict[str, Any]]:
+        """All rows of `kind` at or before `step`, the last of each step, by step."""
         rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        found = [row for row in rows if row["kind"] == kind and row["step"] <= step]
-        return found[-1] if found else {}
+        found = {row["step"]: row for row in rows if row["kind"] == kind and row["step"] <= step}
+        return [found[step] for step in sorted(found)]
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One row of `kind` ("train", "valid", "test"), numbers also to TensorBoard."""
+        """One row of `kind` ("train", "valid", "sample"), which also goes to TensorBoard."""
         row = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+            else:
+                self._board.add_text(f"{kind}/{name}", str(value), step)
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import jax
 
 from flaxattn.translation.config import RunConfig, config_hash
 from flaxattn.translation.decoding import translate
-from flaxattn.translation.devices import describe_devices, idle_accelerator
+from flaxattn.translation.devices import describe_devices, idle_accelerator, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.preparation import Prepared, check_folder, open_folder, prepare
 from flaxattn.translation.reporting import Screen
@@ -33,6 +33,7 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
     Raises:
       ValueError or FileNotFoundError that says what to change, before any long work.
     """
+    split_cpu(config.training.rows // config.training.microbatches)
     screen = Screen()
     screen.headline(f"Device: {describe_devices()}")
     if warning := idle_accelerator():
@@ -46,7 +47,7 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
         dry_run(prepared, config, screen)
         return None
     folder = open_folder(config, prepared.tokenizer)
-    trained = train(prepared, config.training, folder, screen)
+    trained = train(prepared, config, folder, screen)
     hypotheses = _translate_test(prepared, trained, screen)
     return _finish(config, prepared, trained, hypotheses, folder, screen)
 
@@ -73,7 +74,7 @@ def _translate_test(prepared: Prepared, trained: Trained, screen: Screen) -> lis
     with screen.progress("translating", len(sources)) as progress:
         return translate(
             prepared.model,
-            trained.state.params,
+            trained.params,
             prepared.tokenizer,
             sources,
             progress=progress.advance,
@@ -110,9 +111,9 @@ def _result_row(config: RunConfig, trained: Trained, scores: list[Score]) -> dic
     return {
         "config": config_hash(config),
         "seed": config.training.seed,
-        "parameters": sum(x.size for x in jax.tree.leaves(trained.state.params)),
+        "parameters": sum(x.size for x in jax.tree.leaves(trained.params)),
         "hardware": describe_devices(),
-        "steps": int(trained.state.step),
+        "steps": trained.steps,
         "training_seconds": round(trained.seconds, 1),
         "target_tokens_per_second": round(trained.target_tokens / trained.seconds, 1),
         "scores": {s.name: {"value": round(s.value, 2), "signature": s.signature} for s in scores},

@@ -1,5 +1,6 @@
 """Text to token ids and back: SentencePiece BPE with byte fallback, trained in place."""
 
+import concurrent.futures
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -74,6 +75,24 @@ class Tokenizer:
         """The ids of each text, with `eos_id` at its end: int32 [length]."""
         ids = self._processor.encode(list(texts), add_eos=True)
         return [np.asarray(row, np.int32) for row in ids]
+
+    def sample(self, texts: Sequence[str], dropout: float, seed: Sequence[int]) -> list[np.ndarray]:
+        """As `encode`, with each of BPE's merges left out with probability `dropout`.
+
+        This is BPE-dropout (Provilkov et al. 2020, arXiv:1910.13267): a word is seen in many
+        spellings. The outcome depends on the texts, `dropout` and `seed` alone.
+        """
+
+        def draw() -> list[list[int]]:
+            sentencepiece.set_random_generator_seed(int(state[0]))
+            return self._processor.encode(
+                list(texts), add_eos=True, enable_sampling=True, alpha=dropout, num_threads=1
+            )
+
+        state = np.random.SeedSequence(list(seed)).generate_state(1)
+        # SentencePiece seeds a generator when a thread first uses it, so each draw has its own.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            return [np.asarray(row, np.int32) for row in thread.submit(draw).result()]
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """The text of each row of ids, up to its first `eos_id`."""

@@ -10,13 +10,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxattn.models import EncoderDecoder
+from flaxattn.translation.averaging import follow
 from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.freezing import freeze
 from flaxattn.translation.loss import Sums, batch_loss
 from flaxattn.translation.packing import Batch
 
 __all__ = [
     "TrainState",
     "data_mesh",
+    "init_params",
     "init_state",
     "learning_rate",
     "make_eval_step",
@@ -32,6 +35,12 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: Any
+    ema: Any = None  # the moving average of `params`, where there is one
+
+    @property
+    def model(self) -> Any:
+        """The parameters to translate with."""
+        return self.params if self.ema is None else self.ema
 
 
 def learning_rate(config: TrainingConfig) -> optax.Schedule:
@@ -50,9 +59,16 @@ def learning_rate(config: TrainingConfig) -> optax.Schedule:
     return rate
 
 
-def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """AdamW under the schedule, after clipping of the global norm."""
-    return optax.chain(
+def make_optimizer(config: TrainingConfig, params: Any = None) -> optax.GradientTransformation:
+    """AdamW under the schedule, after clipping of the global norm.
+
+    Args:
+      params: the tree of parameters; needed only where some are frozen.
+
+    Raises:
+      ValueError if `config.freeze` fits no parameter, or leaves none to train.
+    """
+    adam = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config),
@@ -62,20 +78,32 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
         ),
     )
+    return freeze(adam, config.freeze, params)
+
+
+def init_params(model: EncoderDecoder, seed: int) -> Any:
+    """Fresh parameters: a pure function of model and seed."""
+
+    @jax.jit
+    def init(key: jax.Array) -> Any:
+        tokens = jnp.ones((1, 2), jnp.int32)
+        return nn.unbox(model.init(key, tokens, tokens, deterministic=True))["params"]
+
+    return init(jax.random.key(seed))
 
 
 def init_state(
-    model: EncoderDecoder, optimizer: optax.GradientTransformation, seed: int
+    params: Any, optimizer: optax.GradientTransformation, config: TrainingConfig
 ) -> TrainState:
-    """Fresh parameters and optimizer state: a pure function of model and seed."""
+    """The state before the first step, in arrays of its own, since the step takes them over."""
 
     @jax.jit
-    def init(key: jax.Array) -> TrainState:
-        tokens = jnp.ones((1, 2), jnp.int32)
-        params = nn.unbox(model.init(key, tokens, tokens, deterministic=True))["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    def init(params: Any) -> TrainState:
+        ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+        params = jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
-    return init(jax.random.key(seed))
+    return init(params)
 
 
 def make_train_step(
@@ -100,6 +128,7 @@ def make_train_step(
             batch,
             bos_id=bos_id,
             label_smoothing=config.label_smoothing,
+            r_drop=config.r_drop,
             dropout_key=key,
         )
         return sums.loss, sums
@@ -119,7 +148,10 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), sums
+        ema = state.ema
+        if ema is not None:
+            ema = follow(ema, params, state.step, config.ema_decay)
+        return TrainState(state.step + 1, params, opt_state, ema), sums
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=replicated)

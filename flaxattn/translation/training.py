@@ -1,37 +1,36 @@
 """The training loop: dispatch a step, read the metrics of earlier ones, validate, checkpoint."""
 
-import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from flaxattn.translation.checkpoints import Checkpoints
-from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.loss import Sums
+from flaxattn.translation.compilations import count_compilations
+from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.loss import Sums, means, total
+from flaxattn.translation.models import Models
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.reporting import Progress, RunLog, Screen
 from flaxattn.translation.train_step import (
-    TrainState,
     data_mesh,
     init_state,
     learning_rate,
-    make_eval_step,
     make_optimizer,
     make_train_step,
     place,
 )
+from flaxattn.translation.validation import Validation, stale
 
-__all__ = ["Metrics", "Trained", "means", "total", "train"]
+__all__ = ["Metrics", "Trained", "train"]
 
 
 class Trained(NamedTuple):
     """The outcome of training, counted from step 0, however often it was resumed."""
 
-    state: TrainState
+    params: Any  # of the model to use: the mean of those that were kept
+    steps: int
     seconds: float  # compilation, validation and checkpoints included
     target_tokens: float
 
@@ -89,6 +88,7 @@ class Metrics:
             "target_tokens_per_second": round(float(sums.tokens) / seconds, 1),
             "target_tokens": self.target_tokens,
             "seconds": round(self.seconds, 2),
+            "compilations": count_compilations(),
         }
         self._log.write("train", step, values)
         self._progress.show(
@@ -98,60 +98,44 @@ class Metrics:
         )
 
 
-def train(prepared: Prepared, config: TrainingConfig, folder: Path, screen: Screen) -> Trained:
-    """Trains until `config.steps`, from the latest checkpoint in `folder` if there is one.
+def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -> Trained:
+    """Trains as `config` says, from the latest checkpoint in `folder` if there is one.
 
     Nothing waits for the device inside the loop, save to validate and to write a checkpoint.
     """
-    mesh, bos_id = data_mesh(), prepared.tokenizer.bos_id
-    optimizer = make_optimizer(config)
-    train_step = make_train_step(prepared.model, optimizer, config, bos_id=bos_id, mesh=mesh)
-    eval_step = make_eval_step(prepared.model, bos_id=bos_id)
-    state = place(init_state(prepared.model, optimizer, config.seed), mesh)
+    training, mesh = config.training, data_mesh()
+    optimizer = make_optimizer(training, prepared.params)
+    bos_id = prepared.tokenizer.bos_id
+    step_once = make_train_step(prepared.model, optimizer, training, bos_id=bos_id, mesh=mesh)
+    validation = Validation(prepared, config, mesh)
+    state = place(init_state(prepared.params, optimizer, training), mesh)
     with (
-        Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints) as checkpoints,
+        Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints) as checkpoints,
+        Models(folder / "models", keep=training.average, select=training.select) as models,
         RunLog(folder) as log,
     ):
         state = checkpoints.restore_latest(state)
         start = int(state.step)
         if start:
             screen.say(f"Resumed from the checkpoint of step {start}.")
-        with screen.progress("training", config.steps, start) as progress:
-            metrics = Metrics(config, log, progress, start)
-            for step in range(start + 1, config.steps + 1):
+        scores = [validation.metric(row) for row in log.rows("valid", start)]
+        with screen.progress("training", training.steps, start) as progress:
+            metrics = Metrics(training, log, progress, start)
+            for step in range(start + 1, training.steps + 1):
+                if training.patience and stale(scores) >= training.patience:
+                    screen.say(f"Stopped early: no better model in {stale(scores)} validations.")
+                    break
                 batch = place(prepared.train.batch(step - 1), mesh, "data")
-                state, sums = train_step(state, batch)
+                state, sums = step_once(state, batch)
                 metrics.add(step, sums)
-                if step % config.valid_every == 0 or step == config.steps:
+                if step % training.valid_every == 0 or step == training.steps:
                     metrics.flush(step)
+                    values = validation.measure(state.model)
+                    scores.append(validation.metric(values))
+                    for line in validation.report(step, state.model, values, log):
+                        screen.say(line)
+                    models.save(step, state.model, scores[-1])
                     checkpoints.save(step, state)
-                    batches = (place(b, mesh, "data") for b in prepared.valid.all_batches())
-                    losses = [eval_step(state.params, batch) for batch in batches]
-                    _report_validation(step, means(total(losses)), log, screen)
                     metrics.restart_clock()
-        return Trained(state, metrics.seconds, metrics.target_tokens)
-
-
-def total(sums: Sequence[Sums]) -> Sums:
-    """The sums of several batches added up on the host."""
-    return jax.tree.map(lambda *values: np.sum(values, dtype=np.float64), *jax.device_get(sums))
-
-
-def means(sums: Sums) -> dict[str, float]:
-    """Loss and negative log-likelihood per token in nats, perplexity, and accuracy."""
-    tokens = max(float(sums.tokens), 1.0)
-    nll = float(sums.nll) / tokens
-    return {
-        "loss": float(sums.loss) / tokens,
-        "nll": nll,
-        "perplexity": math.exp(min(nll, 100.0)),
-        "accuracy": float(sums.correct) / tokens,
-    }
-
-
-def _report_validation(step: int, values: dict[str, float], log: RunLog, screen: Screen) -> None:
-    log.write("valid", step, values)
-    screen.say(
-        f"step {step:>6}  validation  nll {values['nll']:.3f}  "
-        f"perplexity {values['perplexity']:.2f}  accuracy {values['accuracy']:.3f}"
-    )
+        params = models.average(state.model)
+        return Trained(params, int(state.step), metrics.seconds, metrics.target_tokens)

@@ -1,0 +1,55 @@
+"""Parameters that training leaves as they are, named by path."""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+__all__ = ["freeze", "path_of"]
+
+
+def freeze(
+    optimizer: optax.GradientTransformation, patterns: Sequence[str], params: Any
+) -> optax.GradientTransformation:
+    """`optimizer` for all parameters but those whose path a pattern matches; these never change.
+
+    Args:
+      patterns: of paths such as `encoder/layer_0/feed_forward/wi/kernel`, with `*` for anything;
+        the start of a path stands for all below it, so that `encoder` is the whole encoder.
+      params: the tree of parameters.
+
+    Raises:
+      ValueError if a pattern matches nothing, or all is frozen.
+    """
+    if not patterns:
+        return optimizer
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(_matches(path, pattern) for path in paths):
+            raise ValueError(
+                f"--freeze: no parameter matches {pattern!r}; the paths begin with "
+                f"{', '.join(sorted({path.split('/')[0] for path in paths}))}, and --dry-run shows "
+                "them all."
+            )
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: "frozen" if _frozen(path_of(path), patterns) else "trained", params
+    )
+    if "trained" not in jax.tree.leaves(labels):
+        raise ValueError("--freeze: every parameter is frozen; nothing is left to train.")
+    return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def path_of(path: Any) -> str:
+    """A path of `jax.tree_util` as text: `encoder/layer_0/...`."""
+    return "/".join(str(key.key) for key in path)
+
+
+def _frozen(path: str, patterns: Sequence[str]) -> bool:
+    return any(_matches(path, pattern) for pattern in patterns)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    pattern = pattern.rstrip("/")
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*")
