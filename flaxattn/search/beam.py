@@ -1,0 +1,184 @@
+"""Beam search, the whole batch at once, inside one loop on the device."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.search.arguments import (
+    check_count,
+    check_ids,
+    check_range,
+    check_state,
+    make_rules,
+)
+from flaxattn.search.candidates import Candidates, expand
+from flaxattn.search.hypotheses import (
+    Hypotheses,
+    Rules,
+    Step,
+    call_step,
+    length_penalties,
+    no_hypotheses,
+    repeat_rows,
+)
+
+__all__ = ["beam_search"]
+
+
+class Search(NamedTuple):
+    """Where the search stands before token `at` is read."""
+
+    at: jax.Array
+    """int32 []."""
+    tokens: jax.Array
+    """int32 [B, K, T]: what the live beams have generated."""
+    last: jax.Array
+    """int32 [B, K]: the tokens read next."""
+    live: jax.Array
+    """float32 [B, K]: the live beams' log-probabilities, in order; -inf: none."""
+    kept: Hypotheses
+    """The n best that have ended, in order."""
+    done: jax.Array
+    """bool [B]: nothing that comes can change what is kept."""
+    broken: jax.Array
+    """bool [B]: log-probabilities could not be told."""
+    state: Any
+
+
+def beam_search(
+    step: Step,
+    state: Any,
+    *,
+    batch: int,
+    beam_size: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    max_length: int,
+    limits: jax.Array | None = None,
+    minimums: jax.Array | None = None,
+    length_penalty: float | jax.Array = 0.6,
+    n_best: int = 1,
+) -> Hypotheses:
+    """The best whole sequences that a beam of live prefixes comes upon, best first.
+
+    At every step the K live beams of an example are prolonged by every token. The K best of those
+    that do not end are the next live beams. Those that end are finished if they are among the K
+    best of all; the `n_best` with the highest scores are kept. A score is the log-probability
+    divided by `length_penalties`. An example is done
+
+    - when no live beam can beat the last of the kept: its log-probability only falls, so its score
+      ends at most at that log-probability divided by the penalty of the longest length;
+    - or when the K best are ends all of them: a beam of one is greedy search.
+
+    The loop stops when all examples are done. The first rule never changes the result. With
+    beams for all prefixes the result is exact: the best of all sequences within the limits.
+    What becomes of an example does not depend on the others of its batch, if that holds for `step`.
+
+    It is a plain function to be called in a jitted one: `step` may close over traced arrays. New
+    values of `limits`, `minimums` and a traced `length_penalty` compile nothing anew.
+
+    Args:
+      step: as `Step` says; it reads R = B * K rows.
+      state: a pytree with leaves `[B, ...]`, before `bos_id` is read; its rows are repeated for the
+        beams and reordered with them.
+      batch: B; beam_size: K, may be larger than V.
+      bos_id, pad_id: never generated, unless one of them is `eos_id`.
+      max_length: T, the longest length of all; lengths include `eos_id`, not `bos_id`.
+      limits: int `[B]`, each example's longest length, at most T; there only `eos_id` may come.
+        0: nothing is sought. None: T.
+      minimums: int `[B]`, each example's shortest length, if not above its limit. None: 0.
+      length_penalty: the exponent, 0 or more; 0: scores are log-probabilities.
+      n_best: n, at most K.
+
+    Raises:
+      TypeError or ValueError naming the argument that does not fit.
+
+    >>> table = jnp.log(jnp.array([[0, 0, 0.6, 0.4], [0, 0, 0.6, 0.4], [0, 0.3, 0.4, 0.3],
+    ...     [0, 0.9, 0.1, 0]]))  # from each of 4 tokens to the next; 0 begins and pads, 1 ends
+    >>> step = lambda tokens, index, state: (table[tokens], state)
+    >>> found = beam_search(step, None, batch=1, beam_size=2, bos_id=0, eos_id=1, pad_id=0,
+    ...     max_length=4, length_penalty=0.0, n_best=2)
+    >>> found.tokens.tolist()
+    [[[3, 1, 0, 0], [2, 3, 1, 0]]]
+    >>> np.exp(found.log_probs).round(3).tolist()
+    [[0.36..., 0.16...]]
+    """
+    ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": pad_id}
+    rules = make_rules(batch, max_length, ids, limits, minimums)
+    check_count("beam_size", beam_size)
+    check_count("n_best", n_best, most=beam_size)
+    check_range("length_penalty", length_penalty)
+    shape = (batch, beam_size)
+    search = Search(
+        at=jnp.zeros((), jnp.int32),
+        tokens=jnp.full((*shape, max_length), pad_id, jnp.int32),
+        last=jnp.full(shape, bos_id, jnp.int32),
+        live=jnp.full(shape, -jnp.inf, jnp.float32).at[:, 0].set(0.0),  # one prefix: nothing yet
+        kept=no_hypotheses((batch, n_best), max_length, pad_id),
+        done=rules.limits == 0,
+        broken=jnp.zeros((batch,), bool),
+        state=repeat_rows(check_state(state, batch), beam_size),
+    )
+
+    def advance(search: Search) -> Search:
+        return _advance(step, search, rules, length_penalty, pad_id)
+
+    search = jax.lax.while_loop(lambda search: ~search.done.all(), advance, search)
+    broken = no_hypotheses((batch, n_best), max_length, pad_id)
+    broken = broken._replace(scores=broken.scores * jnp.nan, log_probs=broken.scores * jnp.nan)
+    return _choose(search.broken, broken, search.kept)
+
+
+def _advance(
+    step: Step, search: Search, rules: Rules, exponent: float | jax.Array, pad_id: int
+) -> Search:
+    """Reads one token of every beam."""
+    batch, beam_size = search.live.shape
+    logits, state = call_step(step, search.last.reshape(-1), search.at, search.state)
+    check_ids(rules, logits.shape[-1])
+    found = expand(
+        logits.reshape(batch, beam_size, logits.shape[-1]), search.live, search.at, rules
+    )
+    kept = _keep(search, found, rules.eos_id, exponent)
+    bound = found.log_probs[:, 0] / length_penalties(rules.limits, exponent)
+    rows = (jnp.arange(batch)[:, None] * beam_size + found.parents).reshape(-1)
+    last = jnp.where(jnp.isneginf(found.log_probs), pad_id, found.tokens)
+    tokens = jnp.take_along_axis(search.tokens, found.parents[..., None], axis=1)
+    over = rules.must_end(search.at) | (~jnp.isneginf(found.ends)).all(axis=-1)
+    return Search(
+        at=search.at + 1,
+        tokens=tokens.at[:, :, search.at].set(last),
+        last=last,
+        live=found.log_probs,
+        kept=kept,
+        done=search.done | found.broken | over | (bound <= kept.scores[:, -1]),
+        broken=search.broken | (found.broken & ~search.done),
+        state=jax.tree.map(lambda x: x[rows], state),
+    )
+
+
+def _keep(
+    search: Search, found: Candidates, eos_id: int, exponent: float | jax.Array
+) -> Hypotheses:
+    """The best of those kept and those that end here; of equals, those kept."""
+    length = search.at + 1
+    ended = Hypotheses(
+        tokens=search.tokens.at[:, :, search.at].set(eos_id),
+        scores=found.ends / length_penalties(length, exponent),
+        log_probs=found.ends,
+        lengths=jnp.broadcast_to(length, found.ends.shape),
+    )
+    both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), search.kept, ended)
+    _, best = jax.lax.top_k(both.scores, search.kept.scores.shape[1])
+    merged = jax.tree.map(
+        lambda x: jnp.take_along_axis(x, best.reshape(*best.shape, *[1] * (x.ndim - 2)), axis=1),
+        both,
+    )
+    return _choose(search.done, search.kept, merged)
+
+
+def _choose(which: jax.Array, a: Hypotheses, b: Hypotheses) -> Hypotheses:
+    """Of each example `a` where `which` [B], else `b`."""
+    return jax.tree.map(lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)

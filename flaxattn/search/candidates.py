@@ -1,0 +1,64 @@
+"""The best ways to go on from a beam."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.search.hypotheses import Rules, log_normaliser
+
+__all__ = ["Candidates", "expand"]
+
+
+class Candidates(NamedTuple):
+    """How the beams of an example may go on; log-probabilities are those of whole prefixes."""
+
+    log_probs: jax.Array
+    """float32 [B, K]: of the best continuations, in order; -inf where there are fewer."""
+    parents: jax.Array
+    """int32 [B, K]: the beam that each continues."""
+    tokens: jax.Array
+    """int32 [B, K]: by which token."""
+    ends: jax.Array
+    """float32 [B, K]: of each beam ended here; -inf if that is not among the K best ways to go."""
+    broken: jax.Array
+    """bool [B]: whether there are log-probabilities that cannot be told."""
+
+
+def expand(logits: jax.Array, live: jax.Array, index: jax.Array, rules: Rules) -> Candidates:
+    """The K best continuations of K beams, and their ends.
+
+    Args:
+      logits: float32 `[B, K, V]`; live: float32 `[B, K]`, the beams' log-probabilities, -inf where
+        there is none.
+    """
+    vocab_size = logits.shape[-1]
+    top, rest = log_normaliser(logits)
+    known = (jnp.isfinite(top) & jnp.isfinite(rest))[..., 0]
+    scores = jnp.where(
+        jnp.isneginf(live)[..., None], -jnp.inf, (logits - top) - rest + live[..., None]
+    )
+    ends = jnp.where(rules.may_end(index)[:, None], scores[..., rules.eos_id], -jnp.inf)
+    scores = scores.at[..., jnp.array([rules.eos_id, *rules.never])].set(-jnp.inf)
+    scores = jnp.where(rules.must_end(index)[:, None, None], -jnp.inf, scores)
+    flat = scores.reshape(len(scores), -1)
+    best, where = jax.lax.top_k(flat, live.shape[1])
+    ends_where = jnp.arange(live.shape[1]) * vocab_size + rules.eos_id
+    return Candidates(
+        log_probs=best,
+        parents=where // vocab_size,
+        tokens=where % vocab_size,
+        ends=_among_best(ends, jnp.broadcast_to(ends_where, ends.shape), best, where),
+        broken=(~known & ~jnp.isneginf(live)).any(axis=-1),
+    )
+
+
+def _among_best(
+    ends: jax.Array, ends_where: jax.Array, best: jax.Array, where: jax.Array
+) -> jax.Array:
+    """The ends [B, K] that are among the K best of ends and others; of equals, the earlier in V."""
+    values = jnp.concatenate([ends, best], axis=-1)[:, None, :]
+    places = jnp.concatenate([ends_where, where], axis=-1)[:, None, :]
+    earlier = (values == ends[..., None]) & (places < ends_where[..., None])
+    rank = ((values > ends[..., None]) | earlier).sum(axis=-1)
+    return jnp.where(rank < ends.shape[-1], ends, -jnp.inf)

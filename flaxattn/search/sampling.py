@@ -1,0 +1,103 @@
+"""Sequences drawn at random, token by token."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.search.arguments import check_count, check_keys, check_range, check_state, make_rules
+from flaxattn.search.following import follow, path_hypotheses
+from flaxattn.search.hypotheses import Hypotheses, Step, repeat_rows
+
+__all__ = ["sample"]
+
+
+def sample(
+    step: Step,
+    state: Any,
+    keys: jax.Array,
+    *,
+    batch: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    max_length: int,
+    limits: jax.Array | None = None,
+    minimums: jax.Array | None = None,
+    length_penalty: float | jax.Array = 0.6,
+    num_samples: int = 1,
+    temperature: float | jax.Array = 1.0,
+    top_k: int | None = None,
+    top_p: float | jax.Array | None = None,
+) -> Hypotheses:
+    """Sequences whose tokens are drawn one after another, in the order in which they were drawn.
+
+    A token is drawn from softmax(logits / temperature) over the tokens that may come there; of
+    these, where `top_k` is given, over the k most likely ones; of these, where `top_p` is given,
+    over the nucleus of Holtzman et al. (2020, arXiv:1904.09751): the fewest most likely tokens
+    whose probabilities add up to p. Tokens as likely as the last one that is in are in, too. The
+    log-probabilities given back are the model's own, whatever the temperature.
+
+    Sample i of an example is drawn with `fold_in(key, i)` of the example's key, and its token at
+    an index with `fold_in` of that: neither the rest of the batch nor `num_samples` changes it.
+
+    Args:
+      keys: keys `[B]`, one per example, say `jax.random.split(key, batch)`; or fold the number of
+        each example in all the data into one key.
+      num_samples: n; `step` reads R = B * n rows.
+      temperature: above 0; near 0, `greedy`.
+      top_k: 1 or more; static.
+      top_p: above 0, at most 1.
+      The others are those of `beam_search`; the length penalty is for the scores alone.
+
+    Raises:
+      TypeError or ValueError naming the argument that does not fit.
+
+    >>> step = lambda tokens, index, state: (jnp.log(jnp.array([[0, 0.2, 0.4, 0.4]])), ())
+    >>> ids = {"bos_id": 0, "eos_id": 1, "pad_id": 0}
+    >>> keys = jax.random.split(jax.random.key(5), 1)
+    >>> found = sample(step, (), keys, batch=1, **ids, max_length=4, top_k=2)
+    >>> bool(jnp.isin(found.tokens[0, 0, :3], jnp.array([2, 3])).all())
+    True
+    """
+    ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": pad_id}
+    rules = make_rules(batch, max_length, ids, limits, minimums)
+    check_count("num_samples", num_samples)
+    check_range("length_penalty", length_penalty)
+    check_range("temperature", temperature, open_below=True)
+    if top_k is not None:
+        check_count("top_k", top_k)
+    if top_p is not None:
+        check_range("top_p", top_p, most=1.0, open_below=True)
+    numbers = jnp.tile(jnp.arange(num_samples), batch)
+    keys = jax.vmap(jax.random.fold_in)(repeat_rows(check_keys(keys, batch), num_samples), numbers)
+    rules = rules._replace(
+        limits=repeat_rows(rules.limits, num_samples),
+        minimums=repeat_rows(rules.minimums, num_samples),
+    )
+    state = repeat_rows(check_state(state, batch), num_samples)
+
+    def draw(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
+        now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
+        logits = keep_likely(log_probs / jnp.asarray(temperature, jnp.float32), top_k, top_p)
+        return jax.vmap(jax.random.categorical)(now, logits)
+
+    path = follow(step, state, draw, rules, max_length, bos_id, pad_id)
+    return path_hypotheses(path, (batch, num_samples), length_penalty, pad_id)
+
+
+def keep_likely(logits: jax.Array, top_k: int | None, top_p: float | jax.Array | None) -> jax.Array:
+    """[R, V] with -inf for tokens not among the k most likely or not in their nucleus.
+
+    >>> keep_likely(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), 3, 0.7)
+    Array([[      -inf, -0.9162...,       -inf, -1.2039...]], dtype=float32)
+    """
+    if top_k is None and top_p is None:
+        return logits
+    vocab_size = logits.shape[-1]
+    best, _ = jax.lax.top_k(logits, min(top_k or vocab_size, vocab_size))
+    if top_p is not None:
+        probs = jax.nn.softmax(best, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        best = jnp.where(before < jnp.asarray(top_p, jnp.float32), best, jnp.inf)
+    return jnp.where(logits >= best.min(axis=-1, keepdims=True), logits, -jnp.inf)
