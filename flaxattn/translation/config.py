@@ -14,6 +14,12 @@ __all__ = ["DataConfig", "DecodingConfig", "RunConfig", "TrainingConfig", "confi
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 
 
+def _check(holds: bool, name: str, expected: str) -> None:
+    if not holds:
+        option = name.replace("_", "-")
+        raise ValueError(f"--{option}: expected {expected}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which sentence pairs are learned and scored."""
@@ -100,12 +106,34 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
-    """How the test split is translated."""
+    """How a translation is sought."""
 
     beam_size: int = 5
-    """Hypotheses kept for each sentence; 1: the most likely token, one after another."""
+    """Prefixes that are pursued side by side; 1: the most likely token, one after another."""
     length_penalty: float = 1.0
-    """Exponent of the length by which log-probabilities are divided (arXiv:1609.08144, eq. 14)."""
+    """Exponent of the length penalty by which log-probabilities are divided (arXiv:1609.08144)."""
+    max_ratio: float = 1.5
+    """The longest translation has so many tokens for each token of the source, and 8 more."""
+    min_ratio: float = 0.0
+    """The shortest translation has so many tokens for each token of the source."""
+    sampling: bool = False
+    """Draw tokens at random instead of seeking the most likely translation."""
+    temperature: float = 1.0
+    """Of sampling: logits are divided by it."""
+    top_k: int | None = None
+    """Of sampling: draw from so many of the most likely tokens. None: from all."""
+    top_p: float | None = None
+    """Of sampling: draw from the most likely tokens that together have this probability."""
+    sampling_seed: int = 0
+    """Of sampling."""
+
+    def __post_init__(self) -> None:
+        _check(self.beam_size >= 1, "beam_size", "at least 1")
+        _check(self.length_penalty >= 0, "length_penalty", "at least 0")
+        _check(0 <= self.min_ratio <= self.max_ratio, "min_ratio", "from 0 to max_ratio")
+        _check(self.temperature > 0, "temperature", "more than 0")
+        _check(self.top_k is None or self.top_k >= 1, "top_k", "at least 1")
+        _check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,22 +148,17 @@ class RunConfig:
     decoding: DecodingConfig = DecodingConfig()
 
     def __post_init__(self) -> None:
-        training, model, data, decoding = self.training, self.model, self.data, self.decoding
+        training, model, data = self.training, self.model, self.data
         for part, names in (
             (training, "steps rows row_length microbatches log_every valid_every"),
             (training, "keep_checkpoints average"),
             (model, "vocab_size features ff_features num_heads encoder_layers decoder_layers"),
             (data, "held_out builtin_pairs"),
-            (decoding, "beam_size"),
         ):
             for name in names.split():
                 _check(getattr(part, name) >= 1, name, "at least 1")
-        for part, names in (
-            (training, "seed patience samples r_drop weight_decay"),
-            (decoding, "length_penalty"),
-        ):
-            for name in names.split():
-                _check(getattr(part, name) >= 0, name, "at least 0")
+        for name in "seed patience samples r_drop weight_decay".split():
+            _check(getattr(training, name) >= 0, name, "at least 0")
         for part, names in (
             (training, "label_smoothing subword_dropout ema_decay"),
             (model, "dropout_rate attention_dropout_rate activation_dropout_rate"),
@@ -149,12 +172,6 @@ class RunConfig:
         for split in ("train", "valid", "test"):
             files = getattr(self.data, split)
             _check(len(files) <= 2, split, "two aligned files, or one TSV file")
-
-
-def _check(holds: bool, name: str, expected: str) -> None:
-    if not holds:
-        option = name.replace("_", "-")
-        raise ValueError(f"--{option}: expected {expected}.")
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

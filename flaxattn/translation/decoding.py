@@ -1,114 +1,150 @@
-"""Greedy translation with a trained model."""
+"""The best translations of a batch of token rows, sought on the device."""
 
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from flaxattn.models import EncoderDecoder
-from flaxattn.translation.tokenizer import Tokenizer
+from flaxattn.search import Hypotheses, beam_search, greedy, sample
+from flaxattn.translation.config import DecodingConfig
 
-__all__ = ["greedy_decode", "translate"]
-
-SHAPE_STEP = 8  # lengths are rounded up to multiples of this, so that few shapes are compiled
+__all__ = ["decode"]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_length", "bos_id", "eos_id"))
-def greedy_decode(
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "config", "max_length", "n_best", "bos_id", "eos_id", "mesh"),
+)
+def decode(
     model: EncoderDecoder,
     params: Any,
     source: jax.Array,
+    limits: jax.Array,
+    minimums: jax.Array,
+    keys: jax.Array,
     *,
+    config: DecodingConfig,
     max_length: int,
     bos_id: int,
     eos_id: int,
-    limits: jax.Array | None = None,
-) -> jax.Array:
-    """The most likely token, one after another, until every row has ended.
+    mesh: Mesh,
+    n_best: int = 1,
+) -> Hypotheses:
+    """The `n_best` best translations of each source, or as many drawn at random.
+
+    Rows are spread over the devices of `mesh`, each of which stops when its own rows have ended.
 
     Args:
-      source: int `[B, S]`, padded with the model's `pad_id`.
-      max_length: T, of the translations, the end token included.
-      limits: int `[B]`, the most tokens of each translation; None: T.
+      source: int `[B, S]`, padded with the model's `pad_id`; B is a multiple of the devices.
+      limits, minimums: int `[B]`, the most and the fewest tokens, the end token included; a limit
+        of 0 seeks nothing.
+      keys: random keys `[B]`, used by sampling alone.
+      max_length: T, no less than any limit.
 
     Returns:
-      int32 `[B, T]`: tokens up to and including `eos_id`, then `pad_id`.
+      `flaxattn.search.Hypotheses` of B examples.
     """
-    apply: Any = functools.partial(model.apply, {"params": params})
-    segment_ids = (source != model.pad_id).astype(jnp.int32)
-    encoded = apply(source, segment_ids, deterministic=True, method="encode")
-    batch = source.shape[0]
-    limits = jnp.full(batch, max_length) if limits is None else limits
-    all_seen = jnp.ones((batch, max_length), jnp.int32)
 
-    def extend(carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        t, inputs, ended = carry
-        decoded = apply(
-            inputs[:, :-1], encoded, segment_ids, all_seen, deterministic=True, method="decode"
+    def on_device(params: Any, source: jax.Array, *of_rows: jax.Array) -> Hypotheses:
+        search = _Decoder(model, params, source, max_length)
+        ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": model.pad_id}
+        return search.run(config, n_best, ids, *of_rows)
+
+    rows = PartitionSpec("data")
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), rows, rows, rows, rows),
+        out_specs=rows,
+        check_vma=False,  # loops on different devices end at different times
+    )(params, source, limits, minimums, keys)
+
+
+class _Decoder:
+    """The decoder over the encoded rows of one device."""
+
+    def __init__(self, model: EncoderDecoder, params: Any, source: jax.Array, max_length: int):
+        self._apply: Any = model.apply
+        self._params, self._max_length = params, max_length
+        self._segment_ids = (source != model.pad_id).astype(jnp.int32)
+        encoded: Any = self._apply(
+            {"params": params}, source, self._segment_ids, deterministic=True, method="encode"
         )
-        logits = apply(decoded[:, t], method="logits")
-        token = jnp.where(ended, model.pad_id, logits.argmax(axis=-1).astype(jnp.int32))
-        ended = ended | (token == eos_id) | (t + 1 >= limits)
-        return t + 1, inputs.at[:, t + 1].set(token), ended
+        self._encoded = encoded
 
-    def unfinished(carry: tuple[Any, Any, Any]) -> jax.Array:
-        t, _, ended = carry
-        return (t < max_length) & ~ended.all()
-
-    inputs = jnp.full((batch, max_length + 1), model.pad_id, jnp.int32).at[:, 0].set(bos_id)
-    start = (jnp.zeros((), jnp.int32), inputs, jnp.zeros((batch,), bool))
-    return jax.lax.while_loop(unfinished, extend, start)[1][:, 1:]
-
-
-def translate(
-    model: EncoderDecoder,
-    params: Any,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    *,
-    batch_size: int = 64,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[str]:
-    """The greedy translation of each text, in the order given; blank texts stay blank.
-
-    Args:
-      batch_size: texts translated together; they are sorted by length first.
-      progress: called with the number of texts finished since the last call.
-    """
-    sources = tokenizer.encode(texts)
-    answers = [""] * len(texts)
-    order = sorted(
-        (i for i in range(len(texts)) if texts[i].strip()), key=lambda i: len(sources[i])
-    )
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        length = _round_up(max(len(sources[i]) for i in chosen))
-        source = np.full((batch_size, length), tokenizer.pad_id, np.int32)
-        for row, i in enumerate(chosen):
-            source[row, : len(sources[i])] = sources[i]
-        limits = np.zeros(batch_size, np.int32)  # rows without a text end at once
-        limits[: len(chosen)] = [_longest_translation(len(sources[i])) for i in chosen]
-        tokens = greedy_decode(
-            model,
-            params,
-            source,
-            max_length=_round_up(_longest_translation(length)),
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
+    def run(
+        self,
+        config: DecodingConfig,
+        n_best: int,
+        ids: dict[str, int],
+        limits: jax.Array,
+        minimums: jax.Array,
+        keys: jax.Array,
+    ) -> Hypotheses:
+        common: dict[str, Any] = dict(
+            ids,
+            batch=len(limits),
+            max_length=self._max_length,
             limits=limits,
+            minimums=minimums,
+            length_penalty=config.length_penalty,
         )
-        for i, text in zip(chosen, tokenizer.decode(np.asarray(tokens)), strict=False):
-            answers[i] = " ".join(text.split())  # one line, whatever bytes were decoded
-        progress(len(chosen))
-    return answers
+        cache = self._fresh_cache(ids["bos_id"])
+        if config.sampling:
+            return sample(
+                self._step,
+                cache,
+                keys,
+                num_samples=n_best,
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                **common,
+            )
+        if max(config.beam_size, n_best) == 1:
+            return greedy(self._step, cache, **common)
+        return beam_search(
+            self._step,
+            cache,
+            beam_size=max(config.beam_size, n_best),
+            n_best=n_best,
+            reorder=_reorder,
+            **common,
+        )
+
+    def _fresh_cache(self, bos_id: int) -> Any:
+        """The cache with the keys and values of the source, and room for the target's."""
+        begin = jnp.full((self._encoded.shape[0], 1), bos_id)
+        return self._decode({}, begin, self._encoded, cache_index=0, cache_len=self._max_length)[1]
+
+    def _step(self, tokens: jax.Array, index: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        decoded, cache = self._decode({"cache": cache}, tokens[:, None], None, cache_index=index)
+        return self._apply({"params": self._params}, decoded[:, 0], method="logits"), cache
+
+    def _decode(self, cache: Any, tokens: jax.Array, encoded: Any, **at: Any) -> tuple[Any, Any]:
+        segment_ids = jnp.repeat(
+            self._segment_ids, tokens.shape[0] // self._segment_ids.shape[0], axis=0
+        )
+        decoded, changed = self._apply(
+            {"params": self._params, **cache},
+            tokens,
+            encoded,
+            segment_ids,
+            **at,
+            deterministic=True,
+            method="decode_step",
+            mutable=["cache"],
+        )
+        return decoded, changed["cache"]
 
 
-def _longest_translation(source_length: int) -> int:
-    return source_length * 3 // 2 + 8
+def _reorder(cache: Any, rows: jax.Array) -> Any:
+    """Rows of the cache taken; those of the source are the same for all rows of an example."""
 
+    def take(path: Any, x: jax.Array) -> jax.Array:
+        return x if any(key.key == "cross_attention" for key in path) else x[rows]
 
-def _round_up(length: int) -> int:
-    return -(-length // SHAPE_STEP) * SHAPE_STEP
+    return jax.tree_util.tree_map_with_path(take, cache)

@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 
-from flaxattn.translation.config import RunConfig, config_hash
-from flaxattn.translation.decoding import translate
+from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash
 from flaxattn.translation.devices import describe_devices, idle_accelerator, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.preparation import Prepared, check_folder, open_folder, prepare
 from flaxattn.translation.reporting import Screen
 from flaxattn.translation.scoring import Score, check_tokenizer, score
 from flaxattn.translation.training import Trained, train
+from flaxattn.translation.translator import translate
 
 __all__ = ["run"]
 
@@ -48,7 +48,7 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
         return None
     folder = open_folder(config, prepared.tokenizer)
     trained = train(prepared, config, folder, screen)
-    hypotheses = _translate_test(prepared, trained, screen)
+    hypotheses = _translate_test(prepared, trained, config.decoding, screen)
     return _finish(config, prepared, trained, hypotheses, folder, screen)
 
 
@@ -69,7 +69,9 @@ def _describe(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
     )
 
 
-def _translate_test(prepared: Prepared, trained: Trained, screen: Screen) -> list[str]:
+def _translate_test(
+    prepared: Prepared, trained: Trained, decoding: DecodingConfig, screen: Screen
+) -> list[str]:
     sources = [source for source, _ in prepared.corpus.test]
     with screen.progress("translating", len(sources)) as progress:
         return translate(
@@ -77,6 +79,7 @@ def _translate_test(prepared: Prepared, trained: Trained, screen: Screen) -> lis
             trained.params,
             prepared.tokenizer,
             sources,
+            decoding,
             progress=progress.advance,
         )
 

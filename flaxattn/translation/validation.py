@@ -5,13 +5,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from flaxattn.translation.config import RunConfig
-from flaxattn.translation.decoding import translate
+from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.loss import means, total
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.reporting import RunLog
 from flaxattn.translation.scoring import score
 from flaxattn.translation.train_step import make_eval_step, place
+from flaxattn.translation.translator import translate
 
 __all__ = ["Validation", "stale"]
 
@@ -68,7 +68,8 @@ class Validation:
         return lines
 
     def _translate(self, params: Any, texts: Sequence[str]) -> list[str]:
-        return translate(self._prepared.model, params, self._prepared.tokenizer, texts)
+        prepared, greedy = self._prepared, DecodingConfig(beam_size=1)
+        return translate(prepared.model, params, prepared.tokenizer, texts, greedy)
 
 
 def stale(metrics: Sequence[float]) -> int:
