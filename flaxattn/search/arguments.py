@@ -14,26 +14,33 @@ __all__ = ["check_count", "check_ids", "check_keys", "check_range", "check_state
 
 def make_rules(
     batch: int,
+    *,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
     max_length: int,
-    ids: dict[str, int],
     limits: Any,
     minimums: Any,
+    length_penalty: Any,
 ) -> Rules:
-    """The rules that the arguments of these names state; `ids` holds bos_id, eos_id and pad_id.
+    """The rules that the arguments of these names state.
 
     Raises:
       TypeError or ValueError naming the argument.
     """
     check_count("batch", batch)
     check_count("max_length", max_length)
-    for name, token in ids.items():
+    check_range("length_penalty", length_penalty)
+    for name, token in (("bos_id", bos_id), ("eos_id", eos_id), ("pad_id", pad_id)):
         if not checks.is_static(token) or token < 0:
             raise ValueError(f"{name} is {token!r}; expected a token's id, 0 or more, as an int.")
-    eos_id = ids["eos_id"]
     longest = _per_example("limits", limits, batch, max_length)
     return Rules(
+        bos_id=bos_id,
         eos_id=eos_id,
-        never=tuple(sorted({ids["pad_id"], ids["bos_id"]} - {eos_id})),
+        pad_id=pad_id,
+        max_length=max_length,
+        exponent=length_penalty,
         limits=jnp.clip(longest, 0, max_length),
         minimums=_per_example("minimums", minimums, batch, 0),
     )
@@ -66,7 +73,7 @@ def check_range(
 
 def check_ids(rules: Rules, vocab_size: int) -> None:
     """Raises ValueError if a special token is not in the vocabulary."""
-    largest = max(rules.eos_id, *rules.never, 0)
+    largest = max(rules.bos_id, rules.eos_id, rules.pad_id)
     if largest >= vocab_size:
         raise ValueError(
             f"step gave logits of V = {vocab_size} tokens, but one of bos_id, eos_id and pad_id is "

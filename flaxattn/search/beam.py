@@ -1,5 +1,7 @@
 """Beam search, the whole batch at once, inside one loop on the device."""
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,6 @@ import jax.numpy as jnp
 from flaxattn.search.arguments import (
     check_count,
     check_ids,
-    check_range,
     check_state,
     make_rules,
 )
@@ -18,9 +19,9 @@ from flaxattn.search.hypotheses import (
     Rules,
     Step,
     call_step,
-    length_penalties,
     no_hypotheses,
     repeat_rows,
+    take_rows,
 )
 
 __all__ = ["beam_search"]
@@ -60,6 +61,7 @@ def beam_search(
     minimums: jax.Array | None = None,
     length_penalty: float | jax.Array = 0.6,
     n_best: int = 1,
+    reorder: Callable[[Any, jax.Array], Any] = take_rows,
 ) -> Hypotheses:
     """The best whole sequences that a beam of live prefixes comes upon, best first.
 
@@ -91,6 +93,10 @@ def beam_search(
       minimums: int `[B]`, each example's shortest length, if not above its limit. None: 0.
       length_penalty: the exponent, 0 or more; 0: scores are log-probabilities.
       n_best: n, at most K.
+      reorder: `reorder(state, rows) -> state`, where row i goes on from row `rows[i]`, one of the
+        same example; rows int32 `[R]`. The default takes those rows of every leaf, that is, copies
+        the state at every step. A large cache may stay where it is if the state has the row that
+        each of its tokens was written to, and that alone is reordered.
 
     Raises:
       TypeError or ValueError naming the argument that does not fit.
@@ -105,34 +111,48 @@ def beam_search(
     >>> np.exp(found.log_probs).round(3).tolist()
     [[0.36..., 0.16...]]
     """
-    ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": pad_id}
-    rules = make_rules(batch, max_length, ids, limits, minimums)
+    rules = make_rules(
+        batch,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        max_length=max_length,
+        limits=limits,
+        minimums=minimums,
+        length_penalty=length_penalty,
+    )
     check_count("beam_size", beam_size)
     check_count("n_best", n_best, most=beam_size)
-    check_range("length_penalty", length_penalty)
+    start = _start(check_state(state, batch), beam_size, n_best, rules)
+    search = jax.lax.while_loop(
+        lambda search: ~search.done.all(),
+        lambda search: _advance(step, search, rules, reorder),
+        start,
+    )
+    unknown = no_hypotheses((batch, n_best), rules, score=math.nan)
+    return _choose(search.broken, unknown, search.kept)
+
+
+def _start(state: Any, beam_size: int, n_best: int, rules: Rules) -> Search:
+    (batch,) = rules.limits.shape
     shape = (batch, beam_size)
-    search = Search(
+    return Search(
         at=jnp.zeros((), jnp.int32),
-        tokens=jnp.full((*shape, max_length), pad_id, jnp.int32),
-        last=jnp.full(shape, bos_id, jnp.int32),
+        tokens=jnp.full((*shape, rules.max_length), rules.pad_id, jnp.int32),
+        last=jnp.full(shape, rules.bos_id, jnp.int32),
         live=jnp.full(shape, -jnp.inf, jnp.float32).at[:, 0].set(0.0),  # one prefix: nothing yet
-        kept=no_hypotheses((batch, n_best), max_length, pad_id),
+        kept=no_hypotheses((batch, n_best), rules),
         done=rules.limits == 0,
         broken=jnp.zeros((batch,), bool),
-        state=repeat_rows(check_state(state, batch), beam_size),
+        state=repeat_rows(state, beam_size),
     )
-
-    def advance(search: Search) -> Search:
-        return _advance(step, search, rules, length_penalty, pad_id)
-
-    search = jax.lax.while_loop(lambda search: ~search.done.all(), advance, search)
-    broken = no_hypotheses((batch, n_best), max_length, pad_id)
-    broken = broken._replace(scores=broken.scores * jnp.nan, log_probs=broken.scores * jnp.nan)
-    return _choose(search.broken, broken, search.kept)
 
 
 def _advance(
-    step: Step, search: Search, rules: Rules, exponent: float | jax.Array, pad_id: int
+    step: Step,
+    search: Search,
+    rules: Rules,
+    reorder: Callable[[Any, jax.Array], Any],
 ) -> Search:
     """Reads one token of every beam."""
     batch, beam_size = search.live.shape
@@ -141,10 +161,10 @@ def _advance(
     found = expand(
         logits.reshape(batch, beam_size, logits.shape[-1]), search.live, search.at, rules
     )
-    kept = _keep(search, found, rules.eos_id, exponent)
-    bound = found.log_probs[:, 0] / length_penalties(rules.limits, exponent)
+    kept = _keep(search, found, rules)
+    bound = rules.scores(found.log_probs[:, 0], rules.limits)
     rows = (jnp.arange(batch)[:, None] * beam_size + found.parents).reshape(-1)
-    last = jnp.where(jnp.isneginf(found.log_probs), pad_id, found.tokens)
+    last = jnp.where(jnp.isneginf(found.log_probs), rules.pad_id, found.tokens)
     tokens = jnp.take_along_axis(search.tokens, found.parents[..., None], axis=1)
     over = rules.must_end(search.at) | (~jnp.isneginf(found.ends)).all(axis=-1)
     return Search(
@@ -155,18 +175,16 @@ def _advance(
         kept=kept,
         done=search.done | found.broken | over | (bound <= kept.scores[:, -1]),
         broken=search.broken | (found.broken & ~search.done),
-        state=jax.tree.map(lambda x: x[rows], state),
+        state=reorder(state, rows),
     )
 
 
-def _keep(
-    search: Search, found: Candidates, eos_id: int, exponent: float | jax.Array
-) -> Hypotheses:
+def _keep(search: Search, found: Candidates, rules: Rules) -> Hypotheses:
     """The best of those kept and those that end here; of equals, those kept."""
     length = search.at + 1
     ended = Hypotheses(
-        tokens=search.tokens.at[:, :, search.at].set(eos_id),
-        scores=found.ends / length_penalties(length, exponent),
+        tokens=search.tokens.at[:, :, search.at].set(rules.eos_id),
+        scores=rules.scores(found.ends, length),
         log_probs=found.ends,
         lengths=jnp.broadcast_to(length, found.ends.shape),
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.search.hypotheses import Rules, log_normaliser
+from flaxattn.search.largest import top_k
 
 __all__ = ["Candidates", "expand"]
 
@@ -40,9 +41,8 @@ def expand(logits: jax.Array, live: jax.Array, index: jax.Array, rules: Rules) -
     )
     ends = jnp.where(rules.may_end(index)[:, None], scores[..., rules.eos_id], -jnp.inf)
     scores = scores.at[..., jnp.array([rules.eos_id, *rules.never])].set(-jnp.inf)
-    scores = jnp.where(rules.must_end(index)[:, None, None], -jnp.inf, scores)
-    flat = scores.reshape(len(scores), -1)
-    best, where = jax.lax.top_k(flat, live.shape[1])
+    best, where = top_k(scores.reshape(len(scores), -1), live.shape[1])
+    best = jnp.where(rules.must_end(index)[:, None], -jnp.inf, best)
     ends_where = jnp.arange(live.shape[1]) * vocab_size + rules.eos_id
     return Candidates(
         log_probs=best,

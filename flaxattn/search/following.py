@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.search.arguments import check_ids, check_range, check_state, make_rules
+from flaxattn.search.arguments import check_ids, check_state, make_rules
 from flaxattn.search.hypotheses import (
     Hypotheses,
     Rules,
     Step,
     call_step,
-    length_penalties,
     log_normaliser,
     no_hypotheses,
 )
@@ -65,11 +64,18 @@ def greedy(
     >>> greedy(step, (), batch=2, **ids, max_length=3).tokens.tolist()
     [[[2, 2, 1]], [[1, 0, 0]]]
     """
-    ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": pad_id}
-    rules = make_rules(batch, max_length, ids, limits, minimums)
-    check_range("length_penalty", length_penalty)
-    path = follow(step, check_state(state, batch), _most_likely, rules, max_length, bos_id, pad_id)
-    return path_hypotheses(path, (batch, 1), length_penalty, pad_id)
+    rules = make_rules(
+        batch,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        max_length=max_length,
+        limits=limits,
+        minimums=minimums,
+        length_penalty=length_penalty,
+    )
+    path = follow(step, check_state(state, batch), _most_likely, rules)
+    return path_hypotheses(path, (batch, 1), rules)
 
 
 def _most_likely(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
@@ -77,21 +83,13 @@ def _most_likely(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> j
     return (log_probs + so_far[:, None]).argmax(axis=-1)
 
 
-def follow(
-    step: Step,
-    state: Any,
-    choose: Choose,
-    rules: Rules,
-    max_length: int,
-    bos_id: int,
-    pad_id: int,
-) -> Path:
+def follow(step: Step, state: Any, choose: Choose, rules: Rules) -> Path:
     """Takes steps until every row has ended; state, rules and rows have the leading axis R."""
     rows = rules.limits.shape
     path = Path(
         at=jnp.zeros((), jnp.int32),
-        tokens=jnp.full((*rows, max_length), pad_id, jnp.int32),
-        last=jnp.full(rows, bos_id, jnp.int32),
+        tokens=jnp.full((*rows, rules.max_length), rules.pad_id, jnp.int32),
+        last=jnp.full(rows, rules.bos_id, jnp.int32),
         log_probs=jnp.where(rules.limits == 0, -jnp.inf, jnp.zeros(rows, jnp.float32)),
         lengths=jnp.zeros(rows, jnp.int32),
         done=rules.limits == 0,
@@ -99,12 +97,12 @@ def follow(
     )
     return jax.lax.while_loop(
         lambda path: ~path.done.all(),
-        lambda path: _advance(step, path, choose, rules, pad_id),
+        lambda path: _advance(step, path, choose, rules),
         path,
     )
 
 
-def _advance(step: Step, path: Path, choose: Choose, rules: Rules, pad_id: int) -> Path:
+def _advance(step: Step, path: Path, choose: Choose, rules: Rules) -> Path:
     """Reads one token of every row and generates the next."""
     logits, state = call_step(step, path.last, path.at, path.state)
     check_ids(rules, logits.shape[-1])
@@ -115,7 +113,7 @@ def _advance(step: Step, path: Path, choose: Choose, rules: Rules, pad_id: int) 
     token = choose(log_probs, path.log_probs, path.at).astype(jnp.int32)
     total = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0] + path.log_probs
     total = jnp.where(path.done, path.log_probs, jnp.where(known, total, jnp.nan))
-    token = jnp.where(path.done, pad_id, token)
+    token = jnp.where(path.done, rules.pad_id, token)
     ended = (token == rules.eos_id) | rules.must_end(path.at) | ~jnp.isfinite(total)
     return Path(
         at=path.at + 1,
@@ -128,15 +126,13 @@ def _advance(step: Step, path: Path, choose: Choose, rules: Rules, pad_id: int) 
     )
 
 
-def path_hypotheses(
-    path: Path, shape: tuple[int, int], exponent: float | jax.Array, pad_id: int
-) -> Hypotheses:
+def path_hypotheses(path: Path, shape: tuple[int, int], rules: Rules) -> Hypotheses:
     """The paths' rows as [B, n] hypotheses, without those that are impossible or unknown."""
     there = jnp.isfinite(path.log_probs)
-    none = no_hypotheses(path.log_probs.shape, path.tokens.shape[1], pad_id)
+    none = no_hypotheses(path.log_probs.shape, rules)
     found = Hypotheses(
         tokens=jnp.where(there[:, None], path.tokens, none.tokens),
-        scores=path.log_probs / length_penalties(path.lengths, exponent),
+        scores=rules.scores(path.log_probs, path.lengths),
         log_probs=path.log_probs,
         lengths=jnp.where(there, path.lengths, 0),
     )

@@ -5,6 +5,7 @@ length is reached, `eos_id` is the only token that may come. So every hypothesis
 every other by the probability of a whole sequence, and none is cut short.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ __all__ = [
     "log_normaliser",
     "no_hypotheses",
     "repeat_rows",
+    "take_rows",
 ]
 
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-"""`step(tokens, index, state) -> (logits, state)`, a model seen one token at a time.
+"""`step(tokens, index, state) -> (logits, state)`: a model that reads one token of every row.
 
 tokens: int32 `[R]`; index: int32 `[]`, which token of its sequence each is: 0 for `bos_id`;
 state: a pytree whose leaves have a leading axis R; logits: floating `[R, V]`, of the next token.
@@ -50,15 +52,24 @@ class Hypotheses(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Which token may come where."""
+    """Which token may come where, and how whole sequences are compared."""
 
+    bos_id: int
     eos_id: int
-    never: tuple[int, ...]
-    """Tokens that are not generated: `pad_id` and `bos_id`."""
+    pad_id: int
+    max_length: int
+    """T."""
+    exponent: float | jax.Array
+    """Of the length penalty."""
     limits: jax.Array
     """int32 [B]: the longest length; 0 where nothing is asked for."""
     minimums: jax.Array
     """int32 [B]: the shortest length; a limit below it wins."""
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Tokens that are not generated."""
+        return tuple(sorted({self.bos_id, self.pad_id} - {self.eos_id}))
 
     def must_end(self, index: jax.Array) -> jax.Array:
         """bool [B]: whether the token after token `index` can only be `eos_id`."""
@@ -70,10 +81,14 @@ class Rules(NamedTuple):
 
     def allowed(self, index: jax.Array, vocab_size: int) -> jax.Array:
         """bool [B, V]: whether the token after token `index` can be this one."""
-        tokens = jnp.arange(vocab_size)
+        tokens = jnp.arange(vocab_size)[None]
         never = jnp.isin(tokens, jnp.array(self.never, tokens.dtype))
         ends, goes_on = self.may_end(index)[:, None], ~self.must_end(index)[:, None]
         return jnp.where(tokens == self.eos_id, ends, goes_on & ~never)
+
+    def scores(self, log_probs: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Log-probabilities of whole sequences, made comparable between lengths."""
+        return log_probs / length_penalties(lengths, self.exponent)
 
 
 def length_penalties(lengths: Any, exponent: float | jax.Array) -> jax.Array:
@@ -85,11 +100,11 @@ def length_penalties(lengths: Any, exponent: float | jax.Array) -> jax.Array:
     return ((5 + jnp.asarray(lengths, jnp.float32)) / 6) ** jnp.asarray(exponent, jnp.float32)
 
 
-def no_hypotheses(shape: tuple[int, ...], max_length: int, pad_id: int) -> Hypotheses:
+def no_hypotheses(shape: tuple[int, ...], rules: Rules, score: float = -math.inf) -> Hypotheses:
     """As many as `shape` says, none of which is there."""
-    nothing = jnp.full(shape, -jnp.inf, jnp.float32)
-    tokens = jnp.full((*shape, max_length), pad_id, jnp.int32)
-    return Hypotheses(tokens, nothing, nothing, jnp.zeros(shape, jnp.int32))
+    scores = jnp.full(shape, score, jnp.float32)
+    tokens = jnp.full((*shape, rules.max_length), rules.pad_id, jnp.int32)
+    return Hypotheses(tokens, scores, scores, jnp.zeros(shape, jnp.int32))
 
 
 def log_normaliser(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,6 +119,11 @@ def log_normaliser(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 def repeat_rows(tree: Any, times: int) -> Any:
     """Every leaf [B, ...] -> [B * times, ...], the rows of an example beside each other."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
+
+
+def take_rows(tree: Any, rows: jax.Array) -> Any:
+    """Every leaf x [R, ...] -> x[rows]."""
+    return jax.tree.map(lambda x: x[rows], tree)
 
 
 def call_step(step: Step, tokens: jax.Array, index: jax.Array, state: Any) -> tuple[jax.Array, Any]:

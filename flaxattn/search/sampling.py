@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flaxattn.search.arguments import check_count, check_keys, check_range, check_state, make_rules
 from flaxattn.search.following import follow, path_hypotheses
 from flaxattn.search.hypotheses import Hypotheses, Step, repeat_rows
+from flaxattn.search.largest import top_k as find_top_k
 
 __all__ = ["sample"]
 
@@ -60,10 +61,17 @@ def sample(
     >>> bool(jnp.isin(found.tokens[0, 0, :3], jnp.array([2, 3])).all())
     True
     """
-    ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": pad_id}
-    rules = make_rules(batch, max_length, ids, limits, minimums)
+    rules = make_rules(
+        batch,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        max_length=max_length,
+        limits=limits,
+        minimums=minimums,
+        length_penalty=length_penalty,
+    )
     check_count("num_samples", num_samples)
-    check_range("length_penalty", length_penalty)
     check_range("temperature", temperature, open_below=True)
     if top_k is not None:
         check_count("top_k", top_k)
@@ -79,11 +87,12 @@ def sample(
 
     def draw(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
         now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-        logits = keep_likely(log_probs / jnp.asarray(temperature, jnp.float32), top_k, top_p)
+        below = log_probs - log_probs.max(axis=-1, keepdims=True)  # 0 survives any temperature
+        logits = keep_likely(below / jnp.asarray(temperature, jnp.float32), top_k, top_p)
         return jax.vmap(jax.random.categorical)(now, logits)
 
-    path = follow(step, state, draw, rules, max_length, bos_id, pad_id)
-    return path_hypotheses(path, (batch, num_samples), length_penalty, pad_id)
+    path = follow(step, state, draw, rules)
+    return path_hypotheses(path, (batch, num_samples), rules)
 
 
 def keep_likely(logits: jax.Array, top_k: int | None, top_p: float | jax.Array | None) -> jax.Array:
@@ -95,9 +104,9 @@ def keep_likely(logits: jax.Array, top_k: int | None, top_p: float | jax.Array |
     if top_k is None and top_p is None:
         return logits
     vocab_size = logits.shape[-1]
-    best, _ = jax.lax.top_k(logits, min(top_k or vocab_size, vocab_size))
+    best, _ = find_top_k(logits, min(top_k or vocab_size, vocab_size))
     if top_p is not None:
         probs = jax.nn.softmax(best, axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs
-        best = jnp.where(before < jnp.asarray(top_p, jnp.float32), best, jnp.inf)
+        before, p = jnp.cumsum(probs, axis=-1) - probs, jnp.asarray(top_p, jnp.float32)
+        best = jnp.where((before < p) | (p == 1.0), best, jnp.inf)
     return jnp.where(logits >= best.min(axis=-1, keepdims=True), logits, -jnp.inf)
