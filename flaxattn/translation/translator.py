@@ -56,6 +56,7 @@ class Translator:
         texts: Sequence[str],
         *,
         n_best: int = 1,
+        first: int = 0,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[list[Translation]]:
         """The `n_best` translations of each text, best first; those of a blank text are blank.
@@ -63,6 +64,7 @@ class Translator:
         What a text is translated to does not depend on the texts beside it.
 
         Args:
+          first: the number of the first text in all that is translated; sampling depends on it.
           progress: called with the number of texts finished since the last call.
         """
         blank = [Translation("", 0.0, 0.0)] * n_best
@@ -70,7 +72,8 @@ class Translator:
         sources = self._tokenizer.encode(texts)
         filled = [i for i in range(len(texts)) if texts[i].strip()]
         for chosen in self._batches(filled, sources):
-            found = self._translate_batch(chosen, [sources[i] for i in chosen], n_best)
+            numbers = [first + i for i in chosen]
+            found = self._translate_batch(numbers, [sources[i] for i in chosen], n_best)
             for i, translations in zip(chosen, found, strict=True):
                 answers[i] = translations
             progress(len(chosen))

@@ -1,0 +1,162 @@
+"""What one does with a trained model on the command line: translate, and score."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import tyro
+
+from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.corpus import read_lines
+from flaxattn.translation.streaming import chunks
+
+if TYPE_CHECKING:
+    from flaxattn.translation.translator import Translation, Translator
+
+__all__ = ["Score", "Translate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Translate:
+    """Translates texts with a trained model: arguments, a file, or standard input line by line.
+
+    flaxattn translate runs/tiny "The old man sees a dog."
+    flaxattn translate runs/tiny --input my.en --output my.de
+    echo "The old man sees a dog." | flaxattn translate runs/tiny
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of a run, or of an exported model."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Texts to translate. None: those of --input."""
+    input: Path | None = None
+    """A file of one text per line. None: standard input."""
+    output: Path | None = None
+    """The file to write to. None: standard output."""
+    n_best: int = 1
+    """Translations given for each text, best first, one per line."""
+    scores: bool = False
+    """Write the score and a tab before each translation."""
+    batch_size: int = 64
+    """Texts translated together, at most."""
+    decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")] = DecodingConfig()
+
+    def run(self) -> None:
+        """Answers every text, in order; blank lines with blank lines."""
+        if self.n_best < 1 or self.batch_size < 1:
+            raise ValueError("--n-best and --batch-size: expected at least 1.")
+        if self.texts and self.input:
+            raise ValueError("--input: expected either a file or texts as arguments, not both.")
+        translator, done = self._translator(), 0
+        with _opened(self.output) as output:
+            for texts in self._pieces():
+                for translations in translator.translate(texts, n_best=self.n_best, first=done):
+                    output.writelines(map(self._line, translations))
+                output.flush()
+                done += len(texts)
+
+    def _translator(self) -> "Translator":
+        began = time.perf_counter()
+        _say(f"loading {self.folder}")
+        import jax  # so late that help and errors in the command come at once
+
+        from flaxattn.translation.devices import describe_devices, split_cpu
+        from flaxattn.translation.loading import load_run as load
+        from flaxattn.translation.translator import Translator
+
+        if self.texts or self.input:
+            split_cpu(min(len(self.texts) or self.batch_size, self.batch_size))
+        loaded = load(self.folder)
+        size = sum(x.size for x in jax.tree.leaves(loaded.params))
+        _say(
+            f"{size:,} parameters on {describe_devices()}, {time.perf_counter() - began:.1f} s; "
+            "the first text of each length is compiled for"
+        )
+        return Translator(*loaded, self.decoding, batch_size=self.batch_size)
+
+    def _pieces(self) -> Iterator[list[str]]:
+        if self.texts:
+            yield list(self.texts)
+        elif self.input:
+            if not self.input.is_file():
+                raise FileNotFoundError(f"--input: {self.input}: no such file.")
+            with self.input.open("rb") as stream:
+                yield from chunks(stream, str(self.input))
+        else:
+            if sys.stdin.isatty():
+                _say("type a text and press enter; end with control-D")
+            yield from chunks(sys.stdin.buffer, "standard input")
+
+    def _line(self, translation: "Translation") -> str:
+        return f"{translation.score:.4f}\t" * self.scores + f"{translation.text}\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Scores translations against references with SacreBLEU; needs no model.
+
+    flaxattn score runs/tiny                    what the run kept of its test split
+    flaxattn score my.hypothesis my.reference   any two aligned files
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """The folder of a run; or translations and references, a line each."""
+    bleu_tokenizer: str | None = None
+    """SacreBLEU's tokenizer. None: that of the run, or 13a."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        """Prints BLEU, BLEU lower-cased and chrF with their signatures."""
+        from flaxattn.translation.scoring import check_tokenizer, score
+
+        hypotheses, references, tokenizer = self._sources()
+        check_tokenizer(tokenizer)
+        sides = [read_lines(path) for path in (hypotheses, references)]
+        if len(sides[0]) != len(sides[1]):
+            raise ValueError(
+                f"{hypotheses} has {len(sides[0])} lines and {references} {len(sides[1])}; line i "
+                "of one must be the translation of line i of the other."
+            )
+        found = score(*sides, tokenizer=tokenizer)
+        if self.json:
+            print(json.dumps({s.name: {"value": s.value, "signature": s.signature} for s in found}))
+        else:
+            for s in found:
+                print(f"{s.name:<8} {s.value:6.2f}  {s.signature}")
+
+    def _sources(self) -> tuple[Path, Path, str]:
+        if len(self.files) == 2:
+            return *self.files, self.bleu_tokenizer or "13a"
+        if len(self.files) != 1 or not self.files[0].is_dir():
+            raise ValueError(
+                "score: expected the folder of a run, or two files, translations and references."
+            )
+        folder = self.files[0]
+        kept: dict[str, Any] = {}
+        if (folder / "config.json").exists():
+            kept = json.loads((folder / "config.json").read_text("utf-8")).get("data", {})
+        tokenizer = self.bleu_tokenizer or kept.get("bleu_tokenizer", "13a")
+        return folder / "test.hypothesis", folder / "test.reference", tokenizer
+
+
+def _say(text: str) -> None:
+    print(f"flaxattn: {text}", file=sys.stderr, flush=True)
+
+
+class _opened:
+    """The file at a path, or standard output."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file: TextIO = sys.stdout if path is None else path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> TextIO:
+        return self._file
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not sys.stdout:
+            self._file.close()
