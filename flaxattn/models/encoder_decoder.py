@@ -249,6 +249,8 @@ class EncoderDecoder(nn.Module):
         *,
         cache_index: int | jax.Array,
         cache_len: int | None = None,
+        mask: Mask | None = None,
+        positions: jax.Array | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
@@ -263,6 +265,9 @@ class EncoderDecoder(nn.Module):
           source_segment_ids: int `[B, S]`; 0 is padding.
           cache_index: int `[]` or `[B]`.
           cache_len: the most tokens of a row; needed only by the call which makes the cache.
+          mask: of the whole sequence; default: `causal()`. With `positions`, a row may also be a
+            tree of sentences that share their beginnings, as beam search has them.
+          positions: int `[B, T]`; default: from `cache_index` on.
           sow_weights: as in `MultiHeadAttention`.
           deterministic: True switches dropout off.
 
@@ -285,11 +290,12 @@ class EncoderDecoder(nn.Module):
         (2, 1, 8)
         """
         index = check_index(cache_index, target_inputs.shape[0])
-        positions = index_positions(index, target_inputs.shape[1])
+        if positions is None:
+            positions = index_positions(index, target_inputs.shape[1])
         return self.decoder(
             self._embed("target", target_inputs, positions, deterministic),
             encoded,
-            mask=causal(),
+            mask=causal() if mask is None else mask,
             cross_mask=valid(source_segment_ids != 0),
             positions=positions,
             cache_index=index,
