@@ -140,8 +140,14 @@ def call_step(step: Step, tokens: jax.Array, index: jax.Array, state: Any) -> tu
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise TypeError(f"step gave logits of dtype {logits.dtype}; expected a floating dtype.")
-    before, after = (jax.tree.map(jax.typeof, x) for x in (state, new_state))
-    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), kind) for kind in (before, after)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"step was given the state {before} but returned {after}.")
+    before, after = (jax.tree.map(_kind, x) for x in (state, new_state))
+    if jax.tree.flatten(before) != jax.tree.flatten(after):
+        raise ValueError(
+            f"step was given a state of {before} but gave back {after}; expected the same "
+            "structure, shapes and dtypes."
+        )
     return logits.astype(jnp.float32), new_state
+
+
+def _kind(x: Any) -> str:
+    return f"{jnp.result_type(x)}{list(jnp.shape(x))}"

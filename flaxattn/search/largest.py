@@ -20,7 +20,8 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """
     rows, size = x.shape
     if size < 4 * k * GROUP:
-        return jax.lax.top_k(x, k)
+        best, where = jax.lax.top_k(x, k)
+        return best, where
     whole = size // GROUP * GROUP
     maxima = x[:, :whole].reshape(rows, -1, GROUP).max(axis=-1)
     if whole < size:  # padding would copy all of x
