@@ -61,6 +61,7 @@ def beam_search(
     minimums: jax.Array | None = None,
     length_penalty: float | jax.Array = 0.6,
     n_best: int = 1,
+    spread: Callable[[Any, int], Any] = repeat_rows,
     reorder: Callable[[Any, jax.Array], Any] = take_rows,
 ) -> Hypotheses:
     """The best whole sequences that a beam of live prefixes comes upon, best first.
@@ -83,8 +84,8 @@ def beam_search(
 
     Args:
       step: as `Step` says; it reads R = B * K rows.
-      state: a pytree with leaves `[B, ...]`, before `bos_id` is read; its rows are repeated for the
-        beams and reordered with them.
+      state: a pytree with leaves `[B, ...]`, before `bos_id` is read; it is spread over the beams
+        and reordered with them.
       batch: B; beam_size: K, may be larger than V.
       bos_id, pad_id: never generated, unless one of them is `eos_id`.
       max_length: T, the longest length of all; lengths include `eos_id`, not `bos_id`.
@@ -93,6 +94,8 @@ def beam_search(
       minimums: int `[B]`, each example's shortest length, if not above its limit. None: 0.
       length_penalty: the exponent, 0 or more; 0: scores are log-probabilities.
       n_best: n, at most K.
+      spread: `spread(state, beam_size) -> state` for R rows. The default repeats the rows of every
+        leaf, those of one example beside each other.
       reorder: `reorder(state, rows) -> state`, where row i goes on from row `rows[i]`, one of the
         same example; rows int32 `[R]`. The default takes those rows of every leaf, that is, copies
         the state at every step. A large cache may stay where it is if the state has the row that
@@ -123,7 +126,8 @@ def beam_search(
     )
     check_count("beam_size", beam_size)
     check_count("n_best", n_best, most=beam_size)
-    start = _start(check_state(state, batch), beam_size, n_best, rules)
+    state = spread(check_state(state, batch), beam_size)
+    start = _start(state, beam_size, n_best, rules)
     search = jax.lax.while_loop(
         lambda search: ~search.done.all(),
         lambda search: _advance(step, search, rules, reorder),
@@ -144,7 +148,7 @@ def _start(state: Any, beam_size: int, n_best: int, rules: Rules) -> Search:
         kept=no_hypotheses((batch, n_best), rules),
         done=rules.limits == 0,
         broken=jnp.zeros((batch,), bool),
-        state=repeat_rows(state, beam_size),
+        state=state,
     )
 
 

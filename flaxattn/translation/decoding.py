@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from flaxattn.models import EncoderDecoder
 from flaxattn.search import Hypotheses, beam_search, greedy, sample
 from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.prefix_tree import PrefixTree, ancestry, descend, reorder
 
 __all__ = ["decode"]
 
@@ -92,59 +93,76 @@ class _Decoder:
             minimums=minimums,
             length_penalty=config.length_penalty,
         )
-        cache = self._fresh_cache(ids["bos_id"])
-        if config.sampling:
-            return sample(
-                self._step,
-                cache,
-                keys,
-                num_samples=n_best,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
+        beams = max(config.beam_size, n_best)
+        if not config.sampling and beams > 1:
+            return beam_search(
+                self._step_of_beams,
+                self._fresh_cache(ids["bos_id"], cells=self._max_length * beams),
+                beam_size=beams,
+                n_best=n_best,
+                spread=self._spread,
+                reorder=reorder,
                 **common,
             )
-        if max(config.beam_size, n_best) == 1:
+        cache = self._fresh_cache(ids["bos_id"], cells=self._max_length)
+        if not config.sampling:
             return greedy(self._step, cache, **common)
-        return beam_search(
+        return sample(
             self._step,
             cache,
-            beam_size=max(config.beam_size, n_best),
-            n_best=n_best,
-            reorder=_reorder,
+            keys,
+            num_samples=n_best,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
             **common,
         )
 
-    def _fresh_cache(self, bos_id: int) -> Any:
-        """The cache with the keys and values of the source, and room for the target's."""
+    def _fresh_cache(self, bos_id: int, cells: int) -> Any:
+        """The cache with the keys and values of the source, and `cells` for the target's."""
         begin = jnp.full((self._encoded.shape[0], 1), bos_id)
-        return self._decode({}, begin, self._encoded, cache_index=0, cache_len=self._max_length)[1]
+        return self._decode({}, begin, self._encoded, cache_index=0, cache_len=cells)[1]
 
     def _step(self, tokens: jax.Array, index: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        decoded, cache = self._decode({"cache": cache}, tokens[:, None], None, cache_index=index)
-        return self._apply({"params": self._params}, decoded[:, 0], method="logits"), cache
+        """One token of every row."""
+        logits, cache = self._decode(cache, tokens[:, None], None, cache_index=index)
+        return logits[:, 0], cache
 
-    def _decode(self, cache: Any, tokens: jax.Array, encoded: Any, **at: Any) -> tuple[Any, Any]:
-        segment_ids = jnp.repeat(
-            self._segment_ids, tokens.shape[0] // self._segment_ids.shape[0], axis=0
+    def _step_of_beams(
+        self, tokens: jax.Array, index: jax.Array, tree: PrefixTree
+    ) -> tuple[jax.Array, PrefixTree]:
+        """One token of every beam: those of an example are T of one row."""
+        batch, beams, _ = tree.ancestors.shape
+        ancestors = descend(tree, index)
+        logits, cache = self._decode(
+            tree.cache,
+            tokens.reshape(batch, beams),
+            None,
+            cache_index=index * beams,
+            positions=jnp.broadcast_to(index, (batch, beams)),
+            mask=ancestry(ancestors, index),
         )
+        return logits.reshape(batch * beams, -1), PrefixTree(cache, ancestors)
+
+    def _spread(self, cache: Any, beams: int) -> PrefixTree:
+        shape = (self._encoded.shape[0], beams, self._max_length)
+        return PrefixTree(cache, jnp.zeros(shape, jnp.int32))
+
+    def _decode(
+        self, cache: Any, tokens: jax.Array, encoded: jax.Array | None, **how: Any
+    ) -> tuple[jax.Array, Any]:
+        """The logits after [B, T] tokens, one or more rows for a source, and the new cache."""
+        rows = tokens.shape[0] // self._segment_ids.shape[0]
+        variables = {"params": self._params} | ({"cache": cache} if cache else {})
         decoded, changed = self._apply(
-            {"params": self._params, **cache},
+            variables,
             tokens,
             encoded,
-            segment_ids,
-            **at,
+            jnp.repeat(self._segment_ids, rows, axis=0),
+            **how,
             deterministic=True,
             method="decode_step",
             mutable=["cache"],
         )
-        return decoded, changed["cache"]
-
-
-def _reorder(cache: Any, rows: jax.Array) -> Any:
-    """Rows of the cache taken; those of the source are the same for all rows of an example."""
-
-    def take(path: Any, x: jax.Array) -> jax.Array:
-        return x if any(key.key == "cross_attention" for key in path) else x[rows]
-
-    return jax.tree_util.tree_map_with_path(take, cache)
+        logits = self._apply({"params": self._params}, decoded, method="logits")
+        return logits, changed["cache"]
