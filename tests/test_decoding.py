@@ -1,7 +1,8 @@
-"""Greedy decoding against a plain loop over prefixes; translation of any batch of texts."""
+"""Cached decoding against loops over whole prefixes; translation of any batch of texts."""
 
 import dataclasses
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.decoding import greedy_decode, translate
+from flaxattn.search import beam_search
+from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.decoding import decode
 from flaxattn.translation.tokenizer import Tokenizer
+from flaxattn.translation.train_step import data_mesh
+from flaxattn.translation.translator import Translator, translate
 
 PAD, BOS, EOS, V, MAX_LENGTH = 0, 1, 2, 7, 9
 CONFIG = EncoderDecoderConfig(
@@ -45,9 +50,9 @@ def random_params(model, seed):
 
 MODEL = EncoderDecoder(CONFIG, pad_id=PAD)
 SOURCES = [[5, 2], [3, 4, 2], [4, 3, 2], [6, 6, 5, 4, 2], [3, 6, 4, 5, 2], [2]]
-
-
-SEEDS = [344, 329]  # whose translations differ in length and content
+LENGTH = 6  # of the padded rows
+SEEDS = [147, 187]  # whose translations differ in length and content
+GREEDY = DecodingConfig(beam_size=1)
 
 
 @functools.cache
@@ -55,47 +60,71 @@ def params(seed):
     return random_params(MODEL, seed)
 
 
-@functools.cache
-def decoded(seed):
-    source = np.full((len(SOURCES), 6), PAD, np.int32)
-    for row, ids in enumerate(SOURCES):
-        source[row, : len(ids)] = ids
-    return np.asarray(
-        greedy_decode(MODEL, params(seed), source, max_length=MAX_LENGTH, bos_id=BOS, eos_id=EOS)
+def rows_of(sources):
+    rows = np.full((len(sources), LENGTH), PAD, np.int32)
+    for row, ids in enumerate(sources):
+        rows[row, : len(ids)] = ids
+    return rows
+
+
+def found_by(seed, config, sources, *, n_best=1, limits=None, minimums=0, devices=1, keys=None):
+    """What `decode` finds for sources, one row each."""
+    count = len(sources)
+    limits = np.full(count, MAX_LENGTH) if limits is None else np.array(limits)
+    found = decode(
+        MODEL,
+        params(seed),
+        rows_of(sources),
+        limits.astype(np.int32),
+        np.full(count, minimums, np.int32),
+        jax.random.split(jax.random.key(0), count) if keys is None else keys,
+        config=config,
+        max_length=MAX_LENGTH,
+        n_best=n_best,
+        bos_id=BOS,
+        eos_id=EOS,
+        mesh=data_mesh(jax.devices("cpu")[:devices]),
     )
+    return jax.device_get(found)
+
+
+@functools.cache
+def greedily(seed):
+    return found_by(seed, GREEDY, SOURCES).tokens[:, 0]
 
 
 @jax.jit
-def next_logits(params, source, prefix, length):
-    """The full model over one unpadded source and a prefix of `length` tokens."""
-    logits = MODEL.apply(
+def all_logits(params, source, prefixes):
+    """The full model, without a cache, over one unpadded source and prefixes [R, T]: [R, T, V]."""
+    rows = prefixes.shape[0]
+    return MODEL.apply(
         {"params": params},
-        source[None],
-        prefix[None],
-        source_segment_ids=jnp.ones((1, source.shape[0]), jnp.int32),
-        target_segment_ids=(jnp.arange(MAX_LENGTH) < length).astype(jnp.int32)[None],
+        jnp.broadcast_to(source, (rows, source.shape[0])),
+        prefixes,
+        source_segment_ids=jnp.ones((rows, source.shape[0]), jnp.int32),
+        target_segment_ids=jnp.ones(prefixes.shape, jnp.int32),
         deterministic=True,
     )
-    return logits[0, length - 1]
 
 
 @functools.cache
 def expected(seed, index):
-    """The most likely token after each prefix, until the end token or the maximum length."""
+    """The most likely token that may come after each prefix, until the end token."""
     source, tokens = np.array(SOURCES[index], np.int32), []
-    while len(tokens) < MAX_LENGTH and EOS not in tokens:
-        prefix = np.zeros(MAX_LENGTH, np.int32)
-        prefix[: len(tokens) + 1] = [BOS, *tokens]
-        tokens.append(int(np.argmax(next_logits(params(seed), source, prefix, len(tokens) + 1))))
+    while EOS not in tokens:
+        prefix = np.zeros((1, MAX_LENGTH), np.int32)
+        prefix[0, : len(tokens) + 1] = [BOS, *tokens]
+        logits = np.array(all_logits(params(seed), source, prefix)[0, len(tokens)])
+        logits[[PAD, BOS]] = -np.inf
+        tokens.append(EOS if len(tokens) == MAX_LENGTH - 1 else int(np.argmax(logits)))
     return tokens
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_examples_end_early_late_and_not_at_all(seed):
+def test_the_examples_end_early_and_late(seed):
     found = [expected(seed, i) for i in range(len(SOURCES))]
     assert len({len(tokens) for tokens in found}) >= 3
-    assert min(map(len, found)) <= 3
-    assert any(EOS not in tokens and tokens[-1] != PAD for tokens in found)
+    assert min(map(len, found)) <= 4 and max(map(len, found)) == MAX_LENGTH
     assert len({token for tokens in found for token in tokens}) >= 4
 
 
@@ -103,46 +132,92 @@ def test_the_examples_end_early_late_and_not_at_all(seed):
 @pytest.mark.parametrize("index", range(len(SOURCES)))
 def test_each_token_is_the_most_likely_after_those_before_it(seed, index):
     wanted = expected(seed, index)
-    assert decoded(seed)[index].tolist() == wanted + [PAD] * (MAX_LENGTH - len(wanted))
+    assert greedily(seed)[index].tolist() == wanted + [PAD] * (MAX_LENGTH - len(wanted))
 
 
-def test_after_the_end_there_is_only_padding():
-    rows = [row for seed in SEEDS for row in decoded(seed).tolist() if EOS in row]
-    assert len(rows) >= 6
-    for row in rows:
-        assert set(row[row.index(EOS) + 1 :]) <= {PAD}
+def uncached_beams(seed, source, beam_size, n_best, penalty):
+    """Beam search whose step runs the full model over every prefix, keeping tokens alone."""
+    source = np.array(source, np.int32)
 
+    def step(tokens, index, prefixes):
+        prefixes = prefixes.at[:, index].set(tokens)
+        return all_logits(params(seed), source, prefixes)[:, index], prefixes
 
-def test_the_maximum_length_counts_the_end_token():
-    assert decoded(SEEDS[0]).shape == (len(SOURCES), MAX_LENGTH)
-    assert decoded(SEEDS[0]).dtype == np.int32
-    assert any(row.index(EOS) == MAX_LENGTH - 1 for row in decoded(329).tolist() if EOS in row)
-
-
-def test_a_shorter_maximum_length_cuts_the_same_translations():
-    source = jnp.array([SOURCES[1], SOURCES[2]], jnp.int32)
-    found = greedy_decode(MODEL, params(344), source, max_length=3, bos_id=BOS, eos_id=EOS)
-    np.testing.assert_array_equal(found, decoded(344)[1:3, :3])
-
-
-def test_each_row_stops_at_its_own_limit():
-    source = np.full((4, 6), PAD, np.int32)
-    source[:, : len(SOURCES[5])] = SOURCES[5]
-    limits = np.array([9, 4, 2, 1], np.int32)
-    found = greedy_decode(
-        MODEL, params(344), source, max_length=MAX_LENGTH, bos_id=BOS, eos_id=EOS, limits=limits
+    return beam_search(
+        step,
+        jnp.full((1, MAX_LENGTH), PAD, jnp.int32),
+        batch=1,
+        beam_size=beam_size,
+        n_best=n_best,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=PAD,
+        max_length=MAX_LENGTH,
+        length_penalty=penalty,
     )
-    whole = decoded(344)[5].tolist()
-    assert PAD not in whole
-    assert found.tolist() == [whole[:n] + [PAD] * (MAX_LENGTH - n) for n in limits.tolist()]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_beams_in_a_tree_of_prefixes_find_what_beams_without_a_cache_find(seed):
+    beam_size, n_best = 4, 3
+    config = DecodingConfig(beam_size=beam_size, length_penalty=0.7)
+    found = found_by(seed, config, SOURCES, n_best=n_best)
+    for i, source in enumerate(SOURCES[:3]):
+        wanted = uncached_beams(seed, source, beam_size, n_best, 0.7)
+        np.testing.assert_array_equal(found.tokens[i], wanted.tokens[0])
+        np.testing.assert_allclose(found.scores[i], wanted.scores[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.log_probs[i], wanted.log_probs[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_log_probabilities_are_those_of_teacher_forcing(seed):
+    found = found_by(seed, DecodingConfig(beam_size=3), SOURCES, n_best=3)
+    for i, n in itertools.product(range(len(SOURCES)), range(3)):
+        tokens = found.tokens[i, n, : found.lengths[i, n]]
+        prefix = np.zeros((1, MAX_LENGTH), np.int32)
+        prefix[0, : len(tokens)] = [BOS, *tokens[:-1]]
+        logits = all_logits(params(seed), np.array(SOURCES[i], np.int32), prefix)[0]
+        each = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(tokens)), tokens]
+        np.testing.assert_allclose(found.log_probs[i, n], each.sum(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [GREEDY, DecodingConfig(beam_size=3)], ids=["greedy", "beam"])
+def test_devices_share_the_rows_and_find_the_same(config):
+    alone = found_by(147, config, SOURCES[:4])
+    shared = found_by(147, config, SOURCES[:4], devices=4)
+    np.testing.assert_array_equal(alone.tokens, shared.tokens)
+    np.testing.assert_allclose(alone.scores, shared.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [GREEDY, DecodingConfig(beam_size=3)], ids=["greedy", "beam"])
+def test_each_row_stops_at_its_own_limit(config):
+    found = found_by(147, config, [SOURCES[5]] * 4, limits=[9, 4, 1, 0])
+    lengths = found.lengths[:, 0].tolist()
+    assert lengths == [9, 4, 1, 0] if config is GREEDY else lengths[2:] == [1, 0]
+    for tokens, length in zip(found.tokens[:, 0], found.lengths[:, 0], strict=True):
+        assert set(tokens[length:]) <= {PAD} and EOS not in tokens[: max(length - 1, 0)]
+        assert length == 0 or tokens[length - 1] == EOS
+
+
+def test_no_row_ends_before_its_minimum():
+    assert found_by(147, GREEDY, SOURCES).lengths.min() < 5
+    assert found_by(147, GREEDY, SOURCES, minimums=5).lengths.min() >= 5
+
+
+def test_what_is_drawn_depends_on_the_key_of_the_row_alone():
+    config = DecodingConfig(sampling=True)
+    keys = jax.random.split(jax.random.key(3), 4)
+    together = found_by(147, config, SOURCES[:4], n_best=2, keys=keys)
+    assert len({tuple(row) for row in together.tokens.reshape(8, -1).tolist()}) > 4
+    backwards = found_by(147, config, SOURCES[3::-1], n_best=2, keys=keys[::-1])
+    np.testing.assert_array_equal(together.tokens, backwards.tokens[::-1])
 
 
 def test_decoding_another_batch_of_the_same_shape_compiles_nothing():
-    decoded(344)
-    size = greedy_decode._cache_size()
-    source = np.full((len(SOURCES), 6), 3, np.int32)
-    greedy_decode(MODEL, params(344), source, max_length=MAX_LENGTH, bos_id=BOS, eos_id=EOS)
-    assert greedy_decode._cache_size() == size
+    found_by(147, GREEDY, SOURCES)
+    size = decode._cache_size()
+    found_by(187, GREEDY, [[3, 2]] * len(SOURCES), limits=[3] * len(SOURCES), minimums=2)
+    assert decode._cache_size() == size
 
 
 # ---- Texts -----------------------------------------------------------------------------------
@@ -166,7 +241,7 @@ def translator(end_bias=0.0, seed=0):
 
 
 def translated(texts, *, end_bias=0.0, seed=0, **settings):
-    return translate(*translator(end_bias, seed), tokenizer(), texts, **settings)
+    return translate(*translator(end_bias, seed), tokenizer(), texts, GREEDY, **settings)
 
 
 ENDING = {"end_bias": 2.0, "seed": 298}
@@ -216,8 +291,30 @@ def test_progress_adds_up_to_the_texts_that_are_not_blank():
 
 def test_few_shapes_are_compiled_for_many_lengths():
     translated(TEXTS, **ENDING, batch_size=1)
-    size = greedy_decode._cache_size()
+    size = decode._cache_size()
     lengths = {len(ids) for ids in tokenizer().encode(TEXTS)}
     translated(TEXTS[::-1], **ENDING, batch_size=1)
     assert len(lengths) > 6
-    assert greedy_decode._cache_size() == size
+    assert decode._cache_size() == size
+
+
+def test_the_best_of_several_is_the_one_found_alone_and_scores_fall():
+    config = DecodingConfig(beam_size=3)
+    several = Translator(*translator(**ENDING), tokenizer(), config).translate(TEXTS[:4], n_best=3)
+    best = translate(*translator(**ENDING), tokenizer(), TEXTS[:4], config)
+    assert [translations[0].text for translations in several] == best
+    for translations in several:
+        scores = [translation.score for translation in translations]
+        assert len(translations) == 3 and scores == sorted(scores, reverse=True)
+        assert all(t.log_prob <= t.score <= 0 for t in translations)
+
+
+def test_samples_depend_on_the_number_of_the_text_and_the_seed_alone():
+    def drawn(texts, first=0, seed=0):
+        config = DecodingConfig(sampling=True, sampling_seed=seed)
+        found = Translator(*translator(**ENDING), tokenizer(), config, batch_size=4)
+        return [best[0].text for best in found.translate(texts, first=first)]
+
+    whole = drawn(TEXTS)
+    assert drawn(TEXTS[:3]) + drawn(TEXTS[3:], first=3) == whole
+    assert drawn(TEXTS, seed=1) != whole

@@ -32,7 +32,7 @@ def ancestry(ancestors: jax.Array, step: jax.Array) -> Mask:
       step: int32 `[]`.
     """
     batch, beams, steps = ancestors.shape
-    mine = ancestors[..., None] == jnp.arange(beams)  # [B, K, T, K]
+    mine = ancestors[..., None] == jnp.arange(beams).reshape(1, 1, 1, beams)  # [B, K, T, K]
     return from_dense(mine.reshape(batch, beams, steps * beams)).shift(q_start=-step * beams)
 
 
