@@ -1,0 +1,65 @@
+"""flaxattn's trainer as a contender of `training.py`: packed rows, a device for each CPU core."""
+
+import jax
+from training_problem import Problem
+from training_process import Count, count
+
+from flaxattn.models import EncoderDecoder
+from flaxattn.translation.devices import split_cpu
+from flaxattn.translation.loss import total
+from flaxattn.translation.packing import Batch, PackedPairs
+from flaxattn.translation.train_step import (
+    data_mesh,
+    init_state,
+    make_eval_step,
+    make_optimizer,
+    make_train_step,
+    place,
+)
+
+__all__ = ["Contender"]
+
+
+class Contender:
+    """What `flaxattn.translation.training.train` does between two validations."""
+
+    trial_updates = 1
+
+    def __init__(self, problem: Problem) -> None:
+        split_cpu(problem.training.rows)
+        self._problem, self._mesh = problem, data_mesh()
+        model = EncoderDecoder(problem.model, pad_id=problem.pad_id)
+        self._optimizer = make_optimizer(problem.training)
+        self._step = make_train_step(
+            model, self._optimizer, problem.training, bos_id=problem.bos_id, mesh=self._mesh
+        )
+        self._eval_step = make_eval_step(model, bos_id=problem.bos_id)
+        self._train, valid = (self._pack(pairs) for pairs in (problem.train, problem.valid))
+        self._valid = [self._place(batch) for batch in valid.all_batches()]
+        self.parameters = sum(x.size for x in jax.tree.leaves(problem.params))
+        self.reset()
+
+    def reset(self) -> None:
+        state = init_state(self._problem.params, self._optimizer, self._problem.training)
+        self._state = place(state, self._mesh)
+
+    def update(self, step: int) -> Count:
+        batch = self._train.batch(step)
+        self._state, _ = self._step(self._state, self._place(batch))
+        return count(batch.source, batch.target, self._problem.pad_id)
+
+    def wait(self) -> None:
+        jax.block_until_ready(self._state)
+
+    def validate(self) -> tuple[float, float]:
+        sums = total([self._eval_step(self._state.params, batch) for batch in self._valid])
+        return float(sums.nll), float(sums.tokens)
+
+    def _pack(self, pairs: list) -> PackedPairs:
+        training = self._problem.training
+        rows, row_length, seed = training.rows, training.row_length, training.seed
+        sides = zip(*pairs, strict=True)
+        return PackedPairs(*sides, rows=rows, row_length=row_length, seed=seed)
+
+    def _place(self, batch: Batch) -> Batch:
+        return place(batch, self._mesh, "data")
