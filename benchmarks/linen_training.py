@@ -90,7 +90,7 @@ class Transformer(nn.Module):
 
         def embed(tokens: Any) -> Any:
             x = embedding(tokens) * math.sqrt(config.features)
-            return dropout(x + sinusoidal(jnp.arange(x.shape[1]), config.features))
+            return dropout(x + sinusoidal(jnp.arange(x.shape[1])[None], config.features))
 
         source_mask = nn.make_attention_mask(source > 0, source > 0)
         target_mask = nn.combine_masks(

@@ -24,10 +24,8 @@ import pathlib
 import platform
 from typing import Any
 
+import jax
 import numpy as np
-
-os.environ["JAX_PLATFORMS"] = "cpu"  # here and in the contenders' processes
-
 from training_problem import Problem, prepare
 from training_process import Remote  # beside this file
 
@@ -178,6 +176,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny, in a minute")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/training"))
     options = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # for the contenders' processes
+    jax.config.update("jax_platforms", "cpu")  # for this one
     config = PRESETS[options.preset]
     here = {"data_dir": str(options.data_dir)}
     data = dataclasses.replace(config.data, **here) if options.data_dir else DataConfig()
