@@ -124,7 +124,8 @@ class Contender:
     def __init__(self, problem: Problem, *, compiled: bool = False) -> None:
         os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # else compile times are of luck
         warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        affinity = getattr(os, "sched_getaffinity", None)
+        torch.set_num_threads(len(affinity(0)) if affinity else os.cpu_count() or 1)
         torch.manual_seed(problem.training.seed)
         self._problem, training = problem, problem.training
         self.trial_updates = 4 if compiled else 1

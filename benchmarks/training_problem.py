@@ -16,7 +16,7 @@ from flaxattn.translation.train_step import init_params, learning_rate
 
 __all__ = ["PaddedPairs", "Problem", "by_length", "evenly", "pad", "prepare"]
 
-VALID_PAIRS = 512
+VALID_PAIRS = 256
 
 Pair = tuple[np.ndarray, np.ndarray]  # int32 ids of source and target, each with its end token
 
@@ -45,12 +45,12 @@ def prepare(config: RunConfig, steps: int) -> Problem:
     """The data, sizes and optimizer of `config`, for a race of at most so many `steps`.
 
     What users of PyTorch and linen would have to write themselves is off: R-Drop, subword dropout,
-    the moving average, microbatches. The warm-up is a quarter of the race.
+    the moving average, microbatches. The warm-up is a third of the race.
     """
     training = dataclasses.replace(
         config.training,
         steps=steps,
-        warmup_steps=steps // 4,
+        warmup_steps=steps // 3,
         cooldown_steps=0,
         microbatches=1,
         r_drop=0.0,
