@@ -128,7 +128,7 @@ class Contender:
         torch.set_num_threads(len(affinity(0)) if affinity else os.cpu_count() or 1)
         torch.manual_seed(problem.training.seed)
         self._problem, training = problem, problem.training
-        self.trial_updates = 4 if compiled else 1
+        self.trial_updates = 2 if compiled else 1
         self._model = Transformer(problem.model, problem.longest, problem.bos_id)
         self._compiled = torch.compile(self._loss, dynamic=True) if compiled else self._loss
         self._optimizer_of = lambda: torch.optim.AdamW(
