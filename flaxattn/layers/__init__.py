@@ -3,6 +3,7 @@
 from flaxattn.layers.attention import MultiHeadAttention as MultiHeadAttention
 from flaxattn.layers.blocks import DecoderLayer as DecoderLayer
 from flaxattn.layers.blocks import EncoderLayer as EncoderLayer
+from flaxattn.layers.dropout import Dropout as Dropout
 from flaxattn.layers.feed_forward import FeedForward as FeedForward
 from flaxattn.layers.positions import LearnedPositions as LearnedPositions
 from flaxattn.layers.positions import rotary as rotary

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from flaxattn.attention import Implementation
 from flaxattn.layers.attention import MultiHeadAttention
+from flaxattn.layers.dropout import Dropout
 from flaxattn.layers.feed_forward import Activation, FeedForward
 from flaxattn.masks import BlockPlan, Mask
 
@@ -90,7 +91,7 @@ class TransformerLayer(nn.Module):
     ) -> jax.Array:
         """`x` plus `sublayer(x)`, normed before or after."""
         norm = layer_norm(f"{name}_norm", self.dtype, self.param_dtype)
-        dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+        dropout = functools.partial(Dropout(self.dropout_rate), deterministic=deterministic)
         sublayer = functools.partial(sublayer, deterministic=deterministic)
         if self.norm_position == "pre":
             return x + dropout(sublayer(norm(x)))

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxattn.layers.dropout import Dropout
+
 __all__ = ["Activation", "FeedForward"]
 
 Activation = Literal["relu", "gelu", "swiglu"]
@@ -51,7 +53,7 @@ class FeedForward(nn.Module):
             hidden *= activate(self._dense("gate", self.features, ("embed", "mlp"))(x))
         else:
             hidden = activate(hidden)
-        hidden = nn.Dropout(self.dropout_rate)(hidden, deterministic=deterministic)
+        hidden = Dropout(self.dropout_rate)(hidden, deterministic=deterministic)
         return self._dense("down", x.shape[-1], ("mlp", "embed"))(hidden)
 
     def _dense(self, name: str, features: int, axes: tuple[str, str]) -> nn.Dense:

@@ -14,6 +14,7 @@ from flaxattn import checks
 from flaxattn.layers import (
     Decoder,
     DecoderLayer,
+    Dropout,
     Encoder,
     EncoderLayer,
     LearnedPositions,
@@ -155,7 +156,7 @@ class EncoderDecoder(nn.Module):
                 )
                 for _ in range(2)
             )
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.encoder = self._stack(Encoder, EncoderLayer, config.encoder_layers)
         self.decoder = self._stack(Decoder, DecoderLayer, config.decoder_layers)
 
