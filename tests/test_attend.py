@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import logging
 from typing import Any, NamedTuple
 
 import chex
@@ -12,6 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from attention_cases import (
+    GARBAGE,
+    Inputs,
+    Shape,
+    assert_close,
+    assert_same,
+    blind_rows,
+    compilations,
+    enable_x64,
+    every,
+    inputs,
+    older,
+    random_mask,
+    unseen_keys,
+    with_garbage,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,59 +47,8 @@ from flaxattn import (
     where,
 )
 
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-
-
-class Shape(NamedTuple):
-    B: int
-    T: int
-    S: int
-    N: int
-    K: int
-    H: int
-    H_value: int
-
-    @property
-    def logits(self):
-        return self.B, self.N, self.T, self.S
-
-
 GROUPED = Shape(2, 5, 7, 6, 3, 11, 13)  # no two axes agree but N = 2 K
 SHAPES = [GROUPED, Shape(3, 7, 5, 3, 1, 2, 11), Shape(1, 13, 11, 2, 2, 5, 3)]
-
-
-class Inputs(NamedTuple):
-    """What a call needs, and a cotangent of its output."""
-
-    query: Any
-    key: Any
-    value: Any
-    bias: Any
-    cotangent: Any
-
-
-def inputs(shape, seed=0, bias=None, dtype=np.float32):
-    """Normal variates; the bias is [B, N, T, S] unless its shape is given."""
-    b, t, s, n, k, h, h_value = shape
-    rng = np.random.default_rng(seed)
-    shapes = (
-        (b, t, n, h),
-        (b, s, k, h),
-        (b, s, k, h_value),
-        bias or shape.logits,
-        (b, t, n, h_value),
-    )
-    return Inputs(*(rng.standard_normal(shape).astype(dtype) for shape in shapes))
-
-
-def random_mask(shape, seed, chance=0.6):
-    """bool [B, N, T, S] in which some rows see nothing and some keys of each head are unseen."""
-    rng = np.random.default_rng(seed)
-    b, n, t, s = shape.logits
-    mask = rng.random((b, n, t, s)) < chance
-    mask &= rng.random((b, n, t, 1)) < 0.8
-    seen_by_group = rng.random((b, shape.K, 1, 1, s)) < 0.7
-    return mask & np.repeat(seen_by_group, n // shape.K, axis=1).reshape(b, n, 1, s)
 
 
 class Answer(NamedTuple):
@@ -118,21 +82,6 @@ def oracle_answer(data, mask, scale=0.4, **options):
     return Answer(
         output, *oracle.gradients(cotangent, query, key, value, mask, bias, scale, **options)
     )
-
-
-def assert_close(actual, expected, tolerance=2e-6):
-    """Each part within `tolerance` of its largest entry; parts that are None are left out."""
-    for name, a, e in zip(expected._fields, actual, expected, strict=True):
-        if a is not None and e is not None:
-            size = max(np.abs(e).max(initial=0.0), 1.0)
-            size *= 10 if name == "scale" else 1  # a sum of much that cancels
-            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * size, err_msg=name)
-
-
-def assert_same(actual, expected, but=()):
-    for name, a, e in zip(expected._fields, actual, expected, strict=True):
-        if name not in but:
-            np.testing.assert_array_equal(a, e, err_msg=name)
 
 
 # The oracle itself.
@@ -178,16 +127,6 @@ def test_weights_of_the_oracle_mix_values_to_its_output():
 def test_values_and_gradients_are_those_of_the_oracle(shape, seed, chance, scale):
     data, mask = inputs(shape, seed), random_mask(shape, seed, chance)
     assert_close(answer(data, mask, scale=scale), oracle_answer(data, mask, scale=scale), 5e-5)
-
-
-def older(q, k, age):
-    return age[q] >= age[k]
-
-
-def every(shape, rule):
-    """The plain rule of each example and head as [B, N, T, S]."""
-    b, n, t, s = shape.logits
-    return np.array([[oracle.draw(rule(i, j), t, s) for j in range(n)] for i in range(b)])
 
 
 def packed_causal(rng, b, n, t, s):
@@ -392,25 +331,6 @@ def test_with_a_dense_mask_it_is_jax_nn_on_rows_that_see_something():
 
 
 # Hidden = deleted.
-
-GARBAGE = np.array([np.nan, np.inf, -np.inf, 1e38, -3e38], np.float32)
-
-
-def with_garbage(array, where, seed=0):
-    """`array` with one kind of garbage in each of its entries [..., :] that `where` marks."""
-    noise = np.random.default_rng(seed).choice(GARBAGE, array.shape)
-    return np.where(where[..., None], noise, array)
-
-
-def unseen_keys(mask, num_kv_heads):
-    """bool [B, S, K]: no row of any head of the group sees the key."""
-    batch, *_, kv_len = mask.shape
-    return ~mask.reshape(batch, num_kv_heads, -1, kv_len).any(2).swapaxes(1, 2)
-
-
-def blind_rows(mask):
-    """bool [B, T, N]: the row sees nothing."""
-    return ~mask.any(-1).swapaxes(1, 2)
 
 
 def test_row_that_sees_nothing_gives_zero_output_and_gradient():
@@ -809,14 +729,6 @@ def test_boolean_array_with_shared_axes_is_the_mask_it_stands_for(shape):
     expected = oracle.attend(*data[:3], whole)
     for mask in (array, jnp.asarray(array), from_dense(array)):
         np.testing.assert_allclose(attend(*data[:3], mask), expected, atol=5e-6)
-
-
-def compilations(caplog, fn):
-    """How many programs are compiled while `fn` runs."""
-    caplog.clear()
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        fn()
-    return sum("Finished XLA compilation" in record.getMessage() for record in caplog.records)
 
 
 def test_new_values_compile_nothing_new(caplog):

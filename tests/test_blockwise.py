@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_attend import (
+from attention_cases import (
     GARBAGE,
     Inputs,
     Shape,
@@ -24,10 +22,13 @@ from test_attend import (
     enable_x64,
     every,
     inputs,
+    older,
     random_mask,
     unseen_keys,
     with_garbage,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flaxattn import (
     attend,
@@ -175,10 +176,6 @@ def test_gradients_of_the_log_sum_exp_of_the_oracle_are_differences_of_its_value
 
 
 # Masks of every pattern and operator, all of whose arrays are traced, and their plain rules.
-
-
-def older(q, k, age):
-    return age[q] >= age[k]
 
 
 def leaf_causal(rng, b, n, t, s):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from attention_cases import older
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,10 +61,6 @@ def drawn(mask, q_len, kv_len, **starts):
 
 def flags(text):
     return np.array([letter == "#" for letter in text])
-
-
-def older(q, k, age):
-    return age[q] >= age[k]
 
 
 def related(q, k, table, threshold):

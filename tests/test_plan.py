@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import older
 
 from flaxattn import (
     attend,
@@ -25,10 +26,6 @@ from flaxattn import (
 from flaxattn.masks import BlockPlan
 
 RNG = np.random.default_rng(0)
-
-
-def older(q, k, age):
-    return age[q] >= age[k]
 
 
 def kinds(dense, block_q, block_kv):

@@ -4,8 +4,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxattn import checks
+from flaxattn.attention.dropout import HIGHEST_RATE
 from flaxattn.masks import BlockPlan, Mask, from_dense
 from flaxattn.masks.plan import plan_pays
 
@@ -13,6 +15,8 @@ __all__ = [
     "Implementation",
     "check_bias",
     "check_call",
+    "check_dropout",
+    "check_indices",
     "check_mask",
     "check_query_key",
     "check_scale",
@@ -37,9 +41,7 @@ def check_call(
     checks.check_axes("value", value, "B S K H'", sizes)
     if value.dtype != query.dtype:
         raise TypeError(f"value has dtype {value.dtype}, query {query.dtype}; expected the same.")
-    checks.check_rate("dropout_rate", dropout_rate)
-    if dropout_rate > 0 and dropout_key is None:
-        raise ValueError(f"dropout_rate is {dropout_rate} but dropout_key is None; pass a key.")
+    check_dropout(dropout_rate, dropout_key)
     if implementation not in get_args(Implementation):
         raise ValueError(
             f"implementation is {implementation!r}; expected one of {get_args(Implementation)}."
@@ -118,6 +120,32 @@ def check_scale(scale: Any) -> None:
     """Raises ValueError unless `scale` is a single number or None."""
     if scale is not None and jnp.ndim(scale) != 0:
         raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a single number.")
+
+
+def check_dropout(rate: float, key: Any) -> None:
+    """Raises ValueError unless 0 <= rate <= 1 - 2**-32, with a key where there is a rate."""
+    checks.check_rate("dropout_rate", rate)
+    if rate > HIGHEST_RATE:
+        raise ValueError(
+            f"dropout_rate is {rate}; expected at most 1 - 2**-32: nothing would be left."
+        )
+    if rate > 0 and key is None:
+        raise ValueError(f"dropout_rate is {rate} but dropout_key is None; pass a key.")
+
+
+def check_indices(name: str, indices: Any, letter: str, size: int) -> None:
+    """Raises TypeError unless `indices` are int [n], ValueError unless known ones are in range."""
+    checks.check_integer(name, indices)
+    if indices.ndim != 1:
+        raise ValueError(f"{name} has shape {tuple(indices.shape)}; expected one axis.")
+    if isinstance(indices, jax.core.Tracer):
+        return
+    known = np.asarray(indices)
+    outside = known[(known < -size) | (known >= size)]
+    if outside.size:
+        raise ValueError(
+            f"{name} holds {outside[0]}; expected {-size} to {size - 1}: {letter} = {size}."
+        )
 
 
 def _check_shared(name: str, array: Any, sizes: dict[str, tuple[int, str]], axes: str) -> None:

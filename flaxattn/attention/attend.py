@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxattn.attention.arguments import (
     Implementation,
     check_bias,
     check_call,
+    check_indices,
     check_mask,
     check_query_key,
     check_scale,
@@ -65,7 +67,9 @@ def attend(
         CPU above about 360 x 360 logits per head: `Mask.explain` tells).
 
     Returns:
-      `[B, T, N, H']` in the dtype of `query`. Softmax and sums are taken in float32.
+      `[B, T, N, H']` in the dtype of `query`. Softmax and sums are taken in float32. With a mask
+      a row that sees a query, key or value that is not finite is NaN; without one nothing is
+      looked for, and inf and NaN go through the sums as they are.
 
     Raises:
       TypeError for a mask that is not boolean or dtypes that differ; ValueError for shapes that
@@ -125,14 +129,16 @@ def attention_weights(
 
     Args:
       query, key, mask, bias, scale: as in `attend`.
-      rows: int `[R]`, the query positions wanted, so that memory is R·S; None: all T.
-      heads: int `[M]`, the query heads wanted; None: all N.
+      rows: int `[R]`, the query positions wanted, so that memory is R·S; None: all T. Negative
+        ones count from the end. Traced ones must be in range: they are not checked.
+      heads: int `[M]`, the query heads wanted, likewise; None: all N.
 
     Returns:
       `[B, M, R, S]` in float32; each row sums to one, or to zero where nothing is seen.
 
     Raises:
-      TypeError and ValueError as `attend`.
+      TypeError and ValueError as `attend`, and for rows or heads that are no integers or not
+      there.
 
     >>> q = k = jnp.ones((1, 3, 2, 8))
     >>> attention_weights(q, k, causal(), rows=np.array([1]), heads=np.array([0])).tolist()
@@ -143,7 +149,8 @@ def attention_weights(
     mask = mask.mask if isinstance(mask, BlockPlan) else mask
     check_bias(bias, sizes)
     check_scale(scale)
-    rows, heads = _chosen(rows, query.shape[1]), _chosen(heads, query.shape[2])
+    rows = _chosen("rows", rows, "T", query.shape[1])
+    heads = _chosen("heads", heads, "N", query.shape[2])
     return _weights(query, key, mask, bias, scale, rows, heads)
 
 
@@ -169,7 +176,7 @@ def _run(
         plan = mask
     else:
         plan = (full() if mask is None else mask).plan(query.shape[1], key.shape[1])
-    both = attend_blockwise(query, key, value, plan, **options, masked=mask is not None)
+    both = attend_blockwise(query, key, value, plan, **options, has_mask=mask is not None)
     return both if stats else both[0]
 
 
@@ -236,9 +243,13 @@ def _weights(
     return over_batch_and_heads(head, of_query, of_key, dense, bias).swapaxes(1, 2)
 
 
-def _chosen(indices: Any, size: int) -> jax.Array:
+def _chosen(name: str, indices: Any, letter: str, size: int) -> jax.Array:
     """The indices along an axis, all of them by default; negative ones count from its end."""
-    indices = jnp.arange(size) if indices is None else jnp.asarray(indices)
+    if indices is None:
+        return jnp.arange(size)
+    indices = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+    check_indices(name, indices, letter, size)
+    indices = jnp.asarray(indices, jnp.int32)
     return jnp.where(indices < 0, indices + size, indices)
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import head_seeds
-from flaxattn.attention.repair import not_finite, repair, without
+from flaxattn.attention.repair import repair
 from flaxattn.attention.steps import (
+    Chunk,
     Fixed,
     Row,
     Static,
@@ -24,11 +25,11 @@ from flaxattn.attention.steps import (
     rows_of,
     tile_of,
     where_seen,
-    zero_like,
+    zero_varying_like,
 )
-from flaxattn.attention.tiles import Tiling, add_blocks, over_levels, take_blocks
+from flaxattn.attention.tiles import Tiling, add_blocks, over_levels, pad_to, take_blocks
 from flaxattn.masks import BlockPlan
-from flaxattn.masks.mask import map_leaves
+from flaxattn.masks.leaves import map_leaves
 from flaxattn.products import wide_einsum
 
 __all__ = ["attend_blockwise"]
@@ -54,42 +55,48 @@ def attend_blockwise(
     scale: Any,
     dropout_key: jax.Array | None,
     rate: float,
-    masked: bool,
+    has_mask: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, N, H'] and the float32 log-sum-exp [B, T, N] of attention by blocks.
 
-    Args are those of `attend`; `masked` False says that there was no mask, so that what is not
+    Args are those of `attend`; `has_mask` False says that there was no mask, so that what is not
     finite is not looked for: there is nothing it could be hidden by.
     """
     (batch, _, num_heads, head_dim), num_kv_heads = query.shape, key.shape[2]
     dtype = softmax_dtype(query.dtype)
-    lead = plan.bounds.some.ndim - 2
     per_head = len(plan.mask.lead) == 2 and plan.mask.lead[1] > 1
     tiling = Tiling.of(batch, num_heads, num_kv_heads, plan, per_head)
-    num_full, q_nan, kv_nan = plan.live.num_full, None, None
-    if masked:
+    fixed = _split_plan(tiling, plan)
+    if has_mask:
+        query, key, value, q_nan, kv_nan = repair(query, key, value, dtype)
         # If anything is not finite, full blocks are treated as partial ones: those repair.
-        _, key, value, q_nan, kv_nan = repair(query, key, value, dtype)  # queries: in their rows
-        num_full = jnp.where(jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any(), 0, num_full)
-        q_nan, kv_nan = tiling.split_q(q_nan), tiling.split_kv(kv_nan)
-    blocks = jnp.asarray(plan.live.blocks)
-    blocks = jnp.pad(
-        blocks, [(0, 0)] * (blocks.ndim - 1) + [(0, tiling.kv_blocks - blocks.shape[-1])]
-    )
-    fixed = Fixed(
-        mask=map_leaves(lambda x, n: tiling.split_lead(jnp.asarray(x), n), plan.mask),
-        blocks=tiling.split_lead(tiling.split_rows(blocks, -2), lead),
-        num_full=tiling.split_lead(tiling.split_rows(jnp.asarray(num_full)), lead),
-        num_live=tiling.split_lead(tiling.split_rows(jnp.asarray(plan.live.num_live)), lead),
-        q_nan=q_nan,
-        kv_nan=kv_nan,
-        seeds=None
-        if dropout_key is None
-        else tiling.split_heads(head_seeds(dropout_key, batch, num_heads)),
-    )
+        broken = jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any()
+        fixed = fixed._replace(
+            num_full=jnp.where(broken, 0, fixed.num_full),
+            q_nan=tiling.split_q(q_nan),
+            kv_nan=tiling.split_kv(kv_nan),
+        )
+    if dropout_key is not None:
+        seeds = head_seeds(dropout_key, batch, num_heads)
+        fixed = fixed._replace(seeds=tiling.split_heads(seeds))
     scale = jnp.asarray(head_dim**-0.5 if scale is None else scale, dtype)
-    static = Static(tiling, rate, masked)
+    static = Static(tiling, rate, has_mask)
     return _attend(static, Inputs(query, key, value, bias, scale), fixed)
+
+
+def _split_plan(tiling: Tiling, plan: BlockPlan) -> Fixed:
+    """The mask and the lists of a plan, cut for the loops."""
+    live, lead = plan.live, plan.bounds.some.ndim - 2
+
+    def split(x: Any, axis: int) -> jax.Array:
+        return tiling.split_lead(tiling.split_rows(jnp.asarray(x), axis), lead)
+
+    return Fixed(
+        mask=map_leaves(lambda x, n: tiling.split_lead(jnp.asarray(x), n), plan.mask),
+        blocks=split(pad_to(jnp.asarray(live.blocks), -1, tiling.kv_blocks), -2),
+        num_full=split(live.num_full, -1),
+        num_live=split(live.num_live, -1),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -98,36 +105,41 @@ def _attend(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[jax.Array, ja
 
 
 def _forward(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[Any, Any]:
+    def one(_: None, chunk: Chunk, at: Any) -> tuple[None, Any]:
+        def row_of(_: None, row: Row) -> tuple[None, Any]:
+            row = make_row(static, row, chunk, inputs.scale)
+            return None, _forward_row(static, row, chunk)
+
+        return jax.lax.scan(row_of, None, rows_of(static, chunk))
+
     tiling = static.tiling
-    arrays = {
-        "query": tiling.split_q(inputs.query),
-        "key": tiling.split_kv(inputs.key),
-        "value": tiling.split_kv(inputs.value),
-        "bias": None if inputs.bias is None else tiling.split_bias(inputs.bias),
-        "fixed": fixed,
-    }
-
-    def one(_: None, of: Any, at: Any) -> tuple[None, Any]:
-        def row_of(_: None, x: Any) -> tuple[None, Any]:
-            return None, _forward_row(static, make_row(static, x, of, inputs.scale), of)
-
-        return jax.lax.scan(row_of, None, rows_of(static, of))
-
-    _, (output, lse) = over_levels(one, None, arrays, tiling.levels)
+    _, (output, lse) = over_levels(one, None, _chunks(tiling, inputs, fixed), tiling.levels)
     output = tiling.join_q(output).astype(inputs.query.dtype)
     lse = tiling.join_q(lse)
     return (output, lse), (inputs, fixed, output, lse)
 
 
-def _forward_row(static: Static, row: Row, of: Any) -> tuple[jax.Array, jax.Array]:
+def _chunks(tiling: Tiling, inputs: Inputs, fixed: Fixed, **of_rows: jax.Array) -> Chunk:
+    """What a pass reads, cut for the loops."""
+    return Chunk(
+        query=tiling.split_q(inputs.query),
+        key=tiling.split_kv(inputs.key),
+        value=tiling.split_kv(inputs.value),
+        bias=None if inputs.bias is None else tiling.split_bias(inputs.bias),
+        fixed=fixed,
+        **of_rows,
+    )
+
+
+def _forward_row(static: Static, row: Row, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
     """A row's output [u, k, g, t, H'] and log-sum-exp [u, k, g, t]."""
     tiling, dtype = static.tiling, softmax_dtype(row.query.dtype)
     shape = row.query.shape[:-1]
 
-    def step(j: jax.Array, carry: Any, masked: bool) -> Any:
+    def step(j: jax.Array, carry: Any, partial: bool) -> Any:
         top, total, mixed, any_seen = carry
-        tile = tile_of(static, row, of, j, masked)
-        value = take_blocks(of["value"], tile.blocks)
+        tile = tile_of(static, row, chunk, j, partial)
+        value = take_blocks(chunk.value, tile.blocks)
         new_top = jnp.maximum(top, tile.logits.max(axis=-1))
         origin = jnp.where(new_top == -jnp.inf, 0.0, new_top)  # nothing seen so far
         powers, decay = jnp.exp(tile.logits - origin[..., None]), jnp.exp(top - origin)
@@ -138,11 +150,11 @@ def _forward_row(static: Static, row: Row, of: Any) -> tuple[jax.Array, jax.Arra
         seen = True if tile.seen is None else tile.seen.any(axis=-1)
         return new_top, total, mixed * decay[..., None] + products, any_seen | seen
 
-    zero = zero_like((of, row), dtype)
+    zero = zero_varying_like((chunk, row), dtype)
     start = (
         jnp.full(shape, -jnp.inf, dtype) + zero,
         jnp.zeros(shape, dtype) + zero,
-        jnp.zeros((*shape, of["value"].shape[-1]), dtype) + zero,
+        jnp.zeros((*shape, chunk.value.shape[-1]), dtype) + zero,
         jnp.zeros((tiling.q_per_row, tiling.block_q), bool) | (zero > 0),
     )
     top, total, mixed, any_seen = over_steps(static, row, step, start)
@@ -160,66 +172,65 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
     d_output = jnp.where(empty[..., None], 0.0, d_output).astype(d_output.dtype)
     # The softmax's Jacobian takes from each row its mean; the log-sum-exp's adds to it.
     mean = (d_output.astype(dtype) * output.astype(dtype)).sum(axis=-1) - d_lse
-    arrays = {
-        "query": tiling.split_q(inputs.query),
-        "key": tiling.split_kv(inputs.key),
-        "value": tiling.split_kv(inputs.value),
-        "bias": None if inputs.bias is None else tiling.split_bias(inputs.bias),
-        "fixed": fixed,
+    chunks = _chunks(
+        tiling,
+        inputs,
+        fixed,
         # exp(x - inf) = 0, also of queries past the last, whatever their bias
-        "lse": tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
-        "mean": tiling.split_q(jnp.where(empty, 0.0, mean)),
-        "d_output": tiling.split_q(d_output),
-    }
+        lse=tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
+        mean=tiling.split_q(jnp.where(empty, 0.0, mean)),
+        d_output=tiling.split_q(d_output),
+    )
 
-    def one(d_bias: Any, of: Any, at: Any) -> tuple[Any, Any]:
-        def row_of(carry: Any, x: Any) -> tuple[Any, Any]:
-            return _backward_row(static, make_row(static, x, of, inputs.scale), of, at, carry)
+    def one(d_bias: Any, chunk: Chunk, at: Any) -> tuple[Any, Any]:
+        def row_of(carry: Any, row: Row) -> tuple[Any, Any]:
+            row = make_row(static, row, chunk, inputs.scale)
+            return _backward_row(static, row, chunk, at, carry)
 
-        shapes = (of[name].swapaxes(-1, -2).shape for name in ("key", "value"))
-        start = [jnp.zeros(shape, dtype) + zero_like(of, dtype) for shape in shapes]
-        rows = rows_of(static, of)
+        zero = zero_varying_like(chunk, dtype)
+        shapes = (x.swapaxes(-1, -2).shape for x in (chunk.key, chunk.value))
+        start = [jnp.zeros(shape, dtype) + zero for shape in shapes]
+        rows = rows_of(static, chunk)
         (d_key, d_value, d_bias), d_query = jax.lax.scan(row_of, (*start, d_bias), rows)
         return d_bias, (d_query, d_key, d_value)
 
     d_bias = None
-    if inputs.bias is not None:
-        d_bias = jnp.zeros(arrays["bias"].shape, dtype) + zero_like(arrays, dtype)
-    d_bias, (d_query, d_key, d_value) = over_levels(one, d_bias, arrays, tiling.levels)
+    if chunks.bias is not None:
+        d_bias = jnp.zeros(chunks.bias.shape, dtype) + zero_varying_like(chunks, dtype)
+    d_bias, (d_query, d_key, d_value) = over_levels(one, d_bias, chunks, tiling.levels)
     d_query = tiling.join_q(d_query)
     d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
-    query = inputs.query
-    if static.masked:
-        broken = not_finite(query)
-        query, d_query = without(query, broken), without(d_query, broken)
-    d_scale = (d_query * query.astype(dtype)).sum()
-    if query.dtype != dtype:
+    d_scale = (d_query * inputs.query.astype(dtype)).sum()
+    if inputs.query.dtype != dtype:
         d_key *= inputs.scale
-    if d_bias is not None:
+    if inputs.bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
     gradients = (d_query * inputs.scale, d_key, d_value)
     d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
     return Inputs(d_query, d_key, d_value, d_bias, d_scale), None
 
 
-def _backward_row(static: Static, row: Row, of: Any, at: Any, carry: Any) -> tuple[Any, jax.Array]:
+def _backward_row(
+    static: Static, row: Row, chunk: Chunk, at: Any, carry: Any
+) -> tuple[Any, jax.Array]:
     """Adds a row's share to the gradients in `carry` and gives its queries', not yet scaled."""
     dtype, seen_by_heads = row.lse.dtype, static.tiling.for_heads
     # Gradients of keys and values are kept with features before positions: so, too, are queries
     # here, and no matrix product has to turn a tile of weights around.
     columns = [x.swapaxes(1, 2) for x in (row.query, row.d_output)]
 
-    def step(j: jax.Array, carry: Any, masked: bool) -> Any:
+    def step(j: jax.Array, carry: Any, partial: bool) -> Any:
         d_query, d_key, d_value, d_bias = carry
-        tile = tile_of(static, row, of, j, masked)
-        value = take_blocks(of["value"], tile.blocks)
+        tile = tile_of(static, row, chunk, j, partial)
+        value = take_blocks(chunk.value, tile.blocks)
         seen = None if tile.seen is None else seen_by_heads(tile.seen)
         weights = where_seen(seen, jnp.exp(tile.logits - row.lse[..., None]))
         d_weights = wide_einsum("nth,nsh->nts", row.d_output, value, dtype)
         mixing = weights
         if tile.kept is not None:
+            stays = tile.kept | jnp.isnan(weights)
             mixing, d_weights = (
-                jnp.where(tile.kept, x / (1.0 - static.rate), 0.0) for x in (weights, d_weights)
+                jnp.where(stays, x / (1.0 - static.rate), 0.0) for x in (weights, d_weights)
             )
         d_logits = where_seen(seen, weights * (d_weights - row.mean[..., None]))
         mixing, narrow = mixing.astype(value.dtype), d_logits.astype(value.dtype)
@@ -232,7 +243,7 @@ def _backward_row(static: Static, row: Row, of: Any, at: Any, carry: Any) -> tup
             d_bias = add_bias(d_bias, (*at, row.number), tile.blocks, d_logits)
         return d_query, d_key, d_value, d_bias
 
-    start = jnp.zeros(row.query.shape, dtype) + zero_like((of, row), dtype)
+    start = jnp.zeros(row.query.shape, dtype) + zero_varying_like((chunk, row), dtype)
     d_query, *carry = over_steps(static, row, step, (start, *carry))
     return tuple(carry), static.tiling.unfold(d_query)
 

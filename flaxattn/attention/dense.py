@@ -84,12 +84,12 @@ def logits_of_head(
         chex.assert_shape(mask, products.shape)
         products = jnp.where(mask, products, 0.0)
     logits = products * scale
-    if mask is not None:  # added, not selected, so that NaN also flows back to whatever saw it
-        logits += q_nan[:, None] + kv_nan[None, :]
     if bias is not None:
         logits += bias.astype(dtype)
     if mask is None:
         return logits
+    # Added, not selected, so that NaN also flows back to whatever saw it.
+    logits += q_nan[:, None] + kv_nan[None, :]
     return jnp.where(mask, logits, jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0))
 
 
@@ -111,7 +111,8 @@ def output_of_head(
     """Weights [T, S], less those dropped, times value [S, H'] -> [T, H'] in its dtype."""
     if seeds is not None:
         q_idx, kv_idx = jnp.arange(weights.shape[0]), jnp.arange(weights.shape[1])
-        weights = jnp.where(keep(seeds, q_idx, kv_idx, rate), weights / (1.0 - rate), 0.0)
+        stays = keep(seeds, q_idx, kv_idx, rate) | jnp.isnan(weights)  # NaN is never hushed up
+        weights = jnp.where(stays, weights / (1.0 - rate), 0.0)
     output = wide_einsum("ts,sh->th", weights.astype(value.dtype), value, weights.dtype)
     if mask is not None:  # so that nothing flows back from a row that sees nothing, not even NaN
         output = jnp.where(mask.any(axis=-1, keepdims=True), output, 0.0)

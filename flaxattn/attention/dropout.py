@@ -8,7 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-__all__ = ["head_seeds", "keep"]
+__all__ = ["HIGHEST_RATE", "head_seeds", "keep"]
+
+HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers a weight may draw keeps it
 
 
 def head_seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import keep
-from flaxattn.attention.repair import without
 from flaxattn.attention.tiles import Tiling, take_blocks
 from flaxattn.masks import Mask
 from flaxattn.products import wide_einsum
 
 __all__ = [
+    "Chunk",
     "Fixed",
     "Row",
     "Static",
@@ -26,7 +26,7 @@ __all__ = [
     "rows_of",
     "tile_of",
     "where_seen",
-    "zero_like",
+    "zero_varying_like",
 ]
 
 
@@ -35,7 +35,7 @@ class Static(NamedTuple):
 
     tiling: Tiling
     rate: float
-    masked: bool  # False: every query sees every key, and nothing is asked of the mask
+    has_mask: bool  # False: every query sees every key, and nothing is asked of the mask
 
 
 class Fixed(NamedTuple):
@@ -45,9 +45,23 @@ class Fixed(NamedTuple):
     blocks: jax.Array  # the plan: int32 [levels, R, u, blocks]
     num_full: jax.Array  # int32 [levels, R, u]
     num_live: jax.Array
-    q_nan: jax.Array | None  # [levels, R, u, k, g, t], NaN where a query is not finite, else 0
-    kv_nan: jax.Array | None  # [levels, blocks, k, s], likewise of a key or its value
-    seeds: jax.Array | None  # uint32 [levels, k, g, 2]
+    q_nan: Any = None  # [levels, R, u, k, g, t], NaN where a query was not finite
+    kv_nan: Any = None  # [levels, blocks, k, s], likewise of a key or its value
+    seeds: jax.Array | None = None  # uint32 [levels, k, g, 2]
+
+
+class Chunk(NamedTuple):
+    """All that a pass reads: [levels, ...], and in its loops that of one example and chunk."""
+
+    query: jax.Array  # [levels, R, u, k, g, t, H]
+    key: jax.Array  # [levels, blocks, k, s, H]
+    value: jax.Array  # [levels, blocks, k, s, H']
+    bias: jax.Array | None  # [levels, R, u, k, g, t, blocks, s], 1 where shared
+    fixed: Fixed
+    # What the backward pass has besides: [levels, R, u, k, g, t, ...].
+    lse: Any = None  # inf where nothing is seen
+    mean: Any = None
+    d_output: Any = None  # [..., H']
 
 
 class Row(NamedTuple):
@@ -61,13 +75,22 @@ class Row(NamedTuple):
     blocks: jax.Array  # int32 [u, blocks]
     num_full: jax.Array  # int32 [u]
     num_live: jax.Array
-    query: jax.Array  # [u·k, g·t, H], without what is not finite, and scaled if factor is None
-    factor: jax.Array | None  # of the logits, where the query is too narrow to be scaled
-    q_nan: jax.Array | None = None  # [u·k, g·t]
+    query: jax.Array  # [u·k, g·t, H], scaled if factor is None
+    factor: jax.Array | None = None  # of the logits, where the query is too narrow to be scaled
+    q_nan: Any = None  # [u·k, g·t]
     bias: jax.Array | None = None  # [u, k, g, t, blocks, s], 1 where shared
     lse: Any = None  # [u·k, g·t]
     mean: Any = None
     d_output: Any = None  # [u·k, g·t, H']
+
+
+class Places(NamedTuple):
+    """Which queries and keys meet in a step."""
+
+    slots: jax.Array  # int32 [1, W], places in the lists of blocks
+    blocks: jax.Array  # int32 [u, W]
+    q_idx: jax.Array  # int32 [u, t]
+    kv_idx: jax.Array  # int32 [u, W·s]
 
 
 class Tile(NamedTuple):
@@ -80,29 +103,37 @@ class Tile(NamedTuple):
     kept: jax.Array | None  # bool [u·k, g·t, W·s], what dropout keeps
 
 
-def rows_of(static: Static, of: Any) -> tuple[Any, ...]:
-    """What `make_row` takes, stacked over rows."""
-    fixed, bias = of["fixed"], of["bias"]
-    own = {name: of[name] for name in ("query", "lse", "mean", "d_output") if name in of}
-    plan = (count(static.tiling.rows), fixed.blocks, fixed.num_full, fixed.num_live)
-    return plan, own | {"q_nan": fixed.q_nan}, bias if bias is None or bias.shape[0] > 1 else None
+def rows_of(static: Static, chunk: Chunk) -> Row:
+    """The rows of one example and chunk, stacked; `make_row` completes each."""
+    fixed, bias = chunk.fixed, chunk.bias
+    return Row(
+        number=_count(static.tiling.rows),
+        blocks=fixed.blocks,
+        num_full=fixed.num_full,
+        num_live=fixed.num_live,
+        query=chunk.query,
+        q_nan=fixed.q_nan,
+        bias=None if bias is None or bias.shape[0] == 1 else bias,
+        lse=chunk.lse,
+        mean=chunk.mean,
+        d_output=chunk.d_output,
+    )
 
 
-def make_row(static: Static, x: Any, of: Any, scale: jax.Array) -> Row:
-    """A row from its entry of `rows_of`, the arrays of its example and chunk, and the scale."""
-    (number, blocks, num_full, num_live), own, bias = x
-    if of["bias"] is not None and bias is None:
-        bias = of["bias"][0]
-    own = {name: None if a is None else static.tiling.fold(a) for name, a in own.items()}
-    query, q_nan = own.pop("query"), own["q_nan"]
-    if q_nan is not None:
-        query = without(query, jnp.isnan(q_nan))
-    wide = query.dtype == scale.dtype
-    query, factor = (query * scale, None) if wide else (query, scale)
-    if q_nan is not None:  # what is hidden stays finite, however large it is
+def make_row(static: Static, row: Row, chunk: Chunk, scale: jax.Array) -> Row:
+    """One of `rows_of`, with its axes folded, its query scaled and the bias that rows share."""
+    names = ("query", "q_nan", "lse", "mean", "d_output")
+    own = {name: getattr(row, name) for name in names}
+    row = row._replace(**jax.tree.map(static.tiling.fold, own))
+    if chunk.bias is not None and row.bias is None:
+        row = row._replace(bias=chunk.bias[0])
+    if row.query.dtype != scale.dtype:
+        return row._replace(factor=scale)
+    query = row.query * scale
+    if static.has_mask:  # what is hidden stays finite, however large it is
         limit = jnp.finfo(query.dtype).max
         query = jnp.clip(query, -limit, limit)
-    return Row(number, blocks, num_full, num_live, query, factor, bias=bias, **own)
+    return row._replace(query=query)
 
 
 def over_steps(static: Static, row: Row, step: Any, carry: Any) -> Any:
@@ -110,46 +141,65 @@ def over_steps(static: Static, row: Row, step: Any, carry: Any) -> Any:
     width = static.tiling.width
     full = row.num_full.min() // width
     live = (row.num_live.max() + width - 1) // width
-    carry = jax.lax.fori_loop(0, full, functools.partial(step, masked=False), carry)
-    return jax.lax.fori_loop(full, live, functools.partial(step, masked=True), carry)
+    carry = jax.lax.fori_loop(0, full, functools.partial(step, partial=False), carry)
+    return jax.lax.fori_loop(full, live, functools.partial(step, partial=True), carry)
 
 
-def tile_of(static: Static, row: Row, of: Any, j: jax.Array, masked: bool) -> Tile:
-    """The logits of step `j`; `masked` False: all its blocks are full."""
-    tiling, fixed, u = static.tiling, of["fixed"], static.tiling.q_per_row
-    slots = j * tiling.width + count(1, tiling.width)
-    blocks = jax.lax.dynamic_slice_in_dim(row.blocks, j * tiling.width, tiling.width, axis=1)
-    key = take_blocks(of["key"], blocks)
+def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool) -> Tile:
+    """The logits of step `j`; `partial` False: all its blocks are full."""
+    tiling, fixed, places = static.tiling, chunk.fixed, _places(static.tiling, row, j)
+    blocks = places.blocks
+    key = take_blocks(chunk.key, blocks)
+    logits = _logits(tiling, row, key, blocks)
+    kept = None if fixed.seeds is None else _kept(static, fixed.seeds, places)
+    if not partial:
+        return Tile(logits, None, blocks, key, kept)
+    if static.has_mask:
+        kv_nan = jax.lax.optimization_barrier(take_blocks(fixed.kv_nan, blocks))
+        logits += row.q_nan[:, :, None] + kv_nan[:, None, :]
+    # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
+    seen = jax.lax.optimization_barrier(_seen(static, row, fixed.mask, places))
+    logits = jnp.where(tiling.for_heads(seen), logits, -jnp.inf)
+    return Tile(jax.lax.optimization_barrier(logits), seen, blocks, key, kept)
+
+
+def _places(tiling: Tiling, row: Row, j: jax.Array) -> Places:
+    first, u = j * tiling.width, tiling.q_per_row
+    blocks = jax.lax.dynamic_slice_in_dim(row.blocks, first, tiling.width, axis=1)
+    q_blocks = row.number * u + _count(u)
+    q_idx = q_blocks[:, None] * tiling.block_q + _count(1, tiling.block_q)
+    kv_idx = blocks[:, :, None] * tiling.block_kv + _count(1, 1, tiling.block_kv)
+    return Places(first + _count(1, tiling.width), blocks, q_idx, kv_idx.reshape(u, -1))
+
+
+def _logits(tiling: Tiling, row: Row, key: jax.Array, blocks: jax.Array) -> jax.Array:
+    """[u·k, g·t, W·s] before anything is hidden."""
     logits = wide_einsum("nth,nsh->nts", row.query, key, softmax_dtype(key.dtype))
     if row.factor is not None:
         logits *= row.factor
     if row.bias is not None:
         logits += _bias_tile(tiling, row.bias, blocks).astype(logits.dtype)
-    q_blocks = row.number * u + count(u)
-    q_idx = q_blocks[:, None] * tiling.block_q + count(1, tiling.block_q)
-    kv_idx = blocks[:, :, None] * tiling.block_kv + count(1, 1, tiling.block_kv)
-    kv_idx = kv_idx.reshape(u, -1)
-    kept = None
-    if fixed.seeds is not None:
-        over_heads = jax.vmap(jax.vmap(keep, (0, None, None, None)), (0, None, None, None))
-        over_blocks = jax.vmap(over_heads, (None, 0, 0, None))
-        kept = tiling.fold(over_blocks(fixed.seeds, q_idx, kv_idx, static.rate))
-    if not masked:
-        return Tile(logits, None, blocks, key, kept)
+    return logits
+
+
+def _kept(static: Static, seeds: jax.Array, places: Places) -> jax.Array:
+    """What dropout keeps: seeds [k, g, 2] -> bool [u·k, g·t, W·s]."""
+    over_heads = jax.vmap(jax.vmap(keep, (0, None, None, None)), (0, None, None, None))
+    over_blocks = jax.vmap(over_heads, (None, 0, 0, None))
+    return static.tiling.fold(over_blocks(seeds, places.q_idx, places.kv_idx, static.rate))
+
+
+def _seen(static: Static, row: Row, mask: Mask, places: Places) -> jax.Array:
+    """bool [u, t, W·s]: what the mask lets see of live blocks, without keys past the last."""
+    tiling, (slots, _, q_idx, kv_idx) = static.tiling, places
     live = jnp.repeat(slots < row.num_live[:, None], tiling.block_kv, axis=1)
     seen = (live & (kv_idx < tiling.kv_len))[:, None, :]
-    if static.masked:
-        seen &= fixed.mask(q_idx[:, :, None], kv_idx[:, None, :])
-        kv_nan = jax.lax.optimization_barrier(take_blocks(fixed.kv_nan, blocks))
-        logits += jnp.asarray(row.q_nan)[:, :, None] + kv_nan[:, None, :]
-    # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
-    seen = jnp.broadcast_to(seen, (u, tiling.block_q, kv_idx.shape[1]))
-    seen = jax.lax.optimization_barrier(seen)
-    logits = jnp.where(tiling.for_heads(seen), logits, -jnp.inf)
-    return Tile(jax.lax.optimization_barrier(logits), seen, blocks, key, kept)
+    if static.has_mask:
+        seen &= mask(q_idx[:, :, None], kv_idx[:, None, :])
+    return jnp.broadcast_to(seen, (*q_idx.shape, kv_idx.shape[1]))
 
 
-def zero_like(arrays: Any, dtype: Any) -> jax.Array:
+def zero_varying_like(arrays: Any, dtype: Any) -> jax.Array:
     """0 that varies over devices as the arrays do: what `shard_map` asks of the start of a loop."""
     never = jnp.zeros((), bool)
     for x in jax.tree.leaves(arrays):
@@ -157,7 +207,7 @@ def zero_like(arrays: Any, dtype: Any) -> jax.Array:
     return never.astype(dtype)
 
 
-def count(*shape: int) -> jax.Array:
+def _count(*shape: int) -> jax.Array:
     """0, 1, 2, ... along the last axis."""
     return jnp.arange(shape[-1], dtype=jnp.int32).reshape(shape)
 
@@ -186,7 +236,7 @@ def add_bias(
     """Adds a tile's [u, k, g, t, W·s] to the gradient of the bias, summed where it is shared."""
     u, rest = len(blocks), d_bias.shape[4:]  # u, k, g, t, blocks, s
     at = tuple(0 if size == 1 else i for i, size in zip(at, d_bias.shape, strict=False))
-    rows = count(u) if rest[0] > 1 else jnp.zeros(u, jnp.int32)
+    rows = _count(u) if rest[0] > 1 else jnp.zeros(u, jnp.int32)
     tile = d_logits.reshape(*d_logits.shape[:4], blocks.shape[1], -1)
     tile = tile.sum(axis=[i for i in (1, 2, 3) if rest[i] == 1], keepdims=True)
     if rest[4] * rest[5] == 1:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from flaxattn.masks.plan import BlockPlan
 
-__all__ = ["Tiling", "add_blocks", "over_levels", "take_blocks"]
+__all__ = ["Tiling", "add_blocks", "over_levels", "pad_to", "take_blocks"]
 
 CELLS = 2**20  # logits of a step: enough to keep two cores busy, few enough for their caches
 WIDTH = 2  # key blocks of a step
@@ -78,7 +78,7 @@ class Tiling(NamedTuple):
 
     def split_q(self, x: jax.Array, past_end: float = 0.0) -> jax.Array:
         """[B, T, N, ...] -> [B, C, D, R, u, k, g, t, ...], filled up past the end."""
-        x = _pad(x, 1, self.rows * self.q_per_row * self.block_q, past_end)
+        x = pad_to(x, 1, self.rows * self.q_per_row * self.block_q, past_end)
         heads = (self.chunks, self.key_heads, self.group_chunks, self.group)
         x = x.reshape(x.shape[0], self.rows, self.q_per_row, self.block_q, *heads, *x.shape[3:])
         return x.transpose(0, 4, 6, 1, 2, 5, 7, 3, *range(8, x.ndim))
@@ -91,7 +91,7 @@ class Tiling(NamedTuple):
 
     def split_kv(self, x: jax.Array) -> jax.Array:
         """[B, S, K, ...] -> [B, C, 1, blocks, k, s, ...], zeros past the end."""
-        x = _pad(x, 1, self.kv_blocks * self.block_kv)
+        x = pad_to(x, 1, self.kv_blocks * self.block_kv)
         heads = (self.chunks, self.key_heads)
         x = x.reshape(x.shape[0], self.kv_blocks, self.block_kv, *heads, *x.shape[3:])
         return x.transpose(0, 3, 1, 4, 2, *range(5, x.ndim))[:, :, None]
@@ -105,7 +105,7 @@ class Tiling(NamedTuple):
 
     def split_lead(self, x: jax.Array, lead: int) -> jax.Array:
         """[*lead, ...] of a mask or plan -> [B, C, D, ...], 1 where shared; see `Mask.lead`."""
-        batch, heads = (*x.shape[:lead], 1, 1)[:2] if lead < 2 else x.shape[:2]
+        batch, heads = (*x.shape[:lead], 1, 1)[:2]
         levels = (self.chunks, self.group_chunks) if heads > 1 else (1, 1)
         return x.reshape(batch, *levels, *x.shape[lead:])
 
@@ -118,7 +118,7 @@ class Tiling(NamedTuple):
     def split_rows(self, x: jax.Array, axis: int = -1) -> jax.Array:
         """The axis of all query blocks -> [R, u], zeros past the end."""
         axis %= x.ndim
-        x = _pad(x, axis, self.rows * self.q_per_row)
+        x = pad_to(x, axis, self.rows * self.q_per_row)
         return x.reshape(*x.shape[:axis], self.rows, self.q_per_row, *x.shape[axis + 1 :])
 
     def fold(self, x: jax.Array) -> jax.Array:
@@ -139,12 +139,12 @@ class Tiling(NamedTuple):
         """[B, N, T, S] -> [B, C, D, R, u, k, g, t, blocks, s], 1 where shared."""
         x = self.split_heads(bias)
         if bias.shape[2] > 1:
-            x = _pad(x, 5, self.rows * self.q_per_row * self.block_q)
+            x = pad_to(x, 5, self.rows * self.q_per_row * self.block_q)
             x = x.reshape(*x.shape[:5], self.rows, self.q_per_row, self.block_q, x.shape[-1])
         else:
             x = x.reshape(*x.shape[:5], 1, 1, 1, x.shape[-1])
         if bias.shape[3] > 1:
-            x = _pad(x, 8, self.kv_blocks * self.block_kv)
+            x = pad_to(x, 8, self.kv_blocks * self.block_kv)
             x = x.reshape(*x.shape[:8], self.kv_blocks, self.block_kv)
         else:
             x = x[..., None]
@@ -202,7 +202,8 @@ def add_blocks(x: jax.Array, index: jax.Array, tile: jax.Array) -> jax.Array:
     return x.at[index].add(tile.reshape(u, k, h, width, s).transpose(0, 3, 1, 2, 4))
 
 
-def _pad(x: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:
+def pad_to(x: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:
+    """`x` filled up with `value` to `size` along `axis`."""
     pads = [(0, 0)] * x.ndim
     pads[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, pads, constant_values=value) if size > x.shape[axis] else x

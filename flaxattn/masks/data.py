@@ -14,7 +14,8 @@ import numpy as np
 
 from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds, all_in, any_in, count_in, range_in
-from flaxattn.masks.mask import Leaf, Mask, Span, array_leaf, child, index_leaf, leaf, mask_type
+from flaxattn.masks.leaves import Leaf, Span, array_leaf, child, index_leaf, leaf, mask_type
+from flaxattn.masks.mask import Mask
 
 __all__ = ["from_dense", "global_tokens", "lengths", "same_segment", "valid", "where"]
 
@@ -230,7 +231,7 @@ class where(Mask):
         always = (q.first == q.first) & (kv.first == kv.first)
         return Bounds(some=always, every=always ^ True)
 
-    def _leaves(self) -> Iterator[Leaf]:
+    def leaves(self) -> Iterator[Leaf]:
         for i, (array, rank) in enumerate(zip(self.arrays, self.ranks, strict=True)):
             yield Leaf(f"where: array {i}", array, ("any",) * rank)
 

@@ -4,69 +4,31 @@ Masks combine with `&`, `|` and `~`. Arrays inside a mask are leaves of a pytree
 never recompile; Python integers are static. No mask knows a shape: `dense` draws one.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from collections.abc import Iterator
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.explain import explain_plan
+from flaxattn.masks.leaves import (
+    Leaf,
+    Span,
+    check_leaf,
+    child,
+    fields_of,
+    index_leaf,
+    lead_of,
+    leaf,
+    mask_type,
+    over_heads,
+    parts_of,
+)
 from flaxattn.masks.plan import BlockPlan, make_plan, plan_pays
 
-__all__ = [
-    "And",
-    "Mask",
-    "Not",
-    "Or",
-    "Shifted",
-    "child",
-    "index_leaf",
-    "leaf",
-    "map_leaves",
-    "mask_type",
-    "over_heads",
-]
-
-SomeMask = TypeVar("SomeMask", bound="Mask")
-
-
-class Leaf(NamedTuple):
-    """An array inside a mask: what to call it in an error, and what its last axes are."""
-
-    name: str
-    array: Any
-    axes: tuple[str, ...]  # for one example and head: positions "q", "kv" or "both", or "any"
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The sizes of the leading axes: (), batch, or batch and head."""
-        return tuple(self.array.shape[: self.array.ndim - len(self.axes)])
-
-
-class Span(NamedTuple):
-    """A range of positions; None where it is not known while tracing."""
-
-    start: int | None
-    length: int
-
-    def shifted(self, by: Any) -> "Span":
-        known = self.start is not None and isinstance(by, int)
-        return Span(self.start + by if known else None, self.length)
-
-
-def leaf(*axes: str, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field for an array whose axes, for one example and head, are `axes`."""
-    return dataclasses.field(default=default, metadata={"axes": axes})
-
-
-def child() -> Any:
-    """A dataclass field that is a pytree of its own: a mask, or a tuple of arrays."""
-    return dataclasses.field(metadata={"child": True})
+__all__ = ["And", "Mask", "Not", "Or", "Shifted"]
 
 
 class Mask:
@@ -137,7 +99,8 @@ class Mask:
     def bounds(self, q_blocks: Blocks, kv_blocks: Blocks) -> Bounds:
         """What the mask proves of each pair of blocks: bool `[*lead, Q, K]` each.
 
-        NumPy where nothing is traced, so that it is known while tracing.
+        NumPy, and so known while tracing, only where all arrays inside are NumPy and none has
+        batch or head axes, which jax maps over.
         """
         q, kv = q_blocks.reshape(-1, 1), kv_blocks.reshape(1, -1)
         return over_heads(lambda mask: mask.head_bounds(q, kv), self)
@@ -187,31 +150,26 @@ class Mask:
     @property
     def lead(self) -> tuple[int, ...]:
         """The leading axes of the leaves together: (), (B,) or (B, N), 1 where shared."""
-        return _lead(list(self._leaves()))
+        return lead_of(list(self.leaves()))
 
-    def _fields(self) -> Iterator[tuple[dataclasses.Field, Any]]:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            yield field, getattr(self, field.name)
-
-    def _leaves(self) -> Iterator[Leaf]:
-        """The leaves in the order of `jax.tree.leaves`."""
-        for field, value in self._fields():
-            if "child" in field.metadata:
-                yield from value._leaves()
-            elif _is_dynamic(field, value):
-                yield Leaf(f"{type(self).__name__}: {field.name}", value, field.metadata["axes"])
+    def leaves(self) -> Iterator[Leaf]:
+        """The arrays inside, described, in the order of `jax.tree.leaves`."""
+        for part in parts_of(self):
+            if isinstance(part, Leaf):
+                yield part
+            else:
+                yield from part.leaves()
 
     def _check_spans(self, q: Span, kv: Span) -> None:
         """Raises ValueError where an array has fewer positions than the spans ask for."""
-        for field, value in self._fields():
-            if "child" in field.metadata:
-                value._check_spans(q, kv)
-            elif _is_dynamic(field, value):
-                spans = {"q": [q], "kv": [kv], "both": [q, kv]}
-                _check_leaf(type(self).__name__, field, value, spans)
+        for part in parts_of(self):
+            if isinstance(part, Leaf):
+                check_leaf(part, q, kv)
+            else:
+                part._check_spans(q, kv)
 
     def __repr__(self) -> str:
-        parts = (f"{f.name}={_short(v)}" for f, v in self._fields() if v is not f.default)
+        parts = (f"{f.name}={_short(v)}" for f, v in fields_of(self) if v is not f.default)
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -228,134 +186,6 @@ def _short(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     return repr(value)
-
-
-def _is_dynamic(field: dataclasses.Field, value: Any) -> bool:
-    return "axes" in field.metadata and not isinstance(value, int | None)
-
-
-def _check_leaf(
-    owner: str, field: dataclasses.Field, value: Any, spans: dict[str, list[Span]]
-) -> None:
-    axes = field.metadata["axes"]
-    for axis, size in zip(axes, value.shape[value.ndim - len(axes) :], strict=True):
-        for start, length in spans[axis]:
-            if start is not None and size < start + length:
-                raise ValueError(
-                    f"{owner}: {field.name} has shape {tuple(value.shape)}, that is {size} "
-                    f"positions, but positions {start} to {start + length - 1} were asked for."
-                )
-
-
-def _lead(leaves: list[Leaf]) -> tuple[int, ...]:
-    lead: list[tuple[int, str]] = []
-    for name, array, axes in leaves:
-        for i, size in enumerate(Leaf(name, array, axes).lead):
-            if i == len(lead):
-                lead.append((size, name))
-            elif lead[i][0] == 1:
-                lead[i] = (size, name)
-            elif size not in (1, lead[i][0]):
-                raise ValueError(
-                    f"{name} has shape {tuple(array.shape)}, so {('batch', 'head')[i]} is {size}; "
-                    f"but {lead[i][1]} has {lead[i][0]} there."
-                )
-    return tuple(size for size, _ in lead)
-
-
-def over_heads(fn: Callable[[Mask], Any], mask: Mask) -> Any:
-    """`fn` of the mask of one example and head, vmapped over the axes its leaves carry.
-
-    Returns `[*mask.lead, ...]`; an axis that no leaf needs is never materialised.
-    """
-    described = list(mask._leaves())
-    lead = _lead(described)
-    arrays, treedef = jax.tree.flatten(mask)
-    # An axis of size 1 is shared: dropped here, None in in_axes, put back at the end.
-    mapped = [{i for i, size in enumerate(d.lead) if size != 1} for d in described]
-    squeezed = [
-        a.reshape([n for i, n in enumerate(a.shape) if i >= len(d.lead) or i in kept])
-        for a, d, kept in zip(arrays, described, mapped, strict=True)
-    ]
-
-    def call(arrays: list[Any]) -> Any:
-        return fn(jax.tree.unflatten(treedef, arrays))
-
-    for axis in reversed(range(len(lead))):
-        in_axes = [0 if axis in kept else None for kept in mapped]
-        if any(a is not None for a in in_axes):
-            call = jax.vmap(call, in_axes=(in_axes,))
-    shared = [i for i, size in enumerate(lead) if size == 1]
-    result = call(squeezed)
-    return jax.tree.map(lambda x: jnp.expand_dims(x, shared), result) if shared else result
-
-
-def map_leaves(fn: Callable[[Any, int], Any], mask: SomeMask) -> SomeMask:
-    """The mask with `fn(array, number of leading axes)` in place of each of its arrays."""
-    arrays, treedef = jax.tree.flatten(mask)
-    leads = [len(leaf.lead) for leaf in mask._leaves()]
-    return jax.tree.unflatten(treedef, map(fn, arrays, leads))
-
-
-@dataclass_transform(frozen_default=True, eq_default=False)
-def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
-    """Makes `cls` a frozen dataclass and a pytree: arrays are leaves, all else is static."""
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-
-    def dynamic_names(mask: Mask) -> tuple[str, ...]:
-        if "_dynamic" in vars(mask):  # made by unflatten, perhaps with placeholders for arrays
-            return vars(mask)["_dynamic"]
-        fields = mask._fields()
-        return tuple(f.name for f, v in fields if "child" in f.metadata or _is_dynamic(f, v))
-
-    def flatten_with_keys(mask: Mask) -> tuple[Any, Any]:
-        names = dynamic_names(mask)
-        static = tuple((f.name, v) for f, v in mask._fields() if f.name not in names)
-        children = [(jax.tree_util.GetAttrKey(n), getattr(mask, n)) for n in names]
-        return children, (names, static)
-
-    def unflatten(aux: Any, children: Any) -> SomeMask:
-        mask = object.__new__(cls)  # no checks: jax puts placeholders in leaves
-        for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
-            object.__setattr__(mask, name, value)
-        object.__setattr__(mask, "_dynamic", aux[0])
-        return mask
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
-    return cls
-
-
-def index_leaf(mask: Mask, name: str, *, minimum: int | None = None) -> None:
-    """Checks and stores field `name`: an integer stays static, an array becomes int32.
-
-    Raises TypeError unless it holds integers, ValueError for too high a rank or too low a value.
-    """
-    value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
-    if checks.is_static(value):
-        value = int(value)
-        if minimum is not None and value < minimum:
-            raise ValueError(f"{owner} is {value}; expected at least {minimum}.")
-    else:
-        value = array_leaf(mask, name, checks.check_integer, np.int32)
-    object.__setattr__(mask, name, value)
-
-
-def array_leaf(mask: Mask, name: str, check: Callable[[str, Any], None], dtype: Any) -> Any:
-    """Field `name` as a checked array of `dtype`, NumPy if it was not a jax array."""
-    value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
-    check(owner, array)
-    if isinstance(array, np.ndarray) and (array.astype(dtype) != array).any():
-        raise ValueError(f"{owner} has values beyond {np.dtype(dtype)}.")
-    fields = {f.name: f for f in dataclasses.fields(mask)}  # type: ignore[arg-type]
-    axes = fields[name].metadata["axes"]
-    if not len(axes) <= array.ndim <= len(axes) + 2:
-        shape = f"[{', '.join(axes)}]"
-        raise ValueError(
-            f"{owner} has shape {tuple(array.shape)}; expected {shape} for one example, "
-            "or the same with leading batch, or batch and head, axes."
-        )
-    return array.astype(dtype)
 
 
 @mask_type

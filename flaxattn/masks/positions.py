@@ -7,7 +7,8 @@ example to example and from head to head.
 from typing import Any
 
 from flaxattn.masks.blocks import Blocks, Bounds
-from flaxattn.masks.mask import Mask, index_leaf, leaf, mask_type
+from flaxattn.masks.leaves import index_leaf, leaf, mask_type
+from flaxattn.masks.mask import Mask
 
 __all__ = ["causal", "chunked", "dilated", "full", "prefix", "sliding_window"]
 

@@ -1,0 +1,218 @@
+"""Arrays inside a mask: declared as its fields, checked, and mapped over examples and heads.
+
+A mask is a frozen dataclass and a pytree. Of its fields those made by `leaf` hold an array, or an
+integer, which is static; those made by `child` hold another mask.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxattn import checks
+
+__all__ = [
+    "Leaf",
+    "Span",
+    "array_leaf",
+    "check_leaf",
+    "child",
+    "fields_of",
+    "index_leaf",
+    "lead_of",
+    "leaf",
+    "map_leaves",
+    "mask_type",
+    "over_heads",
+    "parts_of",
+]
+
+
+class Leaf(NamedTuple):
+    """An array inside a mask: what to call it in an error, and what its last axes are."""
+
+    name: str
+    array: Any
+    axes: tuple[str, ...]  # for one example and head: positions "q", "kv" or "both", or "any"
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The sizes of the leading axes: (), batch, or batch and head."""
+        return tuple(self.array.shape[: self.array.ndim - len(self.axes)])
+
+
+class Span(NamedTuple):
+    """A range of positions; `start` is None where it is not known while tracing."""
+
+    start: int | None
+    length: int
+
+    def shifted(self, by: Any) -> "Span":
+        known = self.start is not None and isinstance(by, int)
+        return Span(self.start + by if known else None, self.length)
+
+
+class HasLeaves(Protocol):
+    """A pytree that describes its arrays: a mask."""
+
+    def leaves(self) -> Iterator[Leaf]:
+        """The arrays in the order of `jax.tree.leaves`."""
+
+
+SomeMask = TypeVar("SomeMask", bound=HasLeaves)
+
+
+def leaf(*axes: str, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field for an array whose axes, for one example and head, are `axes`."""
+    return dataclasses.field(default=default, metadata={"axes": axes})
+
+
+def child() -> Any:
+    """A dataclass field that is a pytree of its own: a mask, or a tuple of arrays."""
+    return dataclasses.field(metadata={"child": True})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
+    """Makes `cls` a frozen dataclass and a pytree: arrays are leaves, all else is static."""
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+
+    def dynamic_names(mask: SomeMask) -> tuple[str, ...]:
+        if "_dynamic" in vars(mask):  # made by unflatten, perhaps with placeholders for arrays
+            return vars(mask)["_dynamic"]
+        fields = fields_of(mask)
+        return tuple(f.name for f, v in fields if "child" in f.metadata or _is_dynamic(f, v))
+
+    def flatten_with_keys(mask: SomeMask) -> tuple[Any, Any]:
+        names = dynamic_names(mask)
+        static = tuple((f.name, v) for f, v in fields_of(mask) if f.name not in names)
+        children = [(jax.tree_util.GetAttrKey(n), getattr(mask, n)) for n in names]
+        return children, (names, static)
+
+    def unflatten(aux: Any, children: Any) -> SomeMask:
+        mask = object.__new__(cls)  # no checks: jax puts placeholders in leaves
+        for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
+            object.__setattr__(mask, name, value)
+        object.__setattr__(mask, "_dynamic", aux[0])
+        return mask
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
+
+
+def fields_of(mask: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """The fields of a mask and what they hold."""
+    for field in dataclasses.fields(mask):
+        yield field, getattr(mask, field.name)
+
+
+def parts_of(mask: Any) -> Iterator[Any]:
+    """What a mask is made of in the order of its fields: a `Leaf` for an array, and children."""
+    for field, value in fields_of(mask):
+        if "child" in field.metadata:
+            yield value
+        elif _is_dynamic(field, value):
+            yield Leaf(f"{type(mask).__name__}: {field.name}", value, field.metadata["axes"])
+
+
+def _is_dynamic(field: dataclasses.Field, value: Any) -> bool:
+    return "axes" in field.metadata and not isinstance(value, int | None)
+
+
+def index_leaf(mask: Any, name: str, *, minimum: int | None = None) -> None:
+    """Checks and stores field `name`: an integer stays static, an array becomes int32.
+
+    Raises TypeError unless it holds integers, ValueError for too high a rank or too low a value.
+    """
+    value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
+    if checks.is_static(value):
+        value = int(value)
+        if minimum is not None and value < minimum:
+            raise ValueError(f"{owner} is {value}; expected at least {minimum}.")
+    else:
+        value = array_leaf(mask, name, checks.check_integer, np.int32)
+    object.__setattr__(mask, name, value)
+
+
+def array_leaf(mask: Any, name: str, check: Callable[[str, Any], None], dtype: Any) -> Any:
+    """Field `name` as a checked array of `dtype`, NumPy if it was not a jax array."""
+    value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    check(owner, array)
+    if isinstance(array, np.ndarray) and (array.astype(dtype) != array).any():
+        raise ValueError(f"{owner} has values beyond {np.dtype(dtype)}.")
+    axes = {f.name: f for f in dataclasses.fields(mask)}[name].metadata["axes"]
+    if not len(axes) <= array.ndim <= len(axes) + 2:
+        shape = f"[{', '.join(axes)}]"
+        raise ValueError(
+            f"{owner} has shape {tuple(array.shape)}; expected {shape} for one example, "
+            "or the same with leading batch, or batch and head, axes."
+        )
+    return array.astype(dtype)
+
+
+def check_leaf(leaf: Leaf, q: Span, kv: Span) -> None:
+    """Raises ValueError where an array has fewer positions than the spans ask for."""
+    name, array, axes = leaf
+    spans = {"q": [q], "kv": [kv], "both": [q, kv]}
+    for axis, size in zip(axes, array.shape[array.ndim - len(axes) :], strict=True):
+        for start, length in spans[axis]:
+            if start is not None and size < start + length:
+                raise ValueError(
+                    f"{name} has shape {tuple(array.shape)}, that is {size} positions, "
+                    f"but positions {start} to {start + length - 1} were asked for."
+                )
+
+
+def lead_of(leaves: list[Leaf]) -> tuple[int, ...]:
+    """The leading axes of leaves together, 1 where shared; ValueError where they disagree."""
+    lead: list[tuple[int, str]] = []
+    for leaf in leaves:
+        for i, size in enumerate(leaf.lead):
+            if i == len(lead):
+                lead.append((size, leaf.name))
+            elif lead[i][0] == 1:
+                lead[i] = (size, leaf.name)
+            elif size not in (1, lead[i][0]):
+                raise ValueError(
+                    f"{leaf.name} has shape {tuple(leaf.array.shape)}, so "
+                    f"{('batch', 'head')[i]} is {size}; but {lead[i][1]} has {lead[i][0]} there."
+                )
+    return tuple(size for size, _ in lead)
+
+
+def over_heads(fn: Callable[[Any], Any], mask: HasLeaves) -> Any:
+    """`fn` of the mask of one example and head, vmapped over the axes its leaves carry.
+
+    Returns `[*mask.lead, ...]`; an axis that no leaf needs is never materialised.
+    """
+    described = list(mask.leaves())
+    lead = lead_of(described)
+    arrays, treedef = jax.tree.flatten(mask)
+    # An axis of size 1 is shared: dropped here, None in in_axes, put back at the end.
+    mapped = [{i for i, size in enumerate(d.lead) if size != 1} for d in described]
+    squeezed = [
+        a.reshape([n for i, n in enumerate(a.shape) if i >= len(d.lead) or i in kept])
+        for a, d, kept in zip(arrays, described, mapped, strict=True)
+    ]
+
+    def call(arrays: list[Any]) -> Any:
+        return fn(jax.tree.unflatten(treedef, arrays))
+
+    for axis in reversed(range(len(lead))):
+        in_axes = [0 if axis in kept else None for kept in mapped]
+        if any(a is not None for a in in_axes):
+            call = jax.vmap(call, in_axes=(in_axes,))
+    shared = [i for i, size in enumerate(lead) if size == 1]
+    result = call(squeezed)
+    return jax.tree.map(lambda x: jnp.expand_dims(x, shared), result) if shared else result
+
+
+def map_leaves(fn: Callable[[Any, int], Any], mask: SomeMask) -> SomeMask:
+    """The mask with `fn(array, number of leading axes)` in place of each of its arrays."""
+    arrays, treedef = jax.tree.flatten(mask)
+    leads = [len(leaf.lead) for leaf in mask.leaves()]
+    return jax.tree.unflatten(treedef, map(fn, arrays, leads))
