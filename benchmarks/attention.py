@@ -77,7 +77,9 @@ def cases() -> list[Case]:
         of = torch_attention.same_segment(ids[0][0])
         return Case(name, same_segment, (1, 8192, 4, 64), ids, torch_mask=of)
 
-    local = lambda: causal() & sliding_window(256)  # noqa: E731
+    def local() -> Any:
+        return causal() & sliding_window(256)
+
     long = [
         *(
             Case(f"causal T={t}", causal, (1, t, 8, 64), torch_mask=back, torch_causal=True)
@@ -138,8 +140,7 @@ def contenders(case: Case) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]
         }
     made = {}
     for name, fn in functions.items():
-        call, about = compiled(fn, arrays, data, case.backward)
-        made[name] = (call, about)
+        made[name] = compiled(fn, arrays, data, case.backward)
     for name, call, about in torch_attention.contenders(
         [np.asarray(x) for x in arrays], case.torch_mask, case.torch_causal, case.backward
     ):

@@ -131,7 +131,10 @@ def test_values_and_gradients_are_those_of_the_oracle(shape, seed, chance, scale
 
 def packed_causal(rng, b, n, t, s):
     q_ids, kv_ids = rng.integers(0, 3, (b, t)), rng.integers(0, 3, (b, s))
-    rule = lambda i, j: oracle.both(oracle.causal(), oracle.same_segment(q_ids[i], kv_ids[i]))  # noqa: E731
+
+    def rule(i, j):
+        return oracle.both(oracle.causal(), oracle.same_segment(q_ids[i], kv_ids[i]))
+
     return causal() & same_segment(q_ids, kv_ids), rule
 
 
@@ -618,6 +621,11 @@ def test_dropout_has_the_gradients_of_the_oracle_that_drops_the_same():
     assert_close(actual, oracle_answer(data, mask, keep=keep, rate=0.3))
 
 
+def test_dropout_at_the_highest_rate_drops_nearly_everything():
+    data = inputs(GROUPED)
+    assert not attend(*data[:3], dropout_rate=1 - 2**-32, dropout_key=jax.random.key(0)).any()
+
+
 def test_mean_over_dropout_keys_is_the_output_without():
     data, mask = inputs(GROUPED), random_mask(GROUPED, 1)
 
@@ -703,16 +711,41 @@ def test_weights_of_chosen_rows_alone_or_heads_alone():
 
 
 @pytest.mark.parametrize("name", ["rows", "heads"])
-def test_weights_of_negative_rows_or_heads_count_from_the_end_or_are_an_error(name):
+def test_weights_of_negative_rows_or_heads_count_from_the_end(name):
     data = inputs(Shape(1, 5, 7, 5, 1, 3, 2))
     everything = np.asarray(attention_weights(data.query, data.key, causal()))
-    try:
-        chosen = attention_weights(data.query, data.key, causal(), **{name: np.array([-1, -5])})
-    except (ValueError, IndexError) as error:
-        assert name in str(error)
-    else:
-        axis = {"heads": 1, "rows": 2}[name]
-        np.testing.assert_allclose(chosen, np.take(everything, [-1, -5], axis), atol=1e-6)
+    chosen = attention_weights(data.query, data.key, causal(), **{name: np.array([-1, -5])})
+    axis = {"heads": 1, "rows": 2}[name]
+    np.testing.assert_allclose(chosen, np.take(everything, [-1, -5], axis), atol=1e-6)
+
+
+CHOICE_ERRORS = {
+    "row past the last": (dict(rows=[0, 5]), ValueError, "rows holds 5; .*-5 to 4, for T = 5"),
+    "row before the first": (dict(rows=np.array([-6])), ValueError, "rows holds -6"),
+    "head past the last": (dict(heads=jnp.array([6])), ValueError, "heads holds 6.*N = 6"),
+    "a single row": (dict(rows=3), ValueError, r"rows has shape \(\); expected one axis"),
+    "rows that are floats": (dict(rows=np.ones(2)), TypeError, "rows has dtype float64"),
+    "heads as flags": (dict(heads=np.ones(6, bool)), TypeError, "heads has dtype bool"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICE_ERRORS)
+def test_rows_or_heads_that_are_not_there_are_an_error_that_names_them(name):
+    changes, error, message = CHOICE_ERRORS[name]
+    data = inputs(GROUPED)
+    with pytest.raises(error, match=message):
+        attention_weights(data.query, data.key, causal(), **changes)
+
+
+def test_rows_and_heads_may_be_traced():
+    data = inputs(GROUPED)
+
+    def choose(rows, heads):
+        return attention_weights(data.query, data.key, causal(), rows=rows, heads=heads)
+
+    everything = np.asarray(attention_weights(data.query, data.key, causal()))
+    chosen = jax.jit(choose)(np.array([4, -5]), np.array([5, 2], np.uint8))
+    np.testing.assert_allclose(chosen, everything[:, [5, 2]][:, :, [4, 0]], atol=1e-6)
 
 
 # Masks as arrays, compilation, transformations.
@@ -896,6 +929,11 @@ ERRORS = {
         dict(dropout_rate=1.0, dropout_key=jax.random.key(0)),
         ValueError,
         "dropout_rate is 1.0",
+    ),
+    "dropout of all but everything": (
+        dict(dropout_rate=1 - 1e-12, dropout_key=jax.random.key(0)),
+        ValueError,
+        "dropout_rate is 0.999999999999; expected at most",
     ),
     "negative dropout": (dict(dropout_rate=-0.1), ValueError, "dropout_rate is -0.1"),
     "dropout of nan": (dict(dropout_rate=np.nan), ValueError, "dropout_rate is nan"),

@@ -467,7 +467,10 @@ def test_query_that_is_not_finite_breaks_its_own_row_alone():
     b, t, n = np.argwhere(~blind_rows(whole))[17]
     query = data.query.copy()
     query[b, t, n, 0] = np.nan
-    got, expected = answer(data._replace(query=query), mask), answer(data, mask)
+    broken_data = data._replace(query=query)
+    got, expected = answer(broken_data, mask), answer(data, mask)
+    for name, ours, theirs in zip(got._fields, got, dense_answer(broken_data, mask), strict=True):
+        np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg=name)
     broken = np.zeros((2, 13, 4), bool)
     broken[b, t, n] = True
     for name in ("output", "lse"):
@@ -568,6 +571,24 @@ def test_dropout_drops_what_dense_attention_drops():
     other = answer(data, mask, dropout_key=jax.random.key(8), rate=0.5)
     assert np.abs(got.output - other.output).max() > 0.1
     np.testing.assert_array_equal(got.lse, other.lse)
+
+
+def test_row_that_sees_nan_is_nan_even_if_dropout_drops_all_that_it_sees():
+    """The first row sees one key, the broken one; at this rate some of its heads drop it."""
+    data, mask, _ = of_masks(1)
+    mask = mask.copy()
+    mask[:, :, 0] = np.arange(17) == 0
+    options = dict(dropout_key=jax.random.key(7), rate=0.5)
+    dropped = ~kept(SHAPE, 0.5, options["dropout_key"])[:, :, 0, 0]
+    assert dropped.any()
+    assert not dropped.all()
+    value = data.value.copy()
+    value[:, 0, :, 1] = np.nan
+    broken = data._replace(value=value)
+    got, expected = answer(broken, mask, **options), dense_answer(broken, mask, **options)
+    assert np.isnan(got.output[:, 0]).all()
+    for name, ours, theirs in zip(got._fields, got, expected, strict=True):
+        np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg=name)
 
 
 def test_dropout_without_a_mask_is_that_of_dense_attention():

@@ -144,7 +144,7 @@ def check_indices(name: str, indices: Any, letter: str, size: int) -> None:
     outside = known[(known < -size) | (known >= size)]
     if outside.size:
         raise ValueError(
-            f"{name} holds {outside[0]}; expected {-size} to {size - 1}: {letter} = {size}."
+            f"{name} holds {outside[0]}; expected {-size} to {size - 1}, for {letter} = {size}."
         )
 
 
