@@ -574,14 +574,14 @@ def test_dropout_drops_what_dense_attention_drops():
 
 
 def test_row_that_sees_nan_is_nan_even_if_dropout_drops_all_that_it_sees():
-    """The first row sees one key, the broken one; at this rate some of its heads drop it."""
+    """Alone the first row sees the first two keys, of which the first is broken."""
     data, mask, _ = of_masks(1)
-    mask = mask.copy()
-    mask[:, :, 0] = np.arange(17) == 0
+    mask = mask & (np.arange(17) > 1)
+    mask[:, :, 0] = np.arange(17) < 2
     options = dict(dropout_key=jax.random.key(7), rate=0.5)
-    dropped = ~kept(SHAPE, 0.5, options["dropout_key"])[:, :, 0, 0]
-    assert dropped.any()
-    assert not dropped.all()
+    dropped = ~kept(SHAPE, 0.5, options["dropout_key"])[:, :, 0, :2].reshape(2, 2, 2, 2)
+    assert dropped.all(-1).any()  # by a head
+    assert dropped[..., 1].all(-1).any()  # the key that is not broken, by a group of heads
     value = data.value.copy()
     value[:, 0, :, 1] = np.nan
     broken = data._replace(value=value)
