@@ -121,6 +121,7 @@ def test_a_run_keeps_all_that_was_promised(finished):
         "checkpoints",
         "config.json",
         "log.jsonl",
+        "models",
         "result.json",
         "tensorboard",
         "test.hypothesis",
@@ -149,7 +150,7 @@ def test_the_result_holds_every_field(finished):
     assert result.pop("training_seconds") > 0
     assert result.pop("target_tokens_per_second") > 0
     assert result.pop("hardware") in finished.printed[0]
-    parameters = sum(x.size for x in jax.tree.leaves(finished.trained.state.params))
+    parameters = sum(x.size for x in jax.tree.leaves(finished.trained.params))
     assert result == {"seed": 0, "parameters": parameters, "steps": 12}
     assert list(scores) == ["bleu", "bleu_lc", "chrf"]
     for score in scores.values():
@@ -449,7 +450,7 @@ def test_a_preset_is_plain_data(name):
     preset = PRESETS[name]
     data = json.loads(json.dumps(to_json(preset)))
     assert isinstance(preset, RunConfig)
-    assert data.keys() == {"output", "data", "model", "training"}
+    assert data.keys() == {"output", "data", "model", "training", "decoding"}
     assert data["training"]["steps"] == preset.training.steps
     assert re.fullmatch("[0-9a-f]{12}", config_hash(preset))
     assert preset.training.row_length >= 2 and preset.training.rows % 8 == 0

@@ -17,6 +17,7 @@ from flaxattn.translation.packing import Batch, PackedPairs
 from flaxattn.translation.train_step import (
     TrainState,
     data_mesh,
+    init_params,
     init_state,
     learning_rate,
     make_eval_step,
@@ -296,7 +297,8 @@ def learned():
     """Loss per token of each step, the last state, and the number of compilations."""
     optimizer, step, packed = toy()
     mesh = mesh_of(1)
-    state, losses = place(init_state(MODEL, optimizer, TOY.seed), mesh), []
+    state = place(init_state(init_params(MODEL, TOY.seed), optimizer, TOY), mesh)
+    losses = []
     for i in range(STEPS):
         state, sums = step(state, place(packed.batch(i), mesh, "data"))
         losses.append(float(sums.loss / sums.tokens))
@@ -340,7 +342,7 @@ def test_a_batch_of_empty_rows_leaves_parameters_finite_and_fresh_ones_as_they_a
 
 
 def test_fresh_parameters_are_a_function_of_the_seed():
-    first, again, other = (init_state(MODEL, optax.sgd(0.1), seed).params for seed in (0, 0, 1))
+    first, again, other = (init_params(MODEL, seed) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     first, other = (x["source_embedding"]["embedding"] for x in (first, other))
     assert (np.asarray(first) != np.asarray(other)).mean() > 0.9

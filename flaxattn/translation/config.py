@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from flaxattn.models import EncoderDecoderConfig
 
-__all__ = ["DataConfig", "DecodingConfig", "RunConfig", "TrainingConfig", "config_hash", "to_json"]
+__all__ = [
+    "DataConfig",
+    "DecodingConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "config_hash",
+    "portable",
+    "to_json",
+]
 
 
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
@@ -165,6 +173,12 @@ class RunConfig:
         ):
             for name in names.split():
                 _check(0 <= getattr(part, name) < 1, name, "at least 0 and less than 1")
+        rates = (model.dropout_rate, model.attention_dropout_rate, model.activation_dropout_rate)
+        _check(
+            any(rates) or not training.r_drop,
+            "r_drop",
+            "0, since without dropout both passes are the same, or --dropout-rate above 0",
+        )
         _check(training.rows % training.microbatches == 0, "rows", "a multiple of microbatches")
         _check(model.features % model.num_heads == 0, "features", "a multiple of num_heads")
         known = data.bleu_tokenizer in BLEU_TOKENIZERS
@@ -180,10 +194,26 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Twelve hex digits that name the configuration, wherever its output and data lie."""
-    data = to_json(config)
-    del data["output"], data["data"]["data_dir"]
+    """Twelve hex digits that name the configuration, wherever files and folders lie."""
+    data = portable(to_json(config))
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def portable(data: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON-able data, less the places that differ from machine to machine.
+
+    As data files keep their names but not their folder, so does the run that training starts from.
+    """
+    start = data["training"].get("init_from", "")
+    name = Path(start).absolute().name if start else ""
+    return _without(data, "output") | {
+        "data": _without(data["data"], "data_dir"),
+        "training": data["training"] | {"init_from": name},
+    }
+
+
+def _without(data: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != name}
 
 
 def data_path(config: DataConfig, name: str) -> Path:

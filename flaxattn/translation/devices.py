@@ -1,6 +1,5 @@
 """Which device computes: said first and loudly."""
 
-import contextlib
 import os
 import platform
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 __all__ = ["describe_devices", "idle_accelerator", "split_cpu"]
 
 MIN_ROWS = 4  # for each CPU device, below which spreading rows gains nothing
+HOST_DEVICES = "--xla_force_host_platform_device_count"
 INSTALL_HINTS = {"NVIDIA GPU": "jax[cuda13] or jax[cuda12]", "TPU": "jax[tpu]"}
 
 
@@ -18,20 +18,20 @@ def split_cpu(rows: int) -> None:
 
     Cores that work side by side on different rows are faster than cores that share every single
     matrix product. Where there are more cores than that serves, each device has several. Does
-    nothing if jax has already begun to compute; nothing is lost where there is an accelerator.
+    nothing if the number of devices has been chosen already, or jax has begun to compute; nothing
+    is lost where there is an accelerator.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = max(
-        n
-        for n in range(1, (cores or 1) + 1)
-        if rows % n == 0 and n * MIN_ROWS <= max(rows, MIN_ROWS)
-    )
-    if devices == cores:
-        flags = os.environ.get("XLA_FLAGS", "")
-        if "multi_thread_eigen" not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    with contextlib.suppress(RuntimeError):  # jax has begun
+    cores, flags = _cores(), os.environ.get("XLA_FLAGS", "")
+    if jax.config.read("jax_num_cpu_devices") >= 0 or HOST_DEVICES in flags:
+        return
+    most = min(cores, max(rows // MIN_ROWS, 1))
+    devices = max(n for n in range(1, most + 1) if rows % n == 0)
+    try:
         jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # jax has begun
+        return
+    if devices == cores and "multi_thread_eigen" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
 def describe_devices() -> str:
@@ -39,7 +39,7 @@ def describe_devices() -> str:
     devices = jax.local_devices()
     kind, platform_name = devices[0].device_kind, devices[0].platform
     if platform_name == "cpu":
-        return f"CPU ({_cpu_name()}, {os.cpu_count()} cores), jax {jax.__version__}"
+        return f"CPU ({_cpu_name()}, {_cores()} cores), jax {jax.__version__}"
     return f"{len(devices)} × {kind} ({platform_name}), jax {jax.__version__}"
 
 
@@ -58,6 +58,13 @@ def idle_accelerator() -> str | None:
                 f"Install {INSTALL_HINTS[name]} to use it."
             )
     return None
+
+
+def _cores() -> int:
+    """The CPU cores that this process may use, where the system tells; else all."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

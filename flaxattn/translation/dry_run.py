@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from flaxattn.translation.config import RunConfig
+from flaxattn.translation.freezing import path_of
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.reporting import Screen
 from flaxattn.translation.train_step import (
@@ -50,8 +51,7 @@ def dry_run(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
 def parameter_table(params: Any) -> list[str]:
     """One line per array, with its path, shape and size, and one with the total."""
     rows = [
-        ("/".join(str(key.key) for key in path), x.shape, x.size)
-        for path, x in jax.tree_util.tree_leaves_with_path(params)
+        (path_of(path), x.shape, x.size) for path, x in jax.tree_util.tree_leaves_with_path(params)
     ]
     width = max(len(path) for path, _, _ in rows)
     lines = [f"  {path:<{width}}  {list(shape)!s:<16} {size:>10,}" for path, shape, size in rows]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-__all__ = ["freeze", "path_of"]
+__all__ = ["freeze", "labels", "path_of"]
 
 
 def freeze(
@@ -16,15 +16,27 @@ def freeze(
     """`optimizer` for all parameters but those whose path a pattern matches; these never change.
 
     Args:
-      patterns: of paths such as `encoder/layer_0/feed_forward/wi/kernel`, with `*` for anything;
-        the start of a path stands for all below it, so that `encoder` is the whole encoder.
-      params: the tree of parameters.
-
-    Raises:
-      ValueError if a pattern matches nothing, or all is frozen.
+      patterns, params: as in `labels`, which says what it raises.
     """
     if not patterns:
         return optimizer
+    parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
+    return optax.multi_transform(parts, labels(params, patterns))
+
+
+def labels(params: Any, patterns: Sequence[str]) -> Any:
+    """The tree of parameters with "frozen" or "trained" in the place of each.
+
+    Args:
+      patterns: of paths such as `encoder/layer_0/feed_forward/wi/kernel`, with `*` for anything;
+        the start of a path stands for all below it, so that `encoder` is the whole encoder.
+
+    Raises:
+      ValueError if a pattern matches nothing, or all is frozen.
+
+    >>> labels({"encoder": {"wi": 1, "wo": 2}, "norm": 3}, ["*/wo", "norm"])
+    {'encoder': {'wi': 'trained', 'wo': 'frozen'}, 'norm': 'frozen'}
+    """
     paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
         if not any(_matches(path, pattern) for path in paths):
@@ -33,12 +45,11 @@ def freeze(
                 f"{', '.join(sorted({path.split('/')[0] for path in paths}))}, and --dry-run shows "
                 "them all."
             )
-    labels = jax.tree_util.tree_map_with_path(
+    if all(_frozen(path, patterns) for path in paths):
+        raise ValueError("--freeze: nothing would be left to train; freeze fewer parameters.")
+    return jax.tree_util.tree_map_with_path(
         lambda path, _: "frozen" if _frozen(path_of(path), patterns) else "trained", params
     )
-    if "trained" not in jax.tree.leaves(labels):
-        raise ValueError("--freeze: every parameter is frozen; nothing is left to train.")
-    return optax.multi_transform({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
 def path_of(path: Any) -> str:

@@ -45,7 +45,10 @@ class Models:
         restore = ocp.args.StandardRestore(abstract)
         steps = sorted(self._manager.all_steps())
         if not steps:
-            raise ValueError(f"{self._manager.directory}: no model has been kept here yet.")
+            raise ValueError(
+                f"{self._manager.directory}: no model has been kept here yet; "
+                "a run keeps its first one at its first validation."
+            )
         return mean([self._manager.restore(step, args=restore) for step in steps])
 
     def close(self) -> None:

@@ -9,14 +9,17 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.config import RunConfig, to_json
+from flaxattn.translation.config import RunConfig, portable, to_json
 from flaxattn.translation.corpus import Corpus, Pairs, load_corpus
-from flaxattn.translation.loading import CONFIG, TOKENIZER, load_run
+from flaxattn.translation.freezing import labels
+from flaxattn.translation.loading import CONFIG, TOKENIZER, Loaded, load_run
 from flaxattn.translation.packing import PackedPairs
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.train_step import init_params
 
 __all__ = ["Prepared", "check_folder", "open_folder", "prepare"]
+
+CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
 
 
 class Prepared(NamedTuple):
@@ -35,7 +38,7 @@ def check_folder(config: RunConfig) -> None:
     folder = Path(config.output)
     kept = folder / CONFIG
     if kept.exists():
-        differing = _differences(json.loads(kept.read_text()), to_json(config))
+        differing = _differences(json.loads(kept.read_text("utf-8")), to_json(config))
         if differing:
             raise ValueError(
                 f"{folder} holds a run with other settings ({', '.join(differing)}). "
@@ -62,18 +65,20 @@ def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
       ValueError or FileNotFoundError that names the file, line or option at fault.
     """
     _check_rows(config)
-    start = load_run(Path(config.training.init_from)) if config.training.init_from else None
+    start = _load_start(config.training.init_from) if config.training.init_from else None
     corpus = load_corpus(config.data)
     tokenizer = start.tokenizer if start else _tokenizer(config, corpus, folder)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
     if start:
         check_architecture(start.model.config, model_config)
+    params = start.params if start else init_params(model, config.training.seed)
+    labels(params, config.training.freeze)
     return Prepared(
         corpus,
         tokenizer,
         model,
-        start.params if start else init_params(model, config.training.seed),
+        params,
         _pack(corpus.train, tokenizer, config, config.training.subword_dropout),
         _pack(corpus.valid, tokenizer, config),
     )
@@ -91,6 +96,13 @@ def check_architecture(start: EncoderDecoderConfig, wanted: EncoderDecoderConfig
         raise ValueError(
             f"--init-from: that run's model has {', '.join(differing)}; give the same here."
         )
+
+
+def _load_start(folder: str) -> Loaded:
+    try:
+        return load_run(Path(folder))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--init-from: {error}") from error
 
 
 def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokenizer:
@@ -134,15 +146,13 @@ def _check_rows(config: RunConfig) -> None:
         )
 
 
-def _differences(kept: dict, wanted: dict) -> list[str]:
+def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The settings that differ and matter to the steps already made."""
     flat_kept, flat_wanted = (
-        {"output": None} | data | data["data"] | data["model"] | data["training"]
-        for data in (kept, wanted)
+        data["data"] | data["model"] | data["training"] for data in map(portable, (kept, wanted))
     )
-    free = {"output", "data_dir", "data", "model", "training", "decoding"}
-    free |= {"keep_checkpoints", "samples", "log_every"}
-    if not kept["training"]["cooldown_steps"]:
+    free = set(CHANGE_NO_MODEL)
+    if not flat_kept["cooldown_steps"]:
         free.add("steps")  # a finished run may be trained on
     names = (flat_kept.keys() | flat_wanted.keys()) - free
     return sorted(n for n in names if flat_kept.get(n) != flat_wanted.get(n))

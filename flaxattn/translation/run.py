@@ -23,9 +23,10 @@ SAMPLES = 5  # translations shown at the end
 def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, Any] | None:
     """Trains and scores as `config` says, and returns the row of results.
 
-    The run's folder then holds `config.json`, `tokenizer.model`, `checkpoints/`, `log.jsonl`,
-    `tensorboard/`, the test split as `test.source`, `test.reference` and `test.hypothesis`, and
-    `result.json`. A run that was interrupted goes on from its latest checkpoint.
+    The run's folder then holds `config.json`, `tokenizer.model`, `checkpoints/`, `models/`,
+    `log.jsonl`, `tensorboard/`, the test split as `test.source`, `test.reference` and
+    `test.hypothesis`, and `result.json`. A run that was interrupted goes on from its latest
+    checkpoint.
 
     Args:
       stop_before_training: prepare, show what would be trained, compile, write nothing, stop.

@@ -9,6 +9,7 @@ import numpy as np
 from flaxattn.translation.checkpoints import Checkpoints
 from flaxattn.translation.compilations import count_compilations
 from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.loading import MODELS
 from flaxattn.translation.loss import Sums, means, total
 from flaxattn.translation.models import Models
 from flaxattn.translation.preparation import Prepared
@@ -44,6 +45,7 @@ class Metrics:
         self._began = time.perf_counter() - earlier.get("seconds", 0.0)
         self._config, self._log, self._progress = config, log, progress
         self._rate = learning_rate(config)
+        self._compilations = count_compilations()
         self._window: list[Sums] = []
         self._ended: tuple[int, list[Sums]] | None = None
         self.restart_clock()
@@ -88,7 +90,7 @@ class Metrics:
             "target_tokens_per_second": round(float(sums.tokens) / seconds, 1),
             "target_tokens": self.target_tokens,
             "seconds": round(self.seconds, 2),
-            "compilations": count_compilations(),
+            "compilations": count_compilations() - self._compilations,
         }
         self._log.write("train", step, values)
         self._progress.show(
@@ -111,7 +113,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
     state = place(init_state(prepared.params, optimizer, training), mesh)
     with (
         Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints) as checkpoints,
-        Models(folder / "models", keep=training.average, select=training.select) as models,
+        Models(folder / MODELS, keep=training.average, select=training.select) as models,
         RunLog(folder) as log,
     ):
         state = checkpoints.restore_latest(state)

@@ -1,5 +1,6 @@
 """What a model is worth, on the validation split: losses, scores, sample translations."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,9 +44,10 @@ class Validation:
         return values
 
     def metric(self, values: dict[str, float]) -> float:
-        """What models are compared by: more is better."""
+        """What models are compared by: more is better, and no number is worst."""
         name = self._config.training.metric
-        return -values[name] if name == "nll" else values[name]
+        value = -values[name] if name == "nll" else values[name]
+        return -math.inf if math.isnan(value) else value
 
     def report(self, step: int, params: Any, values: dict[str, float], log: RunLog) -> list[str]:
         """Writes the values and sample translations to the log, and gives the lines to show."""
