@@ -13,3 +13,11 @@ def standard_promotion():
     """For code of flax or optax that mixes dtypes on purpose, as it does for bfloat16."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """One small run from its first step to its last, to look at; nobody changes its folder."""
+    from runs import finish  # only here, since most tests need nothing of it
+
+    return finish(tmp_path_factory.mktemp("runs") / "finished")

@@ -16,101 +16,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import (
+    SMALL,
+    contents,
+    decode_to,
+    lines_of,
+    prepared_by,
+    record_states,
+    record_training,
+    tiny,
+)
 from sacrebleu.metrics import BLEU, CHRF
 
 import flaxattn.translation.run as run_module
 from configs import PRESETS
 from flaxattn import EncoderDecoder
-from flaxattn.translation import builtin, decoding
+from flaxattn.translation import builtin
 from flaxattn.translation.cli import main
 from flaxattn.translation.config import RunConfig, config_hash, to_json
+from flaxattn.translation.loading import load_run
 from flaxattn.translation.reporting import RunLog, Screen
 from flaxattn.translation.tokenizer import Tokenizer
-
-SMALL = {
-    "--features": 16,
-    "--ff-features": 16,
-    "--num-heads": 2,
-    "--encoder-layers": 1,
-    "--decoder-layers": 1,
-    "--dropout-rate": 0.1,
-    "--vocab-size": 400,
-    "--builtin-pairs": 300,
-    "--held-out": 8,
-    "--rows": 8,
-    "--row-length": 64,
-    "--steps": 12,
-    "--learning-rate": 0.004,
-    "--warmup-steps": 5,
-    "--cooldown-steps": 0,
-    "--log-every": 4,
-    "--valid-every": 6,
-}
-
-
-def words_of(options):
-    words = []
-    for name, value in options.items():
-        words += [name, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
-
-
-def tiny(folder, options=None, *flags):
-    """The exit code of preset "tiny", shrunk, with other options."""
-    given = SMALL | {"--output": folder} | (options or {})
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int32 powers
-        return main(PRESETS, ["tiny", *words_of(given), *flags])
-
-
-def record_training(monkeypatch):
-    """A list to which every training adds its outcome."""
-    outcomes, train = [], run_module.train
-    recorded = lambda *arguments: outcomes.append(train(*arguments)) or outcomes[-1]  # noqa: E731
-    monkeypatch.setattr(run_module, "train", recorded)
-    return outcomes
-
-
-def decode_to(monkeypatch, ids):
-    """Makes every translation the same."""
-    rows = lambda model, params, source, **_: np.tile(ids, (len(source), 1))  # noqa: E731
-    monkeypatch.setattr(decoding, "greedy_decode", rows)
-
-
-def prepared_by(monkeypatch, folder, options):
-    """What a dry run has prepared."""
-    found = []
-    with monkeypatch.context() as context:
-        context.setattr(run_module, "dry_run", lambda prepared, *_: found.append(prepared))
-        assert tiny(folder, options, "--dry-run") == 0
-    return found[0]
-
-
-def contents(folder):
-    """Every file below a folder, with its bytes."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def lines_of(path):
-    return path.read_bytes().decode().removesuffix("\n").split("\n")
-
-
-@dataclasses.dataclass
-class Finished:
-    folder: object
-    code: int
-    printed: list
-    trained: object
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run on the built-in corpus, from its first step to its last without a break."""
-    folder, screen = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
-    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(screen):
-        outcomes = record_training(monkeypatch)
-        code = tiny(folder)
-    return Finished(folder, code, screen.getvalue().splitlines(), outcomes[0])
-
 
 # ---- What a run leaves behind ----------------------------------------------------------------
 
@@ -215,8 +141,13 @@ def test_five_translations_are_shown(finished):
 # ---- Going on --------------------------------------------------------------------------------
 
 
+def bytes_of(tree):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
 def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkeypatch):
     outcomes, write = record_training(monkeypatch), RunLog.write
+    states = record_states(monkeypatch)
 
     def stop_at_step_8(log, kind, step, values):
         if step == 8:
@@ -230,10 +161,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkey
         context.setattr(RunLog, "write", stop_at_step_8)
         tiny(tmp_path / "run")
     assert tiny(tmp_path / "run") == 0
-    states = [outcomes[-1].state, finished.trained.state]
-    resumed, unbroken = ([np.asarray(x).tobytes() for x in jax.tree.leaves(s)] for s in states)
-    assert [int(outcome.state.step) for outcome in outcomes] == [6, 12]
-    assert resumed == unbroken
+    assert [outcome.steps for outcome in outcomes] == [6, 12]
+    assert states[12].ema is not None
+    assert bytes_of(states[12]) == bytes_of(finished.states[12])
+    assert bytes_of(outcomes[-1].params) == bytes_of(finished.trained.params)
+    loaded = [load_run(folder).params for folder in (tmp_path / "run", finished.folder)]
+    assert bytes_of(loaded[0]) == bytes_of(loaded[1]) == bytes_of(outcomes[-1].params)
     assert outcomes[-1].target_tokens == finished.trained.target_tokens
     for name in ("test.hypothesis", "tokenizer.model"):
         assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()

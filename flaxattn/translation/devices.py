@@ -22,7 +22,7 @@ def split_cpu(rows: int) -> None:
     is lost where there is an accelerator.
     """
     cores, flags = _cores(), os.environ.get("XLA_FLAGS", "")
-    if jax.config.read("jax_num_cpu_devices") >= 0 or HOST_DEVICES in flags:
+    if getattr(jax.config, "jax_num_cpu_devices", -1) >= 0 or HOST_DEVICES in flags:
         return
     most = min(cores, max(rows // MIN_ROWS, 1))
     devices = max(n for n in range(1, most + 1) if rows % n == 0)
