@@ -1,5 +1,6 @@
 """The loss against float64 NumPy; a packed batch against its sentence pairs one at a time."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.loss import batch_loss, cross_entropy
+from flaxattn import EncoderDecoder, EncoderDecoderConfig, shift_right
+from flaxattn.translation.loss import batch_loss, cross_entropy, divergence
 from flaxattn.translation.packing import Batch, to_batch
 
 V, BOS, SMOOTHING = 11, 1, 0.1
@@ -214,3 +215,94 @@ def test_without_smoothing_the_loss_is_the_likelihood():
     sums = jax.jit(functools.partial(batch_loss, MODEL, bos_id=BOS))(params(), packed_batch())
     close(sums.loss, sums.nll)
     close(sums.nll, of_packed_batch()[0].nll)
+
+
+# ---- R-Drop ----------------------------------------------------------------------------------
+
+DROPPING = EncoderDecoder(dataclasses.replace(MODEL.config, dropout_rate=0.4))
+KEY = jax.random.key(5)
+
+
+def np_divergence(logits, others):
+    """KL(p || q) + KL(q || p) along the last axis."""
+    p, q = np_log_softmax(logits), np_log_softmax(others)
+    return (np.exp(p) * (p - q)).sum(axis=-1) + (np.exp(q) * (q - p)).sum(axis=-1)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 3.0, 100.0])
+def test_the_divergence_is_both_relative_entropies(scale):
+    rng = np.random.default_rng(0)
+    logits, others = rng.normal(0, scale, (2, V)).astype(np.float32)
+    np.testing.assert_allclose(
+        divergence(jnp.array(logits), jnp.array(others)),
+        np_divergence(logits, others),
+        rtol=1e-4,
+        atol=1e-9,
+    )
+    assert float(divergence(jnp.array(logits), jnp.array(logits))) == 0
+
+
+def test_the_gradient_of_the_divergence_reaches_both_distributions():
+    rng = np.random.default_rng(0)
+    pair = rng.normal(0, 2, (2, V)).astype(np.float32)
+    found = jax.grad(divergence, argnums=(0, 1))(*map(jnp.array, pair))
+    for side in (0, 1):
+        shift = np.eye(V)[:, None] * 1e-6 * (np.arange(2) == side)[:, None]
+        above, below = (np_divergence(*np.moveaxis(pair + s * shift, 1, 0)) for s in (1, -1))
+        close(found[side], (above - below) / 2e-6, rtol=1e-4)
+
+
+@functools.partial(jax.jit, static_argnames="r_drop")
+def dropping_sums(params, batch, r_drop):
+    return batch_loss(
+        DROPPING,
+        params,
+        batch,
+        bos_id=BOS,
+        label_smoothing=SMOOTHING,
+        r_drop=r_drop,
+        dropout_key=KEY,
+    )
+
+
+@functools.cache
+def two_passes():
+    """The logits of each row's two passes: [R, L, V] each."""
+    twice = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), packed_batch())
+    logits = DROPPING.apply(
+        {"params": params()},
+        twice.source,
+        shift_right(twice.target, twice.target_segment_ids, BOS),
+        source_segment_ids=twice.source_segment_ids,
+        target_segment_ids=twice.target_segment_ids,
+        deterministic=False,
+        rngs={"dropout": KEY},
+    )
+    return np.asarray(logits[::2]), np.asarray(logits[1::2])
+
+
+def test_r_drop_is_the_mean_loss_of_two_passes_and_a_quarter_of_their_divergence():
+    batch, passes = packed_batch(), two_passes()
+    loss = nll = correct = tokens = divergences = 0.0
+    for r, t in zip(*np.nonzero(batch.target_segment_ids), strict=True):
+        tokens += 1
+        divergences += np_divergence(passes[0][r, t], passes[1][r, t])
+        for logits in passes:
+            logs, target = np_log_softmax(logits[r, t]), batch.target[r, t]
+            loss -= np_wanted(V, target, SMOOTHING) @ logs / 2
+            nll -= logs[target] / 2
+            correct += (logs.argmax() == target) / 2
+    assert tokens == 9 and divergences > 0.5  # the passes differ
+    for weight in (0.7, 5.0):
+        found = dropping_sums(params(), batch, weight)
+        close(found, [loss + weight / 4 * divergences, nll, correct, tokens], rtol=1e-4)
+
+
+def test_what_stands_in_padding_changes_nothing_under_r_drop():
+    batch = packed_batch()
+    garbage = np.random.default_rng(2).integers(0, V, batch.source.shape, np.int32)
+    filled = batch._replace(
+        source=np.where(batch.source_segment_ids == 0, garbage, batch.source),
+        target=np.where(batch.target_segment_ids == 0, garbage, batch.target),
+    )
+    close(dropping_sums(params(), filled, 5.0), dropping_sums(params(), batch, 5.0))

@@ -220,3 +220,48 @@ def test_batches_per_epoch_counts_the_last_that_is_not_full():
     assert make_packed([(9, 9)] * 8).batches_per_epoch == 2
     assert make_packed([(9, 9)] * 9).batches_per_epoch == 3
     assert len(make_packed([(9, 9)] * 9).all_batches()) == 3
+
+
+# ---- Sentences anew in each epoch ------------------------------------------------------------
+
+LENGTHS = [(3, 4)] * 30 + [(9, 2), (12, 1)]
+
+
+def resampled(**options):
+    """In epoch e every token is 1000 * (e + 1) more than the first; pair 5 gets too long."""
+    sources, targets = zip(*make_pairs(LENGTHS), strict=True)
+    asked = []
+
+    def resample(epoch):
+        asked.append(epoch)
+        new = [[ids + 1000 * (epoch + 1) for ids in side] for side in (sources, targets)]
+        new[0][5] = np.arange(7000, 7010, dtype=np.int32)
+        return new
+
+    packed = PackedPairs(sources, targets, rows=4, row_length=9, resample=resample, **options)
+    return packed, asked
+
+
+def test_every_epoch_has_its_own_ids_of_every_pair_from_the_first_on():
+    packed, _ = resampled()
+    first = as_tuples(LENGTHS)[:-1]
+    assert packed.left_out == 1
+    for epoch in (0, 1, 4):
+        shift = 1000 * (epoch + 1)
+        expected = [tuple(tuple(t + shift for t in side) for side in pair) for pair in first]
+        expected[5] = first[5]  # too long for a row when sampled anew
+        assert sorted(unpack_epoch(packed, epoch)) == sorted(expected)
+
+
+def test_resampled_batches_are_the_same_in_any_order_of_calls_and_from_a_fresh_object():
+    (packed, asked), (fresh, _) = resampled(), resampled()
+    n = packed.batches_per_epoch
+    steps = [0, 3 * n + 1, 1, 2 * n - 1, n, 3 * n]
+    batches = {step: packed.batch(step) for step in steps}
+    for step in reversed(steps):
+        assert_equal_batches(fresh.batch(step), batches[step])
+        assert_equal_batches(packed.batch(step), batches[step])
+    asked.clear()
+    for step in range(5 * n, 6 * n):
+        packed.batch(step)
+    assert asked == [5]  # an epoch is drawn once

@@ -30,11 +30,20 @@ from sacrebleu.metrics import BLEU, CHRF
 
 import flaxattn.translation.run as run_module
 from configs import PRESETS
-from flaxattn import EncoderDecoder
+from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation import builtin
 from flaxattn.translation.cli import main
-from flaxattn.translation.config import RunConfig, config_hash, to_json
+from flaxattn.translation.config import (
+    DataConfig,
+    DecodingConfig,
+    RunConfig,
+    TrainingConfig,
+    config_hash,
+    to_json,
+)
+from flaxattn.translation.decoding import translate
 from flaxattn.translation.loading import load_run
+from flaxattn.translation.preparation import check_folder
 from flaxattn.translation.reporting import RunLog, Screen
 from flaxattn.translation.tokenizer import Tokenizer
 
@@ -102,8 +111,12 @@ def test_the_translated_split_is_kept_line_by_line(finished):
     assert len(lines_of(finished.folder / "test.hypothesis")) == 8
 
 
+def log_of(finished):
+    return [json.loads(line) for line in lines_of(finished.folder / "log.jsonl")]
+
+
 def test_the_log_has_rows_of_finite_numbers(finished):
-    rows = [json.loads(line) for line in lines_of(finished.folder / "log.jsonl")]
+    rows = [row for row in log_of(finished) if row["kind"] != "sample"]
     steps = {kind: [r["step"] for r in rows if r["kind"] == kind] for kind in ("train", "valid")}
     assert steps == {"train": [4, 6, 8, 12], "valid": [6, 12]}
     for row in rows:
@@ -118,6 +131,32 @@ def test_the_log_has_rows_of_finite_numbers(finished):
     rates = [r["learning_rate"] for r in rows if r["kind"] == "train"]
     shares = [4 / 5, (5 / 6) ** 0.5, (5 / 8) ** 0.5, (5 / 12) ** 0.5]
     assert rates == pytest.approx([0.004 * share for share in shares])
+
+
+def test_the_metric_is_logged_where_it_is_a_score(finished):
+    values = [row["chrf"] for row in log_of(finished) if row["kind"] == "valid"]
+    assert len(values) == 2 and all(0 < value < 100 for value in values)
+    assert any(f"chrf {values[0]:.3f}" in line for line in finished.printed)
+
+
+def test_the_first_validation_sentences_are_translated_for_the_log(finished):
+    rows = [row for row in log_of(finished) if row["kind"] == "sample"]
+    pairs = builtin.pairs("valid", 8)[:2]
+    assert [row["step"] for row in rows] == [6, 6, 12, 12]
+    assert [(row["source"], row["reference"]) for row in rows] == pairs * 2
+    loaded = load_run(finished.folder)
+    assert len(list((finished.folder / "models").glob("[0-9]*"))) == 2
+    for row in rows:
+        assert f"    {'translation':<12} {row['translation']}" in finished.printed
+    last = rows[-2:]
+    params = finished.states[12].ema
+    translations = translate(loaded.model, params, loaded.tokenizer, [s for s, _ in pairs])
+    assert [row["translation"] for row in last] == translations
+
+
+def test_nothing_is_compiled_any_more_after_the_first_validation(finished):
+    counts = [row["compilations"] for row in log_of(finished) if row["kind"] == "train"]
+    assert 0 < counts[0] == counts[1] < counts[2] == counts[3]
 
 
 def test_the_first_line_names_the_device_and_the_last_the_folder(finished):
@@ -223,9 +262,33 @@ def test_a_translation_with_a_line_break_stays_one_line_of_the_file(
         assert len(lines_of(folder / f"test.{name}")) == 8, name
 
 
+def read_config(folder):
+    """The configuration that a run has kept."""
+    data = json.loads((folder / "config.json").read_text())
+    tuples = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}  # noqa: E731
+    return RunConfig(
+        data["output"],
+        EncoderDecoderConfig(**data["model"]),
+        DataConfig(**tuples(data["data"])),
+        TrainingConfig(**tuples(data["training"])),
+        DecodingConfig(**data["decoding"]),
+    )
+
+
 @pytest.mark.parametrize(
     "option, value",
-    [("--features", 32), ("--learning-rate", 0.5), ("--seed", 1), ("--builtin-pairs", 299)],
+    [
+        ("--features", 32),
+        ("--learning-rate", 0.5),
+        ("--seed", 1),
+        ("--builtin-pairs", 299),
+        ("--metric", "nll"),
+        ("--average", 3),
+        ("--select", "last"),
+        ("--ema-decay", 0.9),
+        ("--freeze", "encoder"),
+        ("--init-from", "elsewhere"),
+    ],
 )
 def test_other_settings_in_the_same_folder_are_refused_by_name(finished, capsys, option, value):
     before = contents(finished.folder)
@@ -233,6 +296,22 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished, capsys,
     error = capsys.readouterr().err
     assert option[2:] in error.replace("_", "-") and str(finished.folder) in error
     assert contents(finished.folder) == before
+
+
+def test_settings_that_change_no_model_may_change(finished):
+    kept = read_config(finished.folder)
+    others = {"keep_checkpoints": 5, "log_every": 3, "patience": 7, "samples": 0}
+    other = dataclasses.replace(
+        kept,
+        data=dataclasses.replace(kept.data, data_dir="elsewhere"),
+        training=dataclasses.replace(kept.training, **others),
+        decoding=dataclasses.replace(kept.decoding, beam_size=2, length_penalty=0.5),
+    )
+    check_folder(other)
+    with pytest.raises(ValueError, match=r"\(seed\)"):
+        check_folder(
+            dataclasses.replace(other, training=dataclasses.replace(other.training, seed=9))
+        )
 
 
 def test_a_dry_run_shows_the_settings_given_whatever_run_the_folder_holds(finished, monkeypatch):
@@ -402,6 +481,17 @@ def test_the_hash_names_the_settings_wherever_data_and_output_lie():
     moved = dataclasses.replace(preset, output="elsewhere", data=data)
     slower = dataclasses.replace(preset.training, learning_rate=1e-9)
     assert config_hash(moved) == config_hash(preset)
+    starts = ["", "/here/runs/a", "elsewhere/a/", "/here/runs/b"]
+    hashes = [
+        config_hash(
+            dataclasses.replace(
+                preset, training=dataclasses.replace(preset.training, init_from=start)
+            )
+        )
+        for start in starts
+    ]
+    assert hashes[0] == config_hash(preset)
+    assert hashes[1] == hashes[2] and len(set(hashes)) == 3
     assert config_hash(dataclasses.replace(preset, training=slower)) != config_hash(preset)
 
 
@@ -499,10 +589,23 @@ def test_rows_too_short_for_any_pair_are_refused(refused):
         ("--held-out", -1),
         ("--seed", -1),
         ("--bleu-tokenizer", "nonsense"),
+        ("--average", 0),
+        ("--patience", -1),
+        ("--samples", -1),
+        ("--r-drop", -0.5),
+        ("--ema-decay", 1.0),
+        ("--subword-dropout", 1.5),
+        ("--metric", "wer"),
+        ("--select", "worst"),
     ],
 )
 def test_a_senseless_value_is_refused_by_the_name_of_its_option(refused, option, value):
     assert option in refused({option: value})
+
+
+def test_r_drop_without_dropout_is_refused(refused):
+    error = refused({"--dropout-rate": 0.0})
+    assert "--r-drop" in error and "--dropout-rate" in error
 
 
 def test_a_bleu_tokenizer_without_its_package_is_refused_before_training(refused, monkeypatch):

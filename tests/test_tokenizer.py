@@ -147,3 +147,43 @@ def test_rare_characters_become_bytes_when_fewer_are_covered():
     assert "q" in covered.pieces(range(covered.vocab_size))
     assert "q" not in uncovered.pieces(range(uncovered.vocab_size))
     assert uncovered.decode(uncovered.encode(["q"])) == ["q"]
+
+
+# ---- Subword dropout -------------------------------------------------------------------------
+
+
+def sampled(dropout=0.3, seed=(0, 1, 0), texts=TEXTS):
+    return [ids.tolist() for ids in tokenizer().sample(texts, dropout, seed)]
+
+
+def test_the_same_seed_gives_the_same_spelling_whatever_was_drawn_before():
+    first, other = sampled(), sampled(seed=(0, 2, 0))
+    assert first == sampled()
+    assert first != other and first != sampled(seed=(0, 1, 1)) and first != sampled(seed=(1, 1, 0))
+
+
+def test_a_text_has_many_spellings():
+    spellings = {tuple(ids) for ids in sampled(texts=[TEXTS[0]] * 20)}
+    assert len(spellings) > 10
+
+
+def test_dropped_merges_change_the_spelling_and_not_the_text():
+    texts = TEXTS + TRICKY
+    rows = tokenizer().sample(texts, 0.5, [3])
+    assert tokenizer().decode(rows) == texts
+    assert all(ids.dtype == np.int32 and ids[-1] == Tokenizer.eos_id for ids in rows)
+    assert not any(SPECIAL & set(ids.tolist()) for ids in rows)
+
+
+def test_without_dropout_a_sample_is_the_encoding():
+    assert sampled(0.0) == [ids.tolist() for ids in tokenizer().encode(TEXTS)]
+
+
+def test_more_dropout_gives_shorter_pieces():
+    counts = [sum(map(len, sampled(dropout))) for dropout in (0.0, 0.1, 0.5, 0.99)]
+    assert counts == sorted(counts)
+    assert counts[1] > 1.02 * counts[0] and counts[3] > 1.5 * counts[0]
+
+
+def test_no_texts_give_no_samples():
+    assert sampled(texts=[]) == []

@@ -15,7 +15,6 @@ from flaxattn.translation.config import TrainingConfig
 from flaxattn.translation.loss import batch_loss
 from flaxattn.translation.packing import Batch, PackedPairs
 from flaxattn.translation.train_step import (
-    TrainState,
     data_mesh,
     init_params,
     init_state,
@@ -60,9 +59,8 @@ def parameters():
     return jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
 
 
-def fresh_state(optimizer, mesh):
-    params = jax.tree.map(jnp.array, parameters())
-    return place(TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), mesh)
+def fresh_state(optimizer, mesh, config=TRAINING):
+    return place(init_state(parameters(), optimizer, config), mesh)
 
 
 def batch_of(lengths, seed=0):
@@ -114,9 +112,12 @@ def test_the_parts_of_the_batch_have_uneven_numbers_of_tokens():
         assert len(set(tokens.reshape(-1, parts).sum(axis=0).tolist())) > 1
 
 
-@pytest.mark.parametrize("microbatches, devices", [(1, 1), (4, 1), (1, 4), (2, 4)])
-def test_microbatches_and_devices_do_not_change_the_update(microbatches, devices):
-    config = dataclasses.replace(TRAINING, microbatches=microbatches)
+@pytest.mark.parametrize(
+    "microbatches, devices, r_drop", [(1, 1, 0), (4, 1, 0), (1, 4, 0), (2, 4, 0), (2, 4, 3.0)]
+)
+def test_microbatches_and_devices_do_not_change_the_update(microbatches, devices, r_drop):
+    """Nor does R-Drop where nothing is dropped: both passes are then the same."""
+    config = dataclasses.replace(TRAINING, microbatches=microbatches, r_drop=r_drop)
     mesh, optimizer = mesh_of(devices), optax.sgd(RATE)
     step = make_train_step(MODEL, optimizer, config, bos_id=BOS, mesh=mesh)
     state, params_and_sums = fresh_state(optimizer, mesh), descended()
@@ -275,7 +276,14 @@ def test_the_optimizer_is_adamw_under_the_schedule_after_clipping():
 # ---- Many steps of one program ---------------------------------------------------------------
 
 TOY = TrainingConfig(
-    rows=ROWS, row_length=LENGTH, learning_rate=2e-2, warmup_steps=5, label_smoothing=0.0, seed=3
+    rows=ROWS,
+    row_length=LENGTH,
+    learning_rate=2e-2,
+    warmup_steps=5,
+    label_smoothing=0.0,
+    r_drop=0.5,
+    ema_decay=0.6,
+    seed=3,
 )
 STEPS = 30
 
@@ -294,20 +302,21 @@ def toy():
 
 @functools.cache
 def learned():
-    """Loss per token of each step, the last state, and the number of compilations."""
+    """Loss per token of each step, the state after each, and the number of compilations."""
     optimizer, step, packed = toy()
     mesh = mesh_of(1)
     state = place(init_state(init_params(MODEL, TOY.seed), optimizer, TOY), mesh)
-    losses = []
+    losses, states = [], [jax.device_get(state)]
     for i in range(STEPS):
         state, sums = step(state, place(packed.batch(i), mesh, "data"))
         losses.append(float(sums.loss / sums.tokens))
-    return losses, state, step._cache_size()
+        states.append(jax.device_get(state))
+    return losses, states, step._cache_size()
 
 
 @adam
 def test_the_loss_falls():
-    losses, state, _ = learned()
+    losses, (*_, state), _ = learned()
     assert losses[0] > 0.8 * np.log(V)
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
     assert int(state.step) == STEPS
@@ -320,9 +329,32 @@ def test_one_program_serves_all_steps_and_epochs():
 
 
 @adam
+def test_the_average_follows_the_parameters_with_a_decay_that_warms_up():
+    _, states, _ = learned()
+    embedding = lambda tree: np.float64(tree["source_embedding"]["embedding"])  # noqa: E731
+    average = embedding(states[0].params)
+    for t, state in enumerate(states[1:]):
+        kept = min(TOY.ema_decay, (1 + t) / (10 + t))
+        average = kept * average + (1 - kept) * embedding(state.params)
+        close(embedding(state.ema), average)
+    assert (1 + 0) / (10 + 0) < TOY.ema_decay < STEPS / (9 + STEPS)  # both decays were met
+    assert np.abs(average - embedding(states[-1].params)).max() > 1e-3
+
+
+@adam
+def test_the_model_to_use_is_the_average_where_there_is_one():
+    state = learned()[1][-1]
+    assert state.model is state.ema
+    assert state._replace(ema=None).model is state.params
+
+
+@adam
 def test_the_state_given_to_a_step_is_donated():
     optimizer, step, packed = toy()
-    state, batch = fresh_state(optimizer, mesh_of(1)), place(packed.batch(0), mesh_of(1), "data")
+    state, batch = (
+        fresh_state(optimizer, mesh_of(1), TOY),
+        place(packed.batch(0), mesh_of(1), "data"),
+    )
     given = jax.tree.leaves(state)
     after, _ = step(state, batch)
     assert all(x.is_deleted() for x in given)
@@ -333,7 +365,7 @@ def test_the_state_given_to_a_step_is_donated():
 def test_a_batch_of_empty_rows_leaves_parameters_finite_and_fresh_ones_as_they_are():
     optimizer, step, packed = toy()
     empty = place(jax.tree.map(np.zeros_like, packed.batch(0)), mesh_of(1), "data")
-    state, sums = step(fresh_state(optimizer, mesh_of(1)), empty)
+    state, sums = step(fresh_state(optimizer, mesh_of(1), TOY), empty)
     assert [float(x) for x in sums] == [0.0] * 4
     jax.tree.map(np.testing.assert_array_equal, state.params, parameters())
     state, _ = step(state, place(packed.batch(0), mesh_of(1), "data"))

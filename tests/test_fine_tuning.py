@@ -1,0 +1,173 @@
+"""Starting from a run's model, and leaving parts of a model as they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import SMALL, decode_to, prepared_by, record_states, tiny
+
+from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.freezing import labels, path_of
+from flaxattn.translation.loading import load_run
+from flaxattn.translation.tokenizer import Tokenizer
+from flaxattn.translation.train_step import make_optimizer
+
+# ---- Frozen parameters -----------------------------------------------------------------------
+
+SHAPES = {
+    "encoder": {"layer_0": {"wi": (2, 3), "norm": (5,)}, "layer_1": {"wi": (2, 3)}},
+    "decoder": {"layer_0": {"wi": (3, 7)}},
+    "decoder_embedding": (11, 2),
+}
+PARAMS = jax.tree.map(
+    lambda shape: jnp.full(shape, 0.5), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+)
+
+
+def frozen(*patterns):
+    leaves = jax.tree_util.tree_leaves_with_path(labels(PARAMS, patterns))
+    return {path_of(path) for path, label in leaves if label == "frozen"}
+
+
+ENCODER = {"encoder/layer_0/wi", "encoder/layer_0/norm", "encoder/layer_1/wi"}
+
+
+@pytest.mark.parametrize(
+    "patterns, expected",
+    [
+        ((), set()),
+        (("encoder",), ENCODER),
+        (("encoder/",), ENCODER),
+        (("encoder/*",), ENCODER),
+        (("decoder",), {"decoder/layer_0/wi"}),  # and not decoder_embedding
+        (("decoder*",), {"decoder/layer_0/wi", "decoder_embedding"}),
+        (("*/wi",), ENCODER - {"encoder/layer_0/norm"} | {"decoder/layer_0/wi"}),
+        (("*/layer_0",), ENCODER - {"encoder/layer_1/wi"} | {"decoder/layer_0/wi"}),
+        (("encoder/layer_1", "decoder_embedding"), {"encoder/layer_1/wi", "decoder_embedding"}),
+    ],
+)
+def test_patterns_name_whole_steps_of_a_path_and_all_below(patterns, expected):
+    assert frozen(*patterns) == expected
+
+
+@pytest.mark.parametrize("pattern", ["", "enc", "layer_0", "Encoder", "encoder/layer_2"])
+def test_a_pattern_that_matches_nothing_is_an_error(pattern):
+    with pytest.raises(ValueError, match=r"--freeze.*paths begin with decoder, .*--dry-run") as e:
+        labels(PARAMS, ["decoder", pattern])
+    assert repr(pattern) in str(e.value)
+
+
+@pytest.mark.parametrize("patterns", [["*"], ["encoder", "decoder*"]])
+def test_nothing_left_to_train_is_an_error(patterns):
+    with pytest.raises(ValueError, match=r"--freeze: nothing would be left"):
+        labels(PARAMS, patterns)
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax raises floats to int32 powers
+def test_frozen_parameters_do_not_move_and_have_no_moments():
+    config = TrainingConfig(learning_rate=0.1, warmup_steps=1, weight_decay=0.1)
+    frozen = TrainingConfig(**vars(config) | {"freeze": ("encoder",)})
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+    trained = {name: x for name, x in PARAMS.items() if name != "encoder"}
+    found, sizes = {}, {}
+    for name, params, settings in (("all", PARAMS, frozen), ("alone", trained, config)):
+        optimizer = make_optimizer(settings, params)
+        state = optimizer.init(params)
+        sizes[name] = sum(x.size for x in jax.tree.leaves(state))
+        for _ in range(2):
+            part = {key: gradients[key] for key in params}
+            updates, state = optimizer.update(part, state, params)
+            params = optax.apply_updates(params, updates)
+        found[name] = params
+    jax.tree.map(np.testing.assert_array_equal, found["all"]["encoder"], PARAMS["encoder"])
+    assert sizes["all"] == sizes["alone"]
+    for name in trained:  # as if the frozen ones did not exist: nor do they count in clipping
+        jax.tree.map(np.testing.assert_array_equal, found["all"][name], found["alone"][name])
+        jax.tree.map(
+            lambda x, y: np.testing.assert_array_less(x, y), found["all"][name], trained[name]
+        )
+
+
+def test_a_wrong_pattern_leaves_no_folder_behind(tmp_path, capsys):
+    assert tiny(tmp_path / "run", {"--freeze": "nonsense"}) == 2
+    assert "--freeze" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- Starting from a run ---------------------------------------------------------------------
+
+
+def test_a_start_is_exactly_the_model_and_tokenizer_of_that_run(finished, tmp_path, monkeypatch):
+    options = {"--init-from": finished.folder, "--seed": 5, "--vocab-size": 300}
+    prepared = prepared_by(monkeypatch, tmp_path / "run", options)
+    jax.tree.map(np.testing.assert_array_equal, prepared.params, finished.trained.params)
+    kept = (finished.folder / "tokenizer.model").read_bytes()
+    assert prepared.tokenizer.model == kept
+    assert prepared.model.config.vocab_size == SMALL["--vocab-size"]
+
+
+def test_a_run_starts_from_another_and_leaves_frozen_parts_as_they_were(
+    finished, tmp_path, monkeypatch, capsys
+):
+    states = record_states(monkeypatch)
+    decode_to(monkeypatch, [Tokenizer.eos_id])
+    options = {"--init-from": finished.folder, "--freeze": ("encoder", "*/layer_0/*/bias")}
+    options |= {"--steps": 2, "--metric": "nll", "--samples": 0, "--seed": 3}
+    assert tiny(tmp_path / "run", options) == 0
+    start = load_run(finished.folder).params
+    before = jax.tree_util.tree_leaves_with_path(start)
+    after = map(jax.tree.leaves, (states[2].params, states[2].ema))
+    equal = {}
+    for (path, x), y, average in zip(before, *after, strict=True):
+        equal[path_of(path)] = np.array_equal(x, y)
+        assert equal[path_of(path)] == np.array_equal(x, average)
+        assert np.abs(x - y).max() < 0.05  # nearer than fresh parameters
+    still = {path for path in equal if path.startswith("encoder/") or path.endswith("bias")}
+    frozen = {path for path in equal if equal[path]}
+    assert any(path.startswith("encoder/") for path in frozen)
+    assert not equal["source_embedding/embedding"]
+    assert frozen == {
+        p for p in equal if p.startswith("encoder/") or ("/layer_0/" in p and p.endswith("/bias"))
+    }, still ^ frozen
+    for name in ("tokenizer.model",):
+        assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()
+    error_of_other_start = tiny(tmp_path / "run", options | {"--init-from": tmp_path / "other"})
+    assert error_of_other_start == 2 and "init_from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"--features": 32}, ["--features 16"]),
+        ({"--encoder-layers": 2, "--ff-features": 8}, ["--encoder-layers 1", "--ff-features 16"]),
+        ({"--positions": "rotary"}, ["--positions sinusoidal"]),
+    ],
+)
+def test_another_architecture_is_refused_with_what_it_must_be(
+    finished, tmp_path, capsys, options, words
+):
+    options = options | {"--init-from": finished.folder}
+    assert tiny(tmp_path / "run", options) == 2
+    error = capsys.readouterr().err
+    assert "--init-from" in error and all(word in error for word in words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_dropout_is_no_other_architecture(finished, tmp_path, monkeypatch):
+    options = {"--init-from": finished.folder, "--dropout-rate": 0.3, "--dtype": "bfloat16"}
+    prepared = prepared_by(monkeypatch, tmp_path / "run", options)
+    assert prepared.model.config.dropout_rate == 0.3
+
+
+@pytest.mark.parametrize("left", [(), ("config.json",), ("config.json", "tokenizer.model")])
+def test_a_folder_without_a_run_is_refused_by_name(finished, tmp_path, capsys, left):
+    start = tmp_path / "start"
+    start.mkdir()
+    for name in left:
+        (start / name).write_bytes((finished.folder / name).read_bytes())
+    before = sorted(start.iterdir())
+    assert tiny(tmp_path / "run", {"--init-from": start}) == 2
+    error = capsys.readouterr().err
+    assert "--init-from" in error and str(start) in error and "validated" in error
+    assert sorted(start.iterdir()) == before and not (tmp_path / "run").exists()

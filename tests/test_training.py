@@ -1,0 +1,171 @@
+"""The training loop, with a model that counts its steps: what is kept, when it stops, goes on."""
+
+import json
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxattn.translation.training as training
+from flaxattn import EncoderDecoderConfig
+from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.corpus import Corpus
+from flaxattn.translation.loss import Sums
+from flaxattn.translation.models import Models
+from flaxattn.translation.packing import Batch
+from flaxattn.translation.preparation import Prepared
+from flaxattn.translation.reporting import Screen
+from flaxattn.translation.validation import Validation, stale
+
+EMA = 100  # what this model's moving average is ahead of it
+BATCHES = types.SimpleNamespace(batch=lambda step: Batch(*[np.zeros((4, 2), np.int32)] * 4))
+PREPARED = Prepared(
+    corpus=Corpus([], [], []),
+    tokenizer=types.SimpleNamespace(bos_id=1),
+    model=None,
+    params={"w": np.zeros(3, np.float32)},
+    train=BATCHES,
+    valid=BATCHES,
+)
+
+
+def count_step(state, batch):
+    """In place of an update: the parameters are the number of steps."""
+    params = jax.tree.map(lambda x: x + 1, state.params)
+    ema = None if state.ema is None else jax.tree.map(lambda x: x + EMA, params)
+    ones = [jnp.ones(())] * 4
+    return state._replace(step=state.step + 1, params=params, ema=ema), Sums(*ones)
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Trains, validating after each step with the values given; gives outcome and steps measured.
+
+    Each call goes on with the same folder.
+    """
+    monkeypatch.setattr(training, "make_train_step", lambda *_, **__: count_step)
+    monkeypatch.setattr(Validation, "_translate", lambda *_: [])
+
+    def train(values, *, name="nll", interrupt_at=None, **settings):
+        measured = []
+
+        def measure(_, params):
+            measured.append(int(params["w"][0]))
+            if measured[-1] == interrupt_at:
+                raise Interruption
+            return {name: values[measured[-1] % EMA - 1]}
+
+        monkeypatch.setattr(Validation, "measure", measure)
+        settings = {"valid_every": 1, "steps": len(values), "metric": name} | settings
+        config = RunConfig("", EncoderDecoderConfig(10), training=TrainingConfig(**settings))
+        return training.train(PREPARED, config, tmp_path, Screen()), measured
+
+    train.folder = tmp_path
+    return train
+
+
+def kept(folder):
+    return sorted(int(p.name) for p in (folder / "models").iterdir() if p.name.isdigit())
+
+
+NLL = [5.0, 3.0, 4.0, 2.0, 6.0, 7.0]
+
+
+# ---- The models kept -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "select, average, steps",
+    [("best", 1, [4]), ("best", 3, [2, 3, 4]), ("last", 1, [6]), ("last", 2, [5, 6])],
+)
+def test_the_best_or_last_models_are_kept_and_averaged(train, select, average, steps):
+    trained, measured = train(NLL, select=select, average=average)
+    assert measured == [1, 2, 3, 4, 5, 6]
+    assert kept(train.folder) == steps
+    np.testing.assert_allclose(trained.params["w"], np.mean(steps), rtol=1e-6)
+    assert trained.params["w"].shape == (3,)
+    assert trained.steps == 6
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_the_best_score_is_the_highest(train, name):
+    trained, _ = train([5.0, 9.0, 4.0], name=name)
+    assert trained.params["w"].tolist() == [2, 2, 2]
+
+
+def test_fewer_validations_than_models_are_all_averaged(train):
+    trained, _ = train(NLL[:2], average=5)
+    assert trained.params["w"].tolist() == [1.5, 1.5, 1.5]
+
+
+def test_the_moving_average_is_validated_kept_and_used(train):
+    trained, measured = train([3.0, 2.0], ema_decay=0.5, average=2)
+    assert measured == [EMA + 1, EMA + 2]
+    assert trained.params["w"].tolist() == [EMA + 1.5] * 3
+
+
+def test_no_model_kept_is_an_error_that_names_the_folder(tmp_path):
+    with (
+        Models(tmp_path / "models", keep=1, select="best") as models,
+        pytest.raises(ValueError, match=r"models: no model.*validation"),
+    ):
+        models.average({"w": jnp.zeros(3)})
+
+
+# ---- Stopping early --------------------------------------------------------------------------
+
+RISING = [5.0, 3.0, 4.0, 3.5, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("patience, steps", [(1, 3), (2, 4), (3, 5), (4, 6), (0, 6)])
+def test_training_stops_after_so_many_validations_without_a_better_one(train, patience, steps):
+    trained, measured = train(RISING, patience=patience)
+    assert trained.steps == measured[-1] == steps
+    assert trained.params["w"].tolist() == [2, 2, 2]
+
+
+def test_a_stopped_run_given_again_stays_stopped_and_more_patience_takes_it_on(train, capsys):
+    train(RISING, patience=2)
+    again, measured = train(RISING, patience=2)
+    assert (again.steps, measured) == (4, [])
+    assert again.params["w"].tolist() == [2, 2, 2]
+    assert capsys.readouterr().out.count("Stopped early: no better model in 2 validations") == 2
+    longer, measured = train(RISING, patience=3)
+    assert (longer.steps, measured) == (5, [5])
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_an_interruption_changes_neither_the_stop_nor_the_models(train, step):
+    with pytest.raises(Interruption):
+        train(RISING, patience=2, average=2, interrupt_at=step)
+    trained, measured = train(RISING, patience=2, average=2)
+    assert measured == list(range(step, 5))
+    assert trained.steps == 4 and kept(train.folder) == [2, 4]
+    assert trained.params["w"].tolist() == [3, 3, 3]
+
+
+def test_no_number_is_worse_than_any(train):
+    trained, measured = train([math.nan, 3.0, 4.0, math.nan, 1.0], patience=2)
+    assert trained.steps == measured[-1] == 4
+    assert trained.params["w"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "metrics, count", [([], 0), ([1.0], 0), ([1.0, 2.0], 0), ([2.0, 2.0], 1), ([3.0, 1.0, 2.0], 2)]
+)
+def test_validations_since_the_best(metrics, count):
+    assert stale(metrics) == count
+
+
+def test_every_validation_has_its_row(train):
+    train(RISING, patience=2)
+    lines = (train.folder / "log.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "valid"]
+    assert [(row["step"], row["nll"]) for row in rows] == list(enumerate(RISING[:4], 1))
