@@ -410,6 +410,34 @@ def test_a_tsv_file_is_learned_and_crlf_files_are_translated(tmp_path, capsys):
     assert len(lines_of(tmp_path / "run" / "test.hypothesis")) == 8
 
 
+def spellings(packed, epoch):
+    """The target ids of every pair of an epoch."""
+    steps = range(epoch * packed.batches_per_epoch, (epoch + 1) * packed.batches_per_epoch)
+    return {
+        tuple(ids[segments == segment].tolist())
+        for batch in map(packed.batch, steps)
+        for ids, segments in zip(batch.target, batch.target_segment_ids, strict=True)
+        for segment in range(1, segments.max() + 1)
+    }
+
+
+def test_subword_dropout_is_for_training_text_alone(tmp_path, monkeypatch):
+    options = {"--subword-dropout": 0.5, "--row-length": 200}
+    first, again = (prepared_by(monkeypatch, tmp_path / "run", options) for _ in range(2))
+    encoded, texts = {}, {}
+    for name in ("train", "valid"):
+        targets = [target for _, target in getattr(first.corpus, name)]
+        encoded[name] = {tuple(ids.tolist()) for ids in first.tokenizer.encode(targets)}
+        texts[name] = set(targets)
+    drawn = [spellings(first.train, epoch) for epoch in (0, 1)]
+    for epoch in (0, 1):
+        assert spellings(first.valid, epoch) == encoded["valid"]
+        assert len(drawn[epoch] & encoded["train"]) < 0.1 * len(encoded["train"])
+        assert set(first.tokenizer.decode(drawn[epoch])) <= texts["train"]
+    assert len(drawn[0] & drawn[1]) < 0.1 * len(drawn[0])
+    assert [spellings(again.train, epoch) for epoch in (1, 0)] == drawn[::-1]
+
+
 # ---- Looking before training -----------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ def count_step(state, batch):
     return state._replace(step=state.step + 1, params=params, ema=ema), Sums(*ones)
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -59,7 +59,7 @@ def train(tmp_path, monkeypatch):
         def measure(_, params):
             measured.append(int(params["w"][0]))
             if measured[-1] == interrupt_at:
-                raise Interruption
+                raise InterruptionError
             return {name: values[measured[-1] % EMA - 1]}
 
         monkeypatch.setattr(Validation, "measure", measure)
@@ -143,7 +143,7 @@ def test_a_stopped_run_given_again_stays_stopped_and_more_patience_takes_it_on(t
 
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_an_interruption_changes_neither_the_stop_nor_the_models(train, step):
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         train(RISING, patience=2, average=2, interrupt_at=step)
     trained, measured = train(RISING, patience=2, average=2)
     assert measured == list(range(step, 5))
