@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU, CHRF
 
 import flaxattn.translation.training as training
 from flaxattn import EncoderDecoderConfig
@@ -17,7 +18,8 @@ from flaxattn.translation.loss import Sums
 from flaxattn.translation.models import Models
 from flaxattn.translation.packing import Batch
 from flaxattn.translation.preparation import Prepared
-from flaxattn.translation.reporting import Screen
+from flaxattn.translation.reporting import RunLog, Screen
+from flaxattn.translation.train_step import data_mesh
 from flaxattn.translation.validation import Validation, stale
 
 EMA = 100  # what this model's moving average is ahead of it
@@ -76,6 +78,62 @@ def kept(folder):
 
 
 NLL = [5.0, 3.0, 4.0, 2.0, 6.0, 7.0]
+
+
+# ---- What is measured and reported -----------------------------------------------------------
+
+VALID = [("a dog", "Ein Hund läuft schnell nach Hause ."), ("b", "Das ist ein Haus ."), ("c", "x")]
+HYPOTHESES = ["Ein Hund läuft schnell nach Haus .", "Das ist ein Haus .", "y"]
+
+
+@pytest.fixture
+def validation(monkeypatch):
+    """By metric and number of samples: a Validation whose translations are `HYPOTHESES`."""
+
+    def translate(self, params, texts):
+        assert params == "params" and list(texts) == [source for source, _ in VALID][: len(texts)]
+        return HYPOTHESES[: len(texts)]
+
+    def made(metric, samples=2):
+        config = RunConfig(
+            "", EncoderDecoderConfig(10), training=TrainingConfig(metric=metric, samples=samples)
+        )
+        batches = types.SimpleNamespace(all_batches=lambda: [BATCHES.batch(0)] * 2)
+        prepared = PREPARED._replace(corpus=Corpus([], VALID, []), valid=batches)
+        found = Validation(prepared, config, data_mesh(jax.devices()[:1]))
+        found._eval_step = lambda params, batch: Sums(*map(jnp.float32, (12.0, 6.0, 1.0, 4.0)))
+        return found
+
+    monkeypatch.setattr(Validation, "_translate", translate)
+    return made
+
+
+LOSSES = {"loss": 3.0, "nll": 1.5, "perplexity": math.exp(1.5), "accuracy": 0.25}
+
+
+@pytest.mark.parametrize("name, metric", [("nll", None), ("bleu", BLEU()), ("chrf", CHRF())])
+def test_the_metric_is_the_loss_or_the_score_of_the_validation_split(validation, name, metric):
+    values = validation(name).measure("params")
+    found = validation(name).metric(values)
+    if metric is None:
+        assert values == LOSSES and found == -1.5
+    else:
+        score = metric.corpus_score(HYPOTHESES, [[target for _, target in VALID]]).score
+        assert values == LOSSES | {name: score} and found == score
+        assert 40 < score < 100
+
+
+@pytest.mark.parametrize("samples", [0, 2, 9])
+def test_sample_translations_are_logged_and_shown(validation, tmp_path, samples):
+    with RunLog(tmp_path) as log:
+        lines = validation("nll", samples).report(7, "params", LOSSES, log)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["valid"] + ["sample"] * min(samples, 3)
+    assert all(row["step"] == 7 for row in rows)
+    for row, (source, reference), text in zip(rows[1:], VALID, HYPOTHESES, strict=False):
+        assert (row["source"], row["reference"], row["translation"]) == (source, reference, text)
+        assert sum(text in line for line in lines) >= 1
+    assert "nll 1.500" in lines[0] and len(lines) == 1 + 3 * min(samples, 3)
 
 
 # ---- The models kept -------------------------------------------------------------------------
