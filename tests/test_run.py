@@ -56,6 +56,7 @@ def test_a_run_keeps_all_that_was_promised(finished):
         "checkpoints",
         "config.json",
         "log.jsonl",
+        "model",
         "models",
         "result.json",
         "tensorboard",

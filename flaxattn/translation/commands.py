@@ -1,4 +1,4 @@
-"""What one does with a trained model on the command line: translate, and score."""
+"""What one does with a trained model on the command line: translate, score, and export."""
 
 import dataclasses
 import json
@@ -12,12 +12,13 @@ import tyro
 
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.corpus import read_lines
+from flaxattn.translation.json_data import from_data, read_object
 from flaxattn.translation.streaming import chunks
 
 if TYPE_CHECKING:
     from flaxattn.translation.translator import Translation, Translator
 
-__all__ = ["Score", "Translate"]
+__all__ = ["Export", "Score", "Translate", "kept_decoding"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Translate:
         import jax  # so late that help and errors in the command come at once
 
         from flaxattn.translation.devices import describe_devices, split_cpu
-        from flaxattn.translation.loading import load_run as load
+        from flaxattn.translation.loading import load
         from flaxattn.translation.translator import Translator
 
         if self.texts or self.input:
@@ -76,7 +77,8 @@ class Translate:
             f"{size:,} parameters on {describe_devices()}, {time.perf_counter() - began:.1f} s; "
             "the first text of each length is compiled for"
         )
-        return Translator(*loaded, self.decoding, batch_size=self.batch_size)
+        chosen = loaded._replace(decoding=self.decoding)
+        return Translator(*chosen, batch_size=self.batch_size)
 
     def _pieces(self) -> Iterator[list[str]]:
         if self.texts:
@@ -142,6 +144,48 @@ class Score:
             kept = json.loads((folder / "config.json").read_text("utf-8")).get("data", {})
         tokenizer = self.bleu_tokenizer or kept.get("bleu_tokenizer", "13a")
         return folder / "test.hypothesis", folder / "test.reference", tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes the model of a run to a folder that stands on its own, with a model card.
+
+    flaxattn export runs/tiny tiny-en-de
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    """The folder of a run."""
+    folder: tyro.conf.Positional[Path]
+    """The folder to write: a new one, or one that holds an exported model alone."""
+
+    def run(self) -> None:
+        """Writes the folder, or refuses."""
+        from flaxattn.translation.exporting import check_target, export
+        from flaxattn.translation.loading import is_exported, load
+
+        if is_exported(self.run_folder):
+            raise ValueError(f"{self.run_folder} is an exported model already; copy it.")
+        check_target(self.folder)
+        loaded = load(self.run_folder)
+        result = self.run_folder / "result.json"
+        export(
+            self.folder,
+            loaded,
+            run=read_object(self.run_folder / "config.json"),
+            result=read_object(result) if result.exists() else None,
+        )
+        _say(f"wrote {self.folder}; {self.folder / 'README.md'} tells of it")
+
+
+def kept_decoding(folder: Path) -> DecodingConfig:
+    """How the model in `folder` is to be decoded, as far as its `config.json` says.
+
+    Raises:
+      ValueError if that is damaged.
+    """
+    path, defaults = folder / "config.json", dataclasses.asdict(DecodingConfig())
+    kept = read_object(path).get("decoding", {}) if path.is_file() else {}
+    return from_data(DecodingConfig, defaults | kept, f"{path}, decoding")
 
 
 def _say(text: str) -> None:

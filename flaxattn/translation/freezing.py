@@ -52,9 +52,9 @@ def labels(params: Any, patterns: Sequence[str]) -> Any:
     )
 
 
-def path_of(path: Any) -> str:
+def path_of(path: Any, separator: str = "/") -> str:
     """A path of `jax.tree_util` as text: `encoder/layer_0/...`."""
-    return "/".join(str(key.key) for key in path)
+    return separator.join(str(key.key) for key in path)
 
 
 def _frozen(path: str, patterns: Sequence[str]) -> bool:

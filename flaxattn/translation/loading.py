@@ -1,6 +1,5 @@
-"""A trained model, read back from the folder of its run."""
+"""A trained model, read back from the folder it was exported to or from that of its run."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,21 +7,85 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.models import Models
+from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.json_data import from_data, read_object, same_fields
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.train_step import init_params
+from flaxattn.translation.weights import read_weights
 
-__all__ = ["CONFIG", "MODELS", "TOKENIZER", "Loaded", "load_run"]
+__all__ = [
+    "CONFIG",
+    "EXPORTED",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MODELS",
+    "SPECIAL_IDS",
+    "TOKENIZER",
+    "WEIGHTS",
+    "Loaded",
+    "is_exported",
+    "load",
+    "load_exported",
+    "load_run",
+]
 
-CONFIG, TOKENIZER, MODELS = "config.json", "tokenizer.model", "models"  # in a run's folder
+CONFIG, TOKENIZER = "config.json", "tokenizer.model"  # in both kinds of folder
+MODELS, EXPORTED = "models", "model"  # in a run's folder
+WEIGHTS = "model.safetensors"  # in an exported folder
+FORMAT, FORMAT_VERSION = "flaxattn", 1
+SPECIAL_IDS = {name: getattr(Tokenizer, name) for name in ("pad_id", "bos_id", "eos_id", "unk_id")}
 
 
 class Loaded(NamedTuple):
-    """All that translating needs."""
+    """All that translating needs: `Translator(*loaded)`."""
 
     model: EncoderDecoder
     params: Any
     tokenizer: Tokenizer
+    decoding: DecodingConfig = DecodingConfig()
+
+
+def load(folder: Path) -> Loaded:
+    """The model in an exported folder; or that of a run: what it exported, else what it kept.
+
+    Raises:
+      ValueError or FileNotFoundError if there is none, or it is damaged.
+    """
+    if is_exported(folder):
+        return load_exported(folder)
+    return load_exported(folder / EXPORTED) if (folder / EXPORTED).exists() else load_run(folder)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether `folder` holds an exported model, not a run."""
+    path = folder / CONFIG
+    return path.is_file() and "format_version" in read_object(path)
+
+
+def load_exported(folder: Path) -> Loaded:
+    """The model in an exported folder, bit by bit as it was written. Nothing in it is run.
+
+    Raises:
+      FileNotFoundError if a file is missing, ValueError if one is damaged, does not fit the
+      others, or is of a newer format: each names the file and what was expected.
+    """
+    _check_files(folder, (CONFIG, TOKENIZER, WEIGHTS), "an exported model")
+    path, config = folder / CONFIG, read_object(folder / CONFIG)
+    _check_format(path, config)
+    architecture = from_data(EncoderDecoderConfig, config["architecture"], f"{path}, architecture")
+    decoding = from_data(DecodingConfig, config["decoding"], f"{path}, decoding")
+    tokenizer = _read_tokenizer(folder / TOKENIZER)
+    if tokenizer.vocab_size != architecture.vocab_size:
+        raise ValueError(
+            f"{folder / TOKENIZER} has {tokenizer.vocab_size} tokens; {path} says "
+            f"{architecture.vocab_size}."
+        )
+    model = EncoderDecoder(architecture, pad_id=tokenizer.pad_id)
+    try:
+        shapes = _shapes(model)
+    except ValueError as error:
+        raise ValueError(f"{path}, architecture: {error}") from error
+    return Loaded(model, read_weights(folder / WEIGHTS, shapes), tokenizer, decoding)
 
 
 def load_run(folder: Path) -> Loaded:
@@ -31,22 +94,60 @@ def load_run(folder: Path) -> Loaded:
     Raises:
       ValueError or FileNotFoundError if there is no such run, or it has kept no model yet.
     """
-    for name in (CONFIG, TOKENIZER, MODELS):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"{folder}: no {name} in this folder; expected the folder of a run that has been "
-                "validated at least once."
-            )
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    from flaxattn.translation.models import Models  # so late that others need no orbax
+
+    _check_files(folder, (CONFIG, TOKENIZER, MODELS), "a run that has been validated at least once")
+    config = read_object(folder / CONFIG)
+    tokenizer = _read_tokenizer(folder / TOKENIZER)
     architecture = EncoderDecoderConfig(**config["model"] | {"vocab_size": tokenizer.vocab_size})
+    decoding = DecodingConfig(**config.get("decoding", {}))
     model = EncoderDecoder(architecture, pad_id=tokenizer.pad_id)
     with Models(folder / MODELS, keep=None, select="last") as models:
-        return Loaded(model, models.average(_abstract(model)), tokenizer)
+        return Loaded(model, models.average(_on_one_device(_shapes(model))), tokenizer, decoding)
 
 
-def _abstract(model: EncoderDecoder) -> Any:
-    """The parameters' shapes, to be read to the first device."""
+def _check_files(folder: Path, names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder}: no {name} in this folder; expected the folder of {what}."
+            )
+
+
+def _check_format(path: Path, config: dict[str, Any]) -> None:
+    """Raises ValueError unless the file is of a format that is known here."""
+    version = config.get("format_version")
+    if config.get("format") != FORMAT or type(version) is not int:
+        raise ValueError(
+            f'{path}: expected "format": "{FORMAT}" and a "format_version"; this is no exported '
+            "model."
+        )
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format version {version}; this version of flaxattn reads {FORMAT_VERSION}. "
+            "Install the version that wrote it, or a newer one."
+        )
+    names = ["format", "format_version", "architecture", "special_ids", "decoding"]
+    same_fields(config, names, str(path))
+    if config["special_ids"] != SPECIAL_IDS:
+        raise ValueError(
+            f"{path}: special_ids are {config['special_ids']}; expected {SPECIAL_IDS}."
+        )
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.load(path)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no SentencePiece model: {error}") from error
+
+
+def _shapes(model: EncoderDecoder) -> Any:
+    """The parameters' shapes and dtypes."""
+    return jax.eval_shape(lambda: init_params(model, 0))
+
+
+def _on_one_device(shapes: Any) -> Any:
+    """The same, to be read to the first device."""
     device = SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lambda: init_params(model, 0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)

@@ -12,7 +12,7 @@ from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig, portable, to_json
 from flaxattn.translation.corpus import Corpus, Pairs, load_corpus
 from flaxattn.translation.freezing import labels
-from flaxattn.translation.loading import CONFIG, TOKENIZER, Loaded, load_run
+from flaxattn.translation.loading import CONFIG, TOKENIZER, Loaded, load
 from flaxattn.translation.packing import PackedPairs
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.train_step import init_params
@@ -100,7 +100,7 @@ def check_architecture(start: EncoderDecoderConfig, wanted: EncoderDecoderConfig
 
 def _load_start(folder: str) -> Loaded:
     try:
-        return load_run(Path(folder))
+        return load(Path(folder))
     except (ValueError, OSError) as error:
         raise ValueError(f"--init-from: {error}") from error
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
-from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash
+from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, to_json
 from flaxattn.translation.devices import describe_devices, idle_accelerator, split_cpu
 from flaxattn.translation.dry_run import dry_run
+from flaxattn.translation.exporting import export
+from flaxattn.translation.loading import EXPORTED, Loaded
 from flaxattn.translation.preparation import Prepared, check_folder, open_folder, prepare
 from flaxattn.translation.reporting import Screen
 from flaxattn.translation.scoring import Score, check_tokenizer, score
@@ -25,8 +27,8 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
 
     The run's folder then holds `config.json`, `tokenizer.model`, `checkpoints/`, `models/`,
     `log.jsonl`, `tensorboard/`, the test split as `test.source`, `test.reference` and
-    `test.hypothesis`, and `result.json`. A run that was interrupted goes on from its latest
-    checkpoint.
+    `test.hypothesis`, `result.json`, and `model/`, the exported model. A run that was interrupted
+    goes on from its latest checkpoint.
 
     Args:
       stop_before_training: prepare, show what would be trained, compile, write nothing, stop.
@@ -101,6 +103,8 @@ def _finish(
         (folder / f"test.{name}").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     row = _result_row(config, trained, scores)
     (folder / "result.json").write_text(json.dumps(row, indent=2) + "\n")
+    loaded = Loaded(prepared.model, trained.params, prepared.tokenizer, config.decoding)
+    export(folder / EXPORTED, loaded, run=to_json(config), result=row)
     for i in range(0, len(sources), max(len(sources) // SAMPLES, 1))[:SAMPLES]:
         screen.say(f"\n  source       {sources[i]}")
         screen.say(f"  reference    {references[i]}\n  translation  {hypotheses[i]}")

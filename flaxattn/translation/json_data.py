@@ -1,0 +1,78 @@
+"""JSON files and the dataclasses in them, checked: what comes from a file is data, never code."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+__all__ = ["from_data", "read_object", "same_fields"]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      FileNotFoundError if there is no such file, ValueError if it holds anything else.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}.")
+    return data
+
+
+def from_data(kind: type, data: Any, where: str) -> Any:
+    """An instance of the dataclass `kind` from the values of all its fields.
+
+    Args:
+      where: the file and the place in it, for errors.
+
+    Raises:
+      ValueError for unknown or missing fields, and for values of other types or out of range.
+
+    >>> from flaxattn.translation.config import DecodingConfig
+    >>> from_data(DecodingConfig, {"beam": 4}, "config.json, decoding")
+    Traceback (most recent call last):
+    ValueError: config.json, decoding: unknown field beam; missing fields beam_size, ...
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    same_fields(data, names, where)
+    hints = typing.get_type_hints(kind)
+    for name in names:
+        if not _fits(data[name], hints[name]):
+            expected = getattr(hints[name], "__name__", str(hints[name]))
+            raise ValueError(f"{where}: {name} is {data[name]!r}; expected {expected}.")
+    try:
+        return kind(**data)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def same_fields(data: Any, names: list[str], where: str) -> None:
+    """Raises ValueError unless `data` is an object with exactly these fields."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(data).__name__}.")
+    problems = [
+        f"{what} field{'s' * (len(found) > 1)} {', '.join(found)}"
+        for what, found in (
+            ("unknown", [name for name in data if name not in names]),
+            ("missing", [name for name in names if name not in data]),
+        )
+        if found
+    ]
+    if problems:
+        raise ValueError(f"{where}: {'; '.join(problems)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if hint is float:
+        return type(value) in (float, int)
+    return type(value) is hint
