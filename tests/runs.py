@@ -11,7 +11,8 @@ import pytest
 
 import flaxattn.translation.run as run_module
 from configs import PRESETS
-from flaxattn.translation import decoding
+from flaxattn.search import Hypotheses
+from flaxattn.translation import translator
 from flaxattn.translation.checkpoints import Checkpoints
 from flaxattn.translation.cli import main
 
@@ -38,6 +39,7 @@ SMALL = {
     "--metric": "chrf",
     "--log-every": 4,
     "--valid-every": 6,
+    "--beam-size": 2,
 }
 
 
@@ -77,8 +79,13 @@ def record_states(monkeypatch):
 
 def decode_to(monkeypatch, ids):
     """Makes every translation the same."""
-    rows = lambda model, params, source, **_: np.tile(ids, (len(source), 1))  # noqa: E731
-    monkeypatch.setattr(decoding, "greedy_decode", rows)
+
+    def decode(model, params, source, *arrays, n_best, **options):
+        tokens = np.tile(ids, (len(source), n_best, 1))
+        none = np.zeros(tokens.shape[:2])
+        return Hypotheses(tokens, none, none, none)
+
+    monkeypatch.setattr(translator, "decode", decode)
 
 
 def contents(folder):

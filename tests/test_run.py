@@ -31,11 +31,11 @@ from flaxattn.translation.config import (
     config_hash,
     to_json,
 )
-from flaxattn.translation.decoding import translate
 from flaxattn.translation.loading import load_run
 from flaxattn.translation.preparation import check_folder
 from flaxattn.translation.reporting import RunLog, Screen
 from flaxattn.translation.tokenizer import Tokenizer
+from flaxattn.translation.translator import translate
 from runs import (
     SMALL,
     contents,
@@ -72,7 +72,8 @@ def test_a_run_keeps_all_that_was_promised(finished):
 
 def test_the_configuration_kept_is_the_one_that_was_given(finished):
     kept = json.loads((finished.folder / "config.json").read_text())
-    flat = kept["data"] | kept["model"] | kept["training"] | {"output": kept["output"]}
+    parts = ("data", "model", "training", "decoding")
+    flat = {"output": kept["output"]} | {k: v for part in parts for k, v in kept[part].items()}
     for option, value in SMALL.items():
         assert flat[option[2:].replace("-", "_")] == value, option
     assert flat["output"] == str(finished.folder)
@@ -151,7 +152,8 @@ def test_the_first_validation_sentences_are_translated_for_the_log(finished):
         assert f"    {'translation':<12} {row['translation']}" in finished.printed
     last = rows[-2:]
     params = finished.states[12].ema
-    translations = translate(loaded.model, params, loaded.tokenizer, [s for s, _ in pairs])
+    sources, greedy = [source for source, _ in pairs], DecodingConfig(beam_size=1)
+    translations = translate(loaded.model, params, loaded.tokenizer, sources, greedy)
     assert [row["translation"] for row in last] == translations
 
 
