@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from sacrebleu.metrics import BLEU, CHRF
 
+from flaxattn.translation.config import BLEU_TOKENIZERS
+
 __all__ = ["Score", "check_tokenizer", "score"]
 
 
@@ -46,6 +48,8 @@ def score(
 
 def check_tokenizer(tokenizer: str) -> None:
     """Raises ValueError if SacreBLEU cannot use `tokenizer`, say for want of a package."""
+    if tokenizer not in BLEU_TOKENIZERS:
+        raise ValueError(f"--bleu-tokenizer: expected one of {', '.join(BLEU_TOKENIZERS)}.")
     try:
         BLEU(tokenize=tokenizer).corpus_score(["a"], [["a"]])
     except (ImportError, RuntimeError) as error:

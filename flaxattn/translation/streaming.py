@@ -23,35 +23,41 @@ def chunks(stream: BinaryIO, name: str) -> Iterator[list[str]]:
     Raises:
       ValueError naming the line of invalid UTF-8, after the lines before it were given.
     """
-    lines: queue.Queue[bytes | None] = queue.Queue(AHEAD)
-
-    def read() -> None:
-        for line in iter(stream.readline, b""):
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
+    lines: queue.Queue[bytes | BaseException | None] = queue.Queue(AHEAD)
+    threading.Thread(target=_read, args=(stream, lines), daemon=True).start()
     number, ended = 0, False
     while not ended:
-        taken = [lines.get()]
-        while taken[-1] is not None and len(taken) < PIECE and not lines.empty():
-            taken.append(lines.get())
-        ended = taken[-1] is None
-        texts: list[str] = []
-        for line in taken[: -1 if ended else None]:
+        texts, line = [], lines.get()
+        while isinstance(line, bytes):
             number += 1
             try:
                 texts.append(_text(line, number == 1))
             except UnicodeDecodeError as error:
-                yield texts
-                raise ValueError(
+                line = ValueError(
                     f"{name}, line {number}: invalid UTF-8 at byte {error.start} of the line; "
                     "convert the text to UTF-8, for example with iconv."
-                ) from error
+                )
+                break
+            if len(texts) == PIECE or lines.empty():
+                break
+            line = lines.get()
         if texts:
             yield texts
+        if isinstance(line, BaseException):
+            raise line
+        ended = line is None
 
 
-def _text(line: bytes | None, first: bool) -> str:
-    line = (line or b"").removesuffix(b"\n").removesuffix(b"\r")
+def _read(stream: BinaryIO, lines: queue.Queue[bytes | BaseException | None]) -> None:
+    """Every line, then None, or what went wrong."""
+    try:
+        for line in iter(stream.readline, b""):
+            lines.put(line)
+        lines.put(None)
+    except BaseException as error:
+        lines.put(error)
+
+
+def _text(line: bytes, first: bool) -> str:
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
     return (line.removeprefix(b"\xef\xbb\xbf") if first else line).decode("utf-8")

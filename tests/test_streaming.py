@@ -1,0 +1,131 @@
+"""Lines that come in their own time, and the commands that read them."""
+
+import io
+import os
+import threading
+
+import pytest
+
+from flaxattn.__main__ import main
+from flaxattn.translation import streaming
+from flaxattn.translation.streaming import chunks
+
+
+def lines_of(data):
+    return [line for piece in chunks(io.BytesIO(data), "standard input") for line in piece]
+
+
+@pytest.mark.parametrize(
+    "data, lines",
+    [
+        (b"", []),
+        (b"\n", [""]),
+        (b"one\ntwo\n", ["one", "two"]),
+        (b"one\n\n two", ["one", "", " two"]),
+        (b"\xef\xbb\xbfone\r\ntwo\r\n", ["one", "two"]),
+        ("a\u2028b\x0cc\rd\u0085e\n".encode(), ["a\u2028b\x0cc\rd\u0085e"]),
+    ],
+)
+def test_lines_break_at_newlines_alone(data, lines):
+    assert lines_of(data) == lines
+
+
+def test_a_long_stream_comes_in_pieces_of_bounded_size_and_whole():
+    data = "".join(f"{i}\n" for i in range(5 * streaming.PIECE + 3)).encode()
+    pieces = list(chunks(io.BytesIO(data), "x"))
+    assert max(map(len, pieces)) <= streaming.PIECE
+    assert [int(line) for piece in pieces for line in piece] == list(range(5 * streaming.PIECE + 3))
+
+
+def test_a_line_is_given_before_the_next_one_is_written():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as pipe:
+        pieces = chunks(stream, "x")
+        for text in ("first", "", "third"):
+            pipe.write(f"{text}\n".encode())
+            assert next(pieces) == [text]
+        pipe.close()
+        assert list(pieces) == []
+
+
+def test_invalid_utf8_is_told_by_its_line_after_the_lines_before_it():
+    pieces = chunks(io.BytesIO(b"good\nalso\nb\xffd\nnever\n"), "standard input")
+    seen = []
+    with pytest.raises(ValueError, match=r"standard input, line 3: invalid UTF-8 at byte 1"):
+        for piece in pieces:
+            seen += piece
+    assert seen == ["good", "also"]
+
+
+def test_an_error_of_the_stream_is_raised_and_nothing_hangs():
+    class Broken(io.BytesIO):
+        def readline(self, *_):
+            raise OSError("the cable was pulled")
+
+    with pytest.raises(OSError, match="the cable was pulled"):
+        list(chunks(Broken(), "x"))
+    assert threading.active_count() < 50
+
+
+# ---- score -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    (tmp_path / "hypothesis").write_text("Das ist gut so .\nEin Hund läuft dort .\n", "utf-8")
+    (tmp_path / "reference").write_text("Das ist gut so .\nEin Hund rennt hier .\n", "utf-8")
+    return str(tmp_path / "hypothesis"), str(tmp_path / "reference")
+
+
+def test_score_needs_two_files_and_no_model(two_files, capsys):
+    assert main(["score", *two_files]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["bleu", "bleu_lc", "chrf"]
+    assert main(["score", two_files[0], two_files[0], "--json"]) == 0
+    assert '"bleu": {"value": 100.0' in capsys.readouterr().out.replace(
+        "100.00000000000004", "100.0"
+    )
+
+
+def test_score_reads_what_a_run_kept_with_its_tokenizer(tmp_path, two_files, capsys):
+    for name in ("hypothesis", "reference"):
+        (tmp_path / name).rename(tmp_path / f"test.{name}")
+    (tmp_path / "config.json").write_text('{"data": {"bleu_tokenizer": "char"}}')
+    assert main(["score", str(tmp_path)]) == 0
+    assert "tok:char" in capsys.readouterr().out
+
+
+def test_score_refuses_what_does_not_fit(tmp_path, two_files, capsys):
+    hypothesis, reference = two_files
+    (tmp_path / "longer").write_text("a\nb\nc\n")
+    for words, message in [
+        ([hypothesis, str(tmp_path / "longer")], "has 2 lines and"),
+        ([hypothesis, str(tmp_path / "none")], "no such file"),
+        ([hypothesis], "the folder of a run, or two files"),
+        ([hypothesis, reference, "--bleu-tokenizer", "latin"], "latin"),
+    ]:
+        assert main(["score", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+# ---- translate -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--n-best", "0"], "--n-best"),
+        (["--beam-size", "0"], "--beam-size"),
+        (["--top-p", "1.5"], "--top-p"),
+        (["text", "--input", "file"], "--input"),
+    ],
+)
+def test_translate_refuses_senseless_options_before_loading(tmp_path, capsys, words, message):
+    assert main(["translate", str(tmp_path / "nothing"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_translate_names_a_folder_without_a_model(tmp_path, capsys):
+    assert main(["translate", str(tmp_path / "nothing"), "a text"]) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and "nothing" in error and "expected" in error
