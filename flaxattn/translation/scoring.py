@@ -49,7 +49,9 @@ def score(
 def check_tokenizer(tokenizer: str) -> None:
     """Raises ValueError if SacreBLEU cannot use `tokenizer`, say for want of a package."""
     if tokenizer not in BLEU_TOKENIZERS:
-        raise ValueError(f"--bleu-tokenizer: expected one of {', '.join(BLEU_TOKENIZERS)}.")
+        raise ValueError(
+            f"--bleu-tokenizer: no {tokenizer!r}; expected one of {', '.join(BLEU_TOKENIZERS)}."
+        )
     try:
         BLEU(tokenize=tokenizer).corpus_score(["a"], [["a"]])
     except (ImportError, RuntimeError) as error:
