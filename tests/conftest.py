@@ -18,6 +18,6 @@ def standard_promotion():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """One small run from its first step to its last, to look at; nobody changes its folder."""
-    from runs import finish  # only here, since most tests need nothing of it
+    from run_cases import finish  # only here, since most tests need nothing of it
 
     return finish(tmp_path_factory.mktemp("runs") / "finished")

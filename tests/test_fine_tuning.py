@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from run_cases import SMALL, decode_to, prepared_by, record_states, tiny
 
 from flaxattn.translation.config import TrainingConfig
 from flaxattn.translation.freezing import labels, path_of
 from flaxattn.translation.loading import load_run
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.train_step import make_optimizer
-from runs import SMALL, decode_to, prepared_by, record_states, tiny
 
 # ---- Frozen parameters -----------------------------------------------------------------------
 

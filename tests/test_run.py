@@ -16,6 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_cases import (
+    SMALL,
+    contents,
+    decode_to,
+    lines_of,
+    prepared_by,
+    record_states,
+    record_training,
+    tiny,
+)
 from sacrebleu.metrics import BLEU, CHRF
 
 import flaxattn.translation.run as run_module
@@ -36,16 +46,6 @@ from flaxattn.translation.preparation import check_folder
 from flaxattn.translation.reporting import RunLog, Screen
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.translator import translate
-from runs import (
-    SMALL,
-    contents,
-    decode_to,
-    lines_of,
-    prepared_by,
-    record_states,
-    record_training,
-    tiny,
-)
 
 # ---- What a run leaves behind ----------------------------------------------------------------
 
