@@ -207,7 +207,7 @@ MASKS = [
 ]
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("mask", MASKS, ids=range(len(MASKS)))
 def test_plan_under_jit_with_traced_leaves_has_the_same_values(mask):
     draw = functools.partial(type(mask).plan, q_len=T, kv_len=S, block_q=5, block_kv=7)
     inside = jax.jit(lambda mask: (draw(mask), draw(mask).transpose()))(traced(mask))
