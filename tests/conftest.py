@@ -21,3 +21,10 @@ def finished(tmp_path_factory):
     from run_cases import finish  # only here, since most tests need nothing of it
 
     return finish(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Lets go of a file's compiled programs: those of all files together exhaust a process."""
+    yield
+    jax.clear_caches()

@@ -121,8 +121,12 @@ def test_score_refuses_what_does_not_fit(tmp_path, two_files, capsys):
     ],
 )
 def test_translate_refuses_senseless_options_before_loading(tmp_path, capsys, words, message):
-    assert main(["translate", str(tmp_path / "nothing"), *words]) == 2
-    assert message in capsys.readouterr().err
+    try:
+        code = main(["translate", str(tmp_path / "nothing"), *words])
+    except SystemExit as exit:  # the parser of older versions of tyro leaves by itself
+        code = exit.code
+    assert code == 2
+    assert message in "".join(capsys.readouterr())
 
 
 def test_translate_names_a_folder_without_a_model(tmp_path, capsys):
