@@ -23,10 +23,10 @@ from jax import export as jax_export
 import flaxattn.translation.exporting as exporting
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.__main__ import main
+from flaxattn.translation.checkpoints import Models
 from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, to_json
 from flaxattn.translation.exporting import export
 from flaxattn.translation.loading import Loaded, load, load_run
-from flaxattn.translation.models import Models
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.translator import Translator
 

@@ -12,10 +12,10 @@ from sacrebleu.metrics import BLEU, CHRF
 
 import flaxattn.translation.training as training
 from flaxattn import EncoderDecoderConfig
+from flaxattn.translation.checkpoints import Models
 from flaxattn.translation.config import RunConfig, TrainingConfig
 from flaxattn.translation.corpus import Corpus
 from flaxattn.translation.loss import Sums
-from flaxattn.translation.models import Models
 from flaxattn.translation.packing import Batch
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.reporting import RunLog, Screen

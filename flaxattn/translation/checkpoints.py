@@ -1,15 +1,37 @@
-"""Checkpoints of a run's state, kept by orbax: one folder per step, the latest few."""
+"""What a run keeps through orbax, one folder per step: states to resume from, models to use."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import orbax.checkpoint as ocp
 
-__all__ = ["Checkpoints"]
+from flaxattn.translation.averaging import mean
+
+__all__ = ["Checkpoints", "Models"]
 
 
-class Checkpoints:
+class _Kept:
+    """An orbax manager, which is closed when its block ends."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), options=ocp.CheckpointManagerOptions(create=True, **options)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits until everything is on disk. Raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+class Checkpoints(_Kept):
     """The checkpoints in one folder.
 
     Args:
@@ -18,14 +40,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        super().__init__(folder, max_to_keep=keep)
 
     def save(self, step: int, state: Any) -> None:
         """Writes `state` in the background; a step already written is left as it is."""
@@ -40,7 +55,34 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
-    def close(self) -> None:
-        """Waits until everything is on disk. Raises what went wrong in the background."""
+
+class Models(_Kept):
+    """The models of a run that are worth using: parameters alone, of the best or last validations.
+
+    Args:
+      folder: made when the first model is written.
+      keep: how many are kept; None: all.
+      select: which: those of the best metric, or the last.
+    """
+
+    def __init__(self, folder: Path, *, keep: int | None, select: Literal["best", "last"]) -> None:
+        best = {"best_fn": lambda metrics: metrics["metric"], "best_mode": "max"}
+        super().__init__(folder, max_to_keep=keep, **(best if select == "best" else {}))
+
+    def save(self, step: int, params: Any, metric: float) -> None:
+        """Writes `params` in the background, if `metric` (more is better) is worth keeping."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(params), metrics={"metric": metric})
+
+    def average(self, like: Any) -> Any:
+        """The mean of the models kept, with the structure, shapes and placement of `like`."""
         self._manager.wait_until_finished()
-        self._manager.close()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restore = ocp.args.StandardRestore(abstract)
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise ValueError(
+                f"{self._manager.directory}: no model has been kept here yet; "
+                "a run keeps its first one at its first validation."
+            )
+        return mean([self._manager.restore(step, args=restore) for step in steps])

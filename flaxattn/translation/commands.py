@@ -141,7 +141,7 @@ class Score:
         folder = self.files[0]
         kept: dict[str, Any] = {}
         if (folder / "config.json").exists():
-            kept = json.loads((folder / "config.json").read_text("utf-8")).get("data", {})
+            kept = read_object(folder / "config.json").get("data", {})
         tokenizer = self.bleu_tokenizer or kept.get("bleu_tokenizer", "13a")
         return folder / "test.hypothesis", folder / "test.reference", tokenizer
 

@@ -94,7 +94,7 @@ def load_run(folder: Path) -> Loaded:
     Raises:
       ValueError or FileNotFoundError if there is no such run, or it has kept no model yet.
     """
-    from flaxattn.translation.models import Models  # so late that others need no orbax
+    from flaxattn.translation.checkpoints import Models  # so late that others need no orbax
 
     _check_files(folder, (CONFIG, TOKENIZER, MODELS), "a run that has been validated at least once")
     config = read_object(folder / CONFIG)

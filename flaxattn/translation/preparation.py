@@ -12,6 +12,7 @@ from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig, portable, to_json
 from flaxattn.translation.corpus import Corpus, Pairs, load_corpus
 from flaxattn.translation.freezing import labels
+from flaxattn.translation.json_data import read_object
 from flaxattn.translation.loading import CONFIG, TOKENIZER, Loaded, load
 from flaxattn.translation.packing import PackedPairs
 from flaxattn.translation.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def check_folder(config: RunConfig) -> None:
     folder = Path(config.output)
     kept = folder / CONFIG
     if kept.exists():
-        differing = _differences(json.loads(kept.read_text("utf-8")), to_json(config))
+        differing = _differences(read_object(kept), to_json(config))
         if differing:
             raise ValueError(
                 f"{folder} holds a run with other settings ({', '.join(differing)}). "

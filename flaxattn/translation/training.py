@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flaxattn.translation.checkpoints import Checkpoints
+from flaxattn.translation.checkpoints import Checkpoints, Models
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.loading import MODELS
 from flaxattn.translation.metrics import Metrics
-from flaxattn.translation.models import Models
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.reporting import RunLog, Screen
 from flaxattn.translation.train_step import (
