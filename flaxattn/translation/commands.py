@@ -25,9 +25,9 @@ __all__ = ["Export", "Score", "Translate", "kept_decoding"]
 class Translate:
     """Translates texts with a trained model: arguments, a file, or standard input line by line.
 
-    flaxattn translate runs/tiny "The old man sees a dog."
-    flaxattn translate runs/tiny --input my.en --output my.de
-    echo "The old man sees a dog." | flaxattn translate runs/tiny
+    $ flaxattn translate runs/tiny "The old man sees a dog."
+    $ flaxattn translate runs/tiny --input my.en --output my.de
+    $ echo "The old man sees a dog." | flaxattn translate runs/tiny
     """
 
     folder: tyro.conf.Positional[Path]
@@ -101,8 +101,8 @@ class Translate:
 class Score:
     """Scores translations against references with SacreBLEU; needs no model.
 
-    flaxattn score runs/tiny                    what the run kept of its test split
-    flaxattn score my.hypothesis my.reference   any two aligned files
+    $ flaxattn score runs/tiny                    what the run kept of its test split
+    $ flaxattn score my.hypothesis my.reference   any two aligned files
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]]
@@ -150,7 +150,7 @@ class Score:
 class Export:
     """Writes the model of a run to a folder that stands on its own, with a model card.
 
-    flaxattn export runs/tiny tiny-en-de
+    $ flaxattn export runs/tiny tiny-en-de
     """
 
     run_folder: tyro.conf.Positional[Path]
