@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +18,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        _parse([word for word in words if word != "--debug"]).run()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _parse([word for word in words if word != "--debug"]).run()
     except (ValueError, OSError) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -50,6 +56,10 @@ def _command(words: list[str], translate: Any) -> Any:
         args=words,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"flaxattn: warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

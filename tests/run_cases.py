@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -69,9 +70,9 @@ def record_states(monkeypatch):
     """A dictionary in which every checkpoint's state is kept by its step."""
     states, save = {}, Checkpoints.save
 
-    def recorded(checkpoints, step, state):
+    def recorded(checkpoints, step, state, progress):
         states[step] = jax.device_get(state)
-        save(checkpoints, step, state)
+        save(checkpoints, step, state, progress)
 
     monkeypatch.setattr(Checkpoints, "save", recorded)
     return states
@@ -122,3 +123,21 @@ def finish(folder):
         outcomes, states = record_training(monkeypatch), record_states(monkeypatch)
         code = tiny(folder)
     return Finished(folder, code, screen.getvalue().splitlines(), outcomes[0], states)
+
+
+ANIMALS = [("dog", "Hund"), ("cat", "Kater"), ("horse", "Esel"), ("bird", "Vogel")]
+VERBS = [("sees", "sieht"), ("hears", "hört"), ("finds", "findet")]
+
+
+def own_pairs():
+    return [
+        (f"a {animal} {verb} number {i}", f"ein {tier} {wort} Größe {i}")
+        for (animal, tier), (verb, wort), i in itertools.product(ANIMALS, VERBS, range(6))
+    ]
+
+
+def write_pairs(folder, name, pairs, newline="\n"):
+    for side, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
+        text = "".join(line + newline for line in lines)
+        (folder / f"{name}.{side}").write_bytes(text.encode())
+    return f"{name}.en", f"{name}.de"

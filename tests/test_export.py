@@ -91,7 +91,7 @@ def run_folder(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(to_json(config)))
     (folder / "result.json").write_text(json.dumps(RESULT))
     tokenizer().save(folder / "tokenizer.model")
-    with Models(folder / "models", keep=None, select="last") as models:
+    with Models(folder / "models") as models:
         models.save(1, params, 0.0)
     for name in ("hypothesis", "reference"):
         (folder / f"test.{name}").write_text("\n".join([*TEXTS, " ".join(WORDS)]) + "\n")
@@ -364,8 +364,8 @@ DAMAGES = {
         r"config\.json, architecture: unknown field depth",
     ),
     "missing field": (
-        edit("config.json", lambda c: c["decoding"].pop("top_k")),
-        r"config\.json, decoding: missing field top_k",
+        edit("config.json", lambda c: c["architecture"].pop("vocab_size")),
+        r"config\.json, architecture: missing field vocab_size",
     ),
     "unknown part": (edit("config.json", lambda c: c.update(code="x")), r"unknown field code"),
     "another type": (

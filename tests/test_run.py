@@ -4,12 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import io
-import itertools
 import json
 import math
 import re
 import shutil
-import sys
 
 import flax.linen as nn
 import jax
@@ -21,29 +19,29 @@ from run_cases import (
     contents,
     decode_to,
     lines_of,
+    own_pairs,
     prepared_by,
     record_states,
     record_training,
     tiny,
+    write_pairs,
 )
 from sacrebleu.metrics import BLEU, CHRF
 
 import flaxattn.translation.run as run_module
 from configs import PRESETS
-from flaxattn import EncoderDecoder, EncoderDecoderConfig
+from flaxattn import EncoderDecoder
 from flaxattn.translation import builtin
-from flaxattn.translation.cli import main
 from flaxattn.translation.config import (
-    DataConfig,
     DecodingConfig,
     RunConfig,
-    TrainingConfig,
     config_hash,
+    from_json,
     to_json,
 )
 from flaxattn.translation.loading import load_run
-from flaxattn.translation.preparation import check_folder
 from flaxattn.translation.reporting import RunLog, Screen
+from flaxattn.translation.run_folder import check_folder
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.translator import translate
 
@@ -55,10 +53,13 @@ def test_a_run_keeps_all_that_was_promised(finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "checkpoints",
         "config.json",
+        "data.json",
+        "lock",
         "log.jsonl",
         "model",
         "models",
         "result.json",
+        "speed.jsonl",
         "tensorboard",
         "test.hypothesis",
         "test.reference",
@@ -124,7 +125,7 @@ def test_the_log_has_rows_of_finite_numbers(finished):
     for row in rows:
         values = {k: v for k, v in row.items() if k != "kind"}
         assert all(math.isfinite(value) for value in values.values())
-        assert values.keys() >= {"time", "loss", "nll", "perplexity", "accuracy"}
+        assert values.keys() >= {"loss", "nll", "perplexity", "accuracy"}
         assert 0 <= row["accuracy"] <= 1 and row["perplexity"] == pytest.approx(
             math.exp(row["nll"])
         )
@@ -158,7 +159,10 @@ def test_the_first_validation_sentences_are_translated_for_the_log(finished):
 
 
 def test_nothing_is_compiled_any_more_after_the_first_validation(finished):
-    counts = [row["compilations"] for row in log_of(finished) if row["kind"] == "train"]
+    rows = [json.loads(line) for line in lines_of(finished.folder / "speed.jsonl")]
+    assert [row["step"] for row in rows] == [4, 6, 8, 12]
+    assert all(row["time"] > 0 < row["target_tokens_per_second"] for row in rows)
+    counts = [row["compilations"] for row in rows]
     assert 0 < counts[0] == counts[1] < counts[2] == counts[3]
 
 
@@ -199,9 +203,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkey
     with monkeypatch.context() as context:
         decode_to(context, [Tokenizer.eos_id])
         assert tiny(tmp_path / "run", {"--steps": 6}) == 0
-    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as context:
         context.setattr(RunLog, "write", stop_at_step_8)
-        tiny(tmp_path / "run")
+        assert tiny(tmp_path / "run") == 130
     assert tiny(tmp_path / "run") == 0
     assert [outcome.steps for outcome in outcomes] == [6, 12]
     assert states[12].ema is not None
@@ -210,7 +214,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkey
     loaded = [load_run(folder).params for folder in (tmp_path / "run", finished.folder)]
     assert bytes_of(loaded[0]) == bytes_of(loaded[1]) == bytes_of(outcomes[-1].params)
     assert outcomes[-1].target_tokens == finished.trained.target_tokens
-    for name in ("test.hypothesis", "tokenizer.model"):
+    for name in ("log.jsonl", "test.hypothesis", "tokenizer.model"):
         assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
@@ -267,15 +271,7 @@ def test_a_translation_with_a_line_break_stays_one_line_of_the_file(
 
 def read_config(folder):
     """The configuration that a run has kept."""
-    data = json.loads((folder / "config.json").read_text())
-    tuples = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}  # noqa: E731
-    return RunConfig(
-        data["output"],
-        EncoderDecoderConfig(**data["model"]),
-        DataConfig(**tuples(data["data"])),
-        TrainingConfig(**tuples(data["training"])),
-        DecodingConfig(**data["decoding"]),
-    )
+    return from_json(json.loads((folder / "config.json").read_text()), "config.json")
 
 
 @pytest.mark.parametrize(
@@ -358,23 +354,6 @@ def test_a_run_that_cools_down_is_not_trained_on(
 
 
 # ---- Files of one's own ----------------------------------------------------------------------
-
-ANIMALS = [("dog", "Hund"), ("cat", "Kater"), ("horse", "Esel"), ("bird", "Vogel")]
-VERBS = [("sees", "sieht"), ("hears", "hört"), ("finds", "findet")]
-
-
-def own_pairs():
-    return [
-        (f"a {animal} {verb} number {i}", f"ein {tier} {wort} Größe {i}")
-        for (animal, tier), (verb, wort), i in itertools.product(ANIMALS, VERBS, range(6))
-    ]
-
-
-def write_pairs(folder, name, pairs, newline="\n"):
-    for side, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
-        text = "".join(line + newline for line in lines)
-        (folder / f"{name}.{side}").write_bytes(text.encode())
-    return f"{name}.en", f"{name}.de"
 
 
 def write_tsv(folder, name, pairs):
@@ -524,168 +503,6 @@ def test_the_hash_names_the_settings_wherever_data_and_output_lie():
     assert hashes[0] == config_hash(preset)
     assert hashes[1] == hashes[2] and len(set(hashes)) == 3
     assert config_hash(dataclasses.replace(preset, training=slower)) != config_hash(preset)
-
-
-# ---- Refusals --------------------------------------------------------------------------------
-
-
-def refusal(capsys, command, *arguments):
-    """What a command that must fail says on stderr; its exit code and what it wrote."""
-    try:
-        code = command(*arguments)
-    except SystemExit as stop:
-        code = stop.code
-    error = capsys.readouterr().err
-    assert code not in (0, None)
-    assert error and "Traceback" not in error
-    return code, error
-
-
-@pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """Runs the shrunk preset with options that must be refused; gives the message."""
-
-    def run_refused(options):
-        monkeypatch.chdir(tmp_path)
-        before = contents(tmp_path)
-        code, error = refusal(capsys, tiny, "run", options)
-        assert code == 2
-        assert contents(tmp_path) == before
-        assert not (tmp_path / "run").exists()
-        return error
-
-    return run_refused
-
-
-def test_a_missing_file_is_refused_by_name(refused):
-    assert "missing.en" in refused({"--train": ("missing.en", "missing.de")})
-
-
-def test_different_line_counts_are_refused_with_both_files_and_counts(refused, tmp_path):
-    write_pairs(tmp_path, "train", own_pairs())
-    (tmp_path / "short.de").write_text("kurz\n" * 50)
-    error = refused({"--train": ("train.en", "short.de")})
-    for word in ("train.en", "short.de", "72", "50"):
-        assert word in error
-
-
-def test_invalid_utf8_is_refused_with_file_and_line(refused, tmp_path):
-    (tmp_path / "old.tsv").write_bytes("big\tgroß\nbigger\tgrößer\n".encode("latin-1"))
-    assert re.search(r"old\.tsv.*\b1\b", refused({"--train": ("old.tsv",)}))
-
-
-def test_too_few_pairs_to_hold_out_are_refused(refused, tmp_path):
-    files = write_pairs(tmp_path, "few", own_pairs()[:9])
-    error = refused({"--train": files})
-    assert "--valid" in error and "--test" in error
-
-
-def test_three_files_for_a_split_are_refused(refused):
-    assert "--train" in refused({"--train": ("a", "b", "c")})
-
-
-def test_rows_that_microbatches_do_not_divide_are_refused(refused):
-    assert "--rows" in refused({"--microbatches": 3})
-
-
-def test_rows_that_devices_do_not_divide_are_refused(refused, monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
-    error = refused({})
-    assert "--rows" in error and "3 devices" in error
-
-
-def test_features_that_heads_do_not_divide_are_refused(refused):
-    assert "--features" in refused({"--num-heads": 3})
-
-
-def test_a_vocabulary_that_is_too_small_is_refused(refused):
-    assert "--vocab-size" in refused({"--vocab-size": 100})
-
-
-def test_rows_too_short_for_any_pair_are_refused(refused):
-    assert "--row-length" in refused({"--row-length": 3})
-
-
-@pytest.mark.parametrize(
-    "option, value",
-    [
-        ("--rows", 0),
-        ("--steps", 0),
-        ("--microbatches", 0),
-        ("--num-heads", 0),
-        ("--log-every", 0),
-        ("--valid-every", 0),
-        ("--builtin-pairs", 0),
-        ("--held-out", 0),
-        ("--held-out", -1),
-        ("--seed", -1),
-        ("--bleu-tokenizer", "nonsense"),
-        ("--average", 0),
-        ("--patience", -1),
-        ("--samples", -1),
-        ("--r-drop", -0.5),
-        ("--ema-decay", 1.0),
-        ("--subword-dropout", 1.5),
-        ("--metric", "wer"),
-        ("--select", "worst"),
-    ],
-)
-def test_a_senseless_value_is_refused_by_the_name_of_its_option(refused, option, value):
-    assert option in refused({option: value})
-
-
-def test_r_drop_without_dropout_is_refused(refused):
-    error = refused({"--dropout-rate": 0.0})
-    assert "--r-drop" in error and "--dropout-rate" in error
-
-
-def test_a_bleu_tokenizer_without_its_package_is_refused_before_training(refused, monkeypatch):
-    def never(*arguments):
-        raise AssertionError("training begins")
-
-    monkeypatch.setattr(run_module, "train", never)
-    monkeypatch.setitem(sys.modules, "MeCab", None)
-    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
-    assert "--bleu-tokenizer" in refused({"--bleu-tokenizer": "ja-mecab"})
-
-
-def test_a_negative_number_of_pairs_to_hold_out_of_files_is_refused(refused, tmp_path):
-    files = write_pairs(tmp_path, "train", own_pairs())
-    assert "--held-out" in refused({"--train": files, "--held-out": -3})
-
-
-def test_a_misspelt_preset_suggests_the_nearest(capsys):
-    code, error = refusal(capsys, main, PRESETS, ["multi30"])
-    assert code == 2
-    assert "'multi30'" in error and "'multi30k'" in error
-
-
-def test_an_unknown_preset_is_answered_with_all_there_are(capsys):
-    code, error = refusal(capsys, main, PRESETS, ["qqqq"])
-    assert code == 2
-    assert all(name in error for name in PRESETS)
-
-
-def test_a_misspelt_option_suggests_the_nearest(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    _, error = refusal(capsys, main, PRESETS, ["tiny", "--output", "run", "--warmup-stepz", "4"])
-    assert "--warmup-stepz" in error and re.search(r"--warmup-steps\b", error)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_debug_shows_the_whole_error(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"missing\.en"):
-        tiny("run", {"--train": ("missing.en", "missing.de")}, "--debug")
-
-
-def test_help_names_every_preset_and_option(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(PRESETS, ["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for word in [*PRESETS, *SMALL, "--data-dir", "--train", "--test", "--dry-run"]:
-        assert word in text
 
 
 # ---- The screen ------------------------------------------------------------------------------

@@ -1,6 +1,10 @@
 """The tokenizer: every text comes back, and no text can forge a special token."""
 
+import collections
 import functools
+import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -187,3 +191,59 @@ def test_more_dropout_gives_shorter_pieces():
 
 def test_no_texts_give_no_samples():
     assert sampled(texts=[]) == []
+
+
+def spell(word, dropout, rng):
+    """Algorithm 1 of arXiv:1910.13267 as it stands there: the pieces of a word."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().model)
+    vocabulary = {processor.id_to_piece(i): processor.get_score(i) for i in range(4, 340)}
+    pieces = list("▁" + word)
+    while True:
+        merges = [
+            (-vocabulary[a + b], i)
+            for i, (a, b) in enumerate(itertools.pairwise(pieces))
+            if a + b in vocabulary and rng.random() >= dropout
+        ]
+        if not merges:
+            return " ".join(pieces)
+        _, i = min(merges)
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.6])
+def test_spellings_are_as_frequent_as_the_paper_has_them(dropout):
+    count, rng = 4000, np.random.default_rng(0)
+    found = tokenizer().sample(["Brücke"] * count, dropout, [5])
+    counts = [
+        collections.Counter(" ".join(tokenizer().pieces(ids[:-1].tolist())) for ids in found),
+        collections.Counter(spell("Brücke", dropout, rng) for _ in range(count)),
+    ]
+    assert len(counts[1]) > 4
+    for spelling in counts[0] | counts[1]:
+        ours, theirs = (c[spelling] for c in counts)
+        assert abs(ours - theirs) < 5 * (ours + theirs + 1) ** 0.5, spelling
+
+
+def test_with_hardly_any_dropout_a_sample_is_the_encoding():
+    texts = TEXTS[:5] + TRICKY
+    for ids, sample in zip(
+        tokenizer().encode(texts), tokenizer().sample(texts, 1e-12, [1]), strict=True
+    ):
+        assert sample.tolist() == ids.tolist()
+
+
+def test_another_process_draws_the_same_spellings(tmp_path):
+    tokenizer().save(tmp_path / "tokenizer.model")
+    code = f"""
+from pathlib import Path
+from flaxattn.translation.tokenizer import Tokenizer
+tokenizer = Tokenizer.load(Path({str(tmp_path / "tokenizer.model")!r}))
+print([ids.tolist() for ids in tokenizer.sample({TEXTS[:5]!r}, 0.3, (0, 1, 0))])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout.strip() == str(sampled(texts=TEXTS[:5])), ended.stderr
+
+
+def test_a_long_word_is_spelt_in_little_time_and_memory():
+    (ids,) = tokenizer().sample(["lange" * 200], 0.5, [1])
+    assert tokenizer().decode([ids]) == ["lange" * 200]

@@ -366,7 +366,7 @@ def test_a_batch_of_empty_rows_leaves_parameters_finite_and_fresh_ones_as_they_a
     optimizer, step, packed = toy()
     empty = place(jax.tree.map(np.zeros_like, packed.batch(0)), mesh_of(1), "data")
     state, sums = step(fresh_state(optimizer, mesh_of(1), TOY), empty)
-    assert [float(x) for x in sums] == [0.0] * 4
+    assert [float(x) for x in sums] == [0.0] * 5
     jax.tree.map(np.testing.assert_array_equal, state.params, parameters())
     state, _ = step(state, place(packed.batch(0), mesh_of(1), "data"))
     state, _ = step(state, empty)
@@ -378,3 +378,39 @@ def test_fresh_parameters_are_a_function_of_the_seed():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     first, other = (x["source_embedding"]["embedding"] for x in (first, other))
     assert (np.asarray(first) != np.asarray(other)).mean() > 0.9
+
+
+# ---- Losses that are not finite --------------------------------------------------------------
+
+
+@adam
+@pytest.mark.parametrize("bad", [np.inf, np.nan, -np.inf])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_batch_without_a_finite_loss_changes_nothing_but_the_step(bad, microbatches):
+    config = dataclasses.replace(TRAINING, microbatches=microbatches, ema_decay=0.9)
+    optimizer, mesh = make_optimizer(config), mesh_of(2)
+    step = make_train_step(MODEL, optimizer, config, bos_id=BOS, mesh=mesh)
+    state, _ = step(fresh_state(optimizer, mesh, config), BATCHES[0])
+    broken = jax.tree.map(np.asarray, state.params)
+    kernel = broken["decoder"]["final_norm"]["scale"] = broken["decoder"]["final_norm"][
+        "scale"
+    ].copy()
+    kernel[0] = bad
+    before = jax.device_get(state._replace(params=broken))
+    after, sums = step(place(before, mesh), BATCHES[1])
+    assert int(after.step) == 2 == int(before.step) + 1
+    for name in ("params", "opt_state", "ema"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.device_get(getattr(after, name)),
+            getattr(before, name),
+        )
+    assert jax.device_get(sums) == (0, 0, 0, 0, 1)
+
+
+@adam
+def test_a_finite_batch_counts_as_none_skipped():
+    optimizer, mesh = make_optimizer(TRAINING), mesh_of(1)
+    step = make_train_step(MODEL, optimizer, TRAINING, bos_id=BOS, mesh=mesh)
+    _, sums = step(fresh_state(optimizer, mesh), BATCHES[0])
+    assert float(sums.skipped) == 0 and float(sums.tokens) == sum(t for _, t in UNEVEN)

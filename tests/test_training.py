@@ -1,7 +1,11 @@
 """The training loop, with a model that counts its steps: what is kept, when it stops, goes on."""
 
+import concurrent.futures
 import json
 import math
+import signal
+import subprocess
+import sys
 import types
 
 import jax
@@ -15,7 +19,9 @@ from flaxattn import EncoderDecoderConfig
 from flaxattn.translation.checkpoints import Models
 from flaxattn.translation.config import RunConfig, TrainingConfig
 from flaxattn.translation.corpus import Corpus
+from flaxattn.translation.interruption import InterruptedRun, Interruption
 from flaxattn.translation.loss import Sums
+from flaxattn.translation.metrics import DivergedError
 from flaxattn.translation.packing import Batch
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.reporting import RunLog, Screen
@@ -38,8 +44,9 @@ def count_step(state, batch):
     """In place of an update: the parameters are the number of steps."""
     params = jax.tree.map(lambda x: x + 1, state.params)
     ema = None if state.ema is None else jax.tree.map(lambda x: x + EMA, params)
-    ones = [jnp.ones(())] * 4
-    return state._replace(step=state.step + 1, params=params, ema=ema), Sums(*ones)
+    step = state.step.astype(jnp.float32)
+    sums = Sums(step / 3 + 1, 2.0 - step / 7, step, step + 1, jnp.zeros(()))
+    return state._replace(step=state.step + 1, params=params, ema=ema), sums
 
 
 class InterruptionError(Exception):
@@ -67,7 +74,7 @@ def train(tmp_path, monkeypatch):
         monkeypatch.setattr(Validation, "measure", measure)
         settings = {"valid_every": 1, "steps": len(values), "metric": name} | settings
         config = RunConfig("", EncoderDecoderConfig(10), training=TrainingConfig(**settings))
-        return training.train(PREPARED, config, tmp_path, Screen()), measured
+        return training.train(PREPARED, config, train.folder, Screen()), measured
 
     train.folder = tmp_path
     return train
@@ -172,7 +179,7 @@ def test_the_moving_average_is_validated_kept_and_used(train):
 def test_no_model_kept_is_an_error_that_names_the_folder(tmp_path):
     with (
         Models(tmp_path / "models", keep=1, select="best") as models,
-        pytest.raises(ValueError, match=r"models: no model.*validation"),
+        pytest.raises(ValueError, match=r"models: no whole model.*validation"),
     ):
         models.average({"w": jnp.zeros(3)})
 
@@ -227,3 +234,109 @@ def test_every_validation_has_its_row(train):
     lines = (train.folder / "log.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "valid"]
     assert [(row["step"], row["nll"]) for row in rows] == list(enumerate(RISING[:4], 1))
+
+
+# ---- Being asked to stop ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def stop_in_step(monkeypatch):
+    """Sends this process a signal while a step is computed."""
+
+    def stop(step, number=signal.SIGTERM):
+        def count(state, batch):
+            if int(state.step) + 1 == step:
+                signal.raise_signal(number)
+            return count_step(state, batch)
+
+        monkeypatch.setattr(training, "make_train_step", lambda *_, **__: count)
+
+    return stop
+
+
+SETTINGS = {"valid_every": 5, "log_every": 3, "ema_decay": 0.5, "average": 2}
+LONG = [7.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.4, 1.3, 1.2, 1.1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 4, 5, 9, 12])
+def test_a_run_asked_to_stop_keeps_its_step_and_goes_on_to_the_same_log(
+    train, stop_in_step, tmp_path_factory, number, step
+):
+    whole, interrupted = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("interrupted")
+    train.folder = whole
+    expected, _ = train(LONG, **SETTINGS)
+    train.folder = interrupted
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    stop_in_step(step, number)
+    with pytest.raises(InterruptedRun, match=f"^{step}$"):
+        train(LONG, **SETTINGS)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert str(step) in [path.name for path in (interrupted / "checkpoints").iterdir()]
+    stop_in_step(None)
+    trained, measured = train(LONG, **SETTINGS)
+    assert [s % EMA for s in measured] == [s for s in (5, 10, 12) if s > step]
+    assert trained.params["w"].tolist() == expected.params["w"].tolist()
+    assert trained.target_tokens == expected.target_tokens == sum(range(1, 13))
+    assert (interrupted / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
+
+
+def test_the_second_request_is_obeyed_at_once(tmp_path):
+    code = """
+import os, signal
+from flaxattn.translation.interruption import Interruption
+with Interruption() as interruption:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(interruption.requested, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "True\n")
+
+
+def test_outside_the_main_thread_there_are_no_requests():
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: Interruption().__enter__().requested).result() is False
+
+
+# ---- Batches without a finite loss -----------------------------------------------------------
+
+
+@pytest.fixture
+def skip_steps(monkeypatch):
+    def skip(steps):
+        def count(state, batch):
+            if int(state.step) + 1 not in steps:
+                return count_step(state, batch)
+            return state._replace(step=state.step + 1), Sums(*[jnp.zeros(())] * 4, jnp.ones(()))
+
+        monkeypatch.setattr(training, "make_train_step", lambda *_, **__: count)
+
+    return skip
+
+
+def train_rows(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == "train"]
+
+
+def test_skipped_batches_are_counted(train, skip_steps, capsys):
+    skip_steps({2, 3, 4, 5, 7, 8, 9})
+    trained, _ = train(LONG, valid_every=6, log_every=4)
+    rows = train_rows(train.folder)
+    assert [(row["step"], row["skipped"]) for row in rows] == [(4, 3), (6, 1), (8, 2), (12, 1)]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert trained.params["w"].tolist() == [5, 5, 5]
+    assert "3 batches skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", [1, 2, 6])
+def test_too_many_skipped_in_a_row_end_training_with_the_last_good_checkpoint(
+    train, skip_steps, first
+):
+    skip_steps(set(range(first, first + 5)))
+    with pytest.raises(DivergedError, match=rf"steps {first} to {first + 4} .*--learning-rate"):
+        train(LONG, valid_every=3, log_every=1, keep_checkpoints=9)
+    good = [path.name for path in (train.folder / "checkpoints").glob("*")]
+    assert sorted(map(int, good)) == [step for step in (3, 6, 9) if step < first + 4]

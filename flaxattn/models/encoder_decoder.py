@@ -27,6 +27,8 @@ from flaxattn.products import wide_einsum
 
 __all__ = ["EncoderDecoder", "EncoderDecoderConfig", "Masks", "build_masks", "shift_right"]
 
+MOST_LAYERS = 1000  # so that a number read from a damaged file is not built
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderConfig:
@@ -76,6 +78,10 @@ class EncoderDecoderConfig:
             allowed = typing.get_args(kind)
             if typing.get_origin(kind) is Literal and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}.")
+            if kind is int:
+                most = MOST_LAYERS if name.endswith("_layers") else 2**31 - 1
+                if not 1 <= getattr(self, name) <= most:
+                    raise ValueError(f"{name} is {getattr(self, name)}; expected 1 to {most}.")
 
 
 class Masks(NamedTuple):
@@ -181,11 +187,24 @@ class EncoderDecoder(nn.Module):
 
         Returns:
           float32 `[B, T, V]`.
+
+        Raises:
+          TypeError for tokens or segment ids that are no integers, ValueError for shapes that do
+          not fit; each names the argument.
         """
         if source_segment_ids is None:
             source_segment_ids = self._segment_ids(source)
         if target_segment_ids is None:
             target_segment_ids = self._segment_ids(target_inputs)
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, array, axes in (
+            ("source", source, "B S"),
+            ("source_segment_ids", source_segment_ids, "B S"),
+            ("target_inputs", target_inputs, "B T"),
+            ("target_segment_ids", target_segment_ids, "B T"),
+        ):
+            checks.check_axes(name, array, axes, sizes)
+            checks.check_integer(name, array)
         encoded = self.encode(
             source, source_segment_ids, sow_weights=sow_weights, deterministic=deterministic
         )

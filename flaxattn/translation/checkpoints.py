@@ -1,5 +1,9 @@
-"""What a run keeps through orbax, one folder per step: states to resume from, models to use."""
+"""What a run keeps, verified, a folder for each step: states to resume from, models to use."""
 
+import concurrent.futures
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -7,17 +11,38 @@ import jax
 import orbax.checkpoint as ocp
 
 from flaxattn.translation.averaging import mean
+from flaxattn.translation.manifest import DamagedError, read_manifest, seal, verify
 
-__all__ = ["Checkpoints", "Models"]
+__all__ = ["Checkpoints", "Models", "SaveError", "size_of"]
+
+TREE = "state"  # orbax's folder within that of a step
+PARTIAL = ".partial"  # ends the name of a folder that is being written or deleted
+
+About = dict[str, Any]  # what a step's manifest says of it
+
+
+class SaveError(OSError):
+    """Something could not be written; what had been kept before still is."""
 
 
 class _Kept:
-    """An orbax manager, which is closed when its block ends."""
+    """The folders of steps in one folder, written in the background, verified when read.
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(create=True, **options)
-        )
+    A step's folder has its name only when all of it is written: `7/state/`, which orbax reads
+    and writes, and `7/manifest.json`.
+
+    Args:
+      folder: made when the first step is written.
+      run: names the run; what other runs have written is skipped. None: reads that of any.
+      warn: is told of every folder that is skipped.
+    """
+
+    def __init__(
+        self, folder: Path, *, run: str | None = None, warn: Callable[[str], None] | None = None
+    ) -> None:
+        self._folder, self._run, self._warn = folder.absolute(), run, warn or _to_stderr
+        self._writer = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing: concurrent.futures.Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -26,63 +51,219 @@ class _Kept:
         self.close()
 
     def close(self) -> None:
-        """Waits until everything is on disk. Raises what went wrong in the background."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk. Raises SaveError if that failed."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def wait(self) -> None:
+        """Waits until what was given to write is on disk. Raises SaveError if that failed."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def steps(self) -> list[int]:
+        """The steps there are folders of, damaged or not, in order."""
+        return sorted(int(path.name) for path in self._folders() if _is_step(path.name))
+
+    def _save(self, step: int, tree: Any, about: About) -> None:
+        """Begins to write the folder of `step` instead of any that is there."""
+        self.wait()
+        about = {"step": step, "run": self._run, "arrays": _arrays(tree)} | about
+        self._writing = self._writer.submit(self._write, step, jax.device_get(tree), about)
+
+    def _write(self, step: int, tree: Any, about: About) -> None:
+        partial = self._folder / f"{step}{PARTIAL}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self._folder.glob(f"*{PARTIAL}"):  # left by a process that was killed
+                shutil.rmtree(path)
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+                orbax.save(partial / TREE, args=ocp.args.StandardSave(tree))
+            seal(partial, about)
+            self._delete(step)
+            partial.rename(self._folder / str(step))
+            self._prune()
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            shutil.rmtree(partial, ignore_errors=True)
+            raise SaveError(self._failure(step, tree, error)) from error
+
+    def _failure(self, step: int, tree: Any, error: Exception) -> str:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        free = shutil.disk_usage(_existing(self._folder)).free
+        kept = self.steps()
+        return (
+            f"{self._folder / str(step)}: could not be written: {reason}. It has {size_of(tree):,} "
+            f"bytes of arrays; {free:,} bytes are free there. "
+            + (f"Step {kept[-1]} is kept as it was." if kept else "No earlier step is kept.")
+        )
+
+    def _delete(self, step: int) -> None:
+        """Deletes the folder of `step`, which is at no time there in part."""
+        folder, partial = self._folder / str(step), self._folder / f"{step}.old{PARTIAL}"
+        if folder.exists():
+            folder.rename(partial)
+            shutil.rmtree(partial)
+
+    def _prune(self) -> None:
+        """Deletes what is no longer worth keeping."""
+        abouts = {}
+        for step in self.steps():
+            try:
+                abouts[step] = read_manifest(self._folder / str(step))["about"]
+            except DamagedError:
+                continue  # when it is read, the person is told
+        for step in abouts.keys() - self._worth_keeping(abouts):
+            self._delete(step)
+
+    def _worth_keeping(self, abouts: dict[int, About]) -> set[int]:
+        raise NotImplementedError
+
+    def _folders(self) -> list[Path]:
+        return sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+
+    def _verified(self, steps: list[int]) -> Iterator[tuple[int, About]]:
+        """Those of the steps that are whole and of this run; the person is told of the others."""
+        for step in steps:
+            folder = self._folder / str(step)
+            try:
+                about = verify(folder)
+                if about.get("step") != step:
+                    raise DamagedError(f"{folder}: holds step {about.get('step')}")
+                if self._run is not None and about.get("run") != self._run:
+                    raise DamagedError(f"{folder}: is of another run")
+            except DamagedError as error:
+                self._warn(f"{error}. Skipped {folder}.")
+            else:
+                yield step, about
+
+    def _read(self, step: int, about: About, like: Any) -> Any:
+        """The tree of a verified step, with the structure, dtypes and placement of `like`."""
+        folder = self._folder / str(step)
+        _check_arrays(about.get("arrays"), _arrays(like), folder)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+            return orbax.restore(folder / TREE, args=ocp.args.StandardRestore(abstract))
 
 
 class Checkpoints(_Kept):
-    """The checkpoints in one folder.
+    """The states that training can go on from.
 
     Args:
-      folder: made when the first checkpoint is written.
+      folder, run, warn: as in every such folder.
       keep: how many of the latest are kept.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        super().__init__(folder, max_to_keep=keep)
+    def __init__(self, folder: Path, *, keep: int, **about: Any) -> None:
+        super().__init__(folder, **about)
+        self._keep = keep
 
-    def save(self, step: int, state: Any) -> None:
-        """Writes `state` in the background; a step already written is left as it is."""
-        if self._manager.latest_step() != step:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Writes in the background.
 
-    def restore_latest(self, like: Any) -> Any:
-        """The latest state, with the structure, shapes and placement of `like`; else `like`."""
-        step = self._manager.latest_step()
-        if step is None:
-            return like
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        Args:
+          state: a tree of arrays.
+          progress: JSON-able, what training knows besides.
+
+        Raises:
+          SaveError if the former checkpoint could not be written.
+        """
+        self._save(step, state, {"progress": progress})
+
+    def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The latest state that is whole, placed like `like`, and its progress; else `like`, {}.
+
+        Raises:
+          ValueError that lists the arrays whose path, shape or dtype are not those of `like`.
+        """
+        for path in self._folders():
+            if not _is_step(path.name) and not path.name.endswith(PARTIAL):
+                self._warn(f"{path}: is no checkpoint. Skipped.")
+        for step, about in self._verified(self.steps()[::-1]):
+            return self._read(step, about, like), about.get("progress", {})
+        return like, {}
+
+    def _worth_keeping(self, abouts: dict[int, About]) -> set[int]:
+        return set(sorted(abouts)[-self._keep :])
 
 
 class Models(_Kept):
     """The models of a run that are worth using: parameters alone, of the best or last validations.
 
     Args:
-      folder: made when the first model is written.
-      keep: how many are kept; None: all.
+      folder, run, warn: as in every such folder.
+      keep: how many are kept.
       select: which: those of the best metric, or the last.
     """
 
-    def __init__(self, folder: Path, *, keep: int | None, select: Literal["best", "last"]) -> None:
-        best = {"best_fn": lambda metrics: metrics["metric"], "best_mode": "max"}
-        super().__init__(folder, max_to_keep=keep, **(best if select == "best" else {}))
+    def __init__(
+        self, folder: Path, *, keep: int = 1, select: Literal["best", "last"] = "last", **about: Any
+    ) -> None:
+        super().__init__(folder, **about)
+        self._keep, self._select = keep, select
 
     def save(self, step: int, params: Any, metric: float) -> None:
-        """Writes `params` in the background, if `metric` (more is better) is worth keeping."""
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(params), metrics={"metric": metric})
+        """Writes in the background, and keeps it if `metric` (more is better) is worth it.
+
+        Raises:
+          SaveError if the former model could not be written.
+        """
+        self._save(step, params, {"metric": metric})
 
     def average(self, like: Any) -> Any:
-        """The mean of the models kept, with the structure, shapes and placement of `like`."""
-        self._manager.wait_until_finished()
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restore = ocp.args.StandardRestore(abstract)
-        steps = sorted(self._manager.all_steps())
-        if not steps:
+        """The mean of the models kept, with the structure, shapes and placement of `like`.
+
+        Raises:
+          ValueError if there is none, or it does not fit.
+        """
+        self.wait()
+        models = [self._read(step, about, like) for step, about in self._verified(self.steps())]
+        if not models:
             raise ValueError(
-                f"{self._manager.directory}: no model has been kept here yet; "
+                f"{self._folder}: no whole model has been kept here yet; "
                 "a run keeps its first one at its first validation."
             )
-        return mean([self._manager.restore(step, args=restore) for step in steps])
+        return mean(models)
+
+    def _worth_keeping(self, abouts: dict[int, About]) -> set[int]:
+        by_metric = lambda step: (abouts[step]["metric"], -step)  # noqa: E731  an equal one is no better
+        ranked = sorted(abouts, key=by_metric if self._select == "best" else None)
+        return set(ranked[-self._keep :])
+
+
+def size_of(tree: Any) -> int:
+    """The bytes of all arrays of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """By path, what each array is: `float32[3,4]`."""
+    return {
+        jax.tree_util.keystr(path): f"{x.dtype}[{','.join(map(str, x.shape))}]"
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check_arrays(kept: Any, wanted: dict[str, str], folder: Path) -> None:
+    if kept == wanted:
+        return
+    kept = kept if isinstance(kept, dict) else {}
+    differing = [
+        f"  {path}: {kept.get(path, 'nothing')} is kept, {wanted.get(path, 'nothing')} is expected"
+        for path in sorted(kept.keys() | wanted.keys())
+        if kept.get(path) != wanted.get(path)
+    ]
+    raise ValueError("\n".join([f"{folder} does not fit this model:", *differing]))
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _to_stderr(text: str) -> None:
+    print(f"Warning: {text}", file=sys.stderr)

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 import tyro
 import tyro.conf
 
+from flaxattn.translation.checkpoints import SaveError
 from flaxattn.translation.config import RunConfig
+from flaxattn.translation.interruption import InterruptedRun
+from flaxattn.translation.metrics import DivergedError
 from flaxattn.translation.run import run
 
 __all__ = ["main"]
@@ -25,6 +28,10 @@ usage: train.py [PRESET] [OPTIONS]
 
 Presets: {presets}. The options below show the values of preset "{preset}".
 A run that was interrupted goes on when the same command is given again.
+
+Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one at once.
+Exit codes: 0 done, 1 failed (no room, no finite loss), 2 wrong input, 75 interrupted and kept,
+130 interrupted outside training.
 """
 
 
@@ -40,13 +47,33 @@ def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = Non
     try:
         name = _take_preset(words, list(presets))
         command = _parse(name, presets, words)
-        run(command.config, stop_before_training=command.dry_run)
+        run(
+            command.config,
+            stop_before_training=command.dry_run,
+            accept_changed_data=command.accept_changed_data,
+        )
+    except InterruptedRun as interrupted:
+        return _ended(
+            75,
+            f"Interrupted after step {interrupted}, which is kept: the same command "
+            "goes on from there.",
+        )
+    except KeyboardInterrupt:
+        return _ended(130, "Interrupted.")
+    except (SaveError, DivergedError) as error:
+        if debug:
+            raise
+        return _ended(1, f"error: {error}")
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _ended(2, f"error: {error}")
     return 0
+
+
+def _ended(code: int, text: str) -> int:
+    print(text, file=sys.stderr)
+    return code
 
 
 def _take_preset(words: list[str], names: list[str]) -> str:
@@ -67,6 +94,8 @@ class Command:
     config: RunConfig
     dry_run: bool = False
     """Show shapes, parameters and a sample of the data, compile, and stop."""
+    accept_changed_data: bool = False
+    """Take a run further although its data is not what it began with."""
     debug: bool = False
     """Show the whole traceback of an error."""
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import tyro
 
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.corpus import read_lines
-from flaxattn.translation.json_data import from_data, read_object
+from flaxattn.translation.json_data import from_older, read_object
+from flaxattn.translation.lines import missing_file, read_lines
 from flaxattn.translation.streaming import chunks
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Translate:
             yield list(self.texts)
         elif self.input:
             if not self.input.is_file():
-                raise FileNotFoundError(f"--input: {self.input}: no such file.")
+                raise missing_file(self.input)
             with self.input.open("rb") as stream:
                 yield from chunks(stream, str(self.input))
         else:
@@ -183,9 +183,9 @@ def kept_decoding(folder: Path) -> DecodingConfig:
     Raises:
       ValueError if that is damaged.
     """
-    path, defaults = folder / "config.json", dataclasses.asdict(DecodingConfig())
+    path = folder / "config.json"
     kept = read_object(path).get("decoding", {}) if path.is_file() else {}
-    return from_data(DecodingConfig, defaults | kept, f"{path}, decoding")
+    return from_older(DecodingConfig, kept, f"{path}, decoding")
 
 
 def _say(text: str) -> None:

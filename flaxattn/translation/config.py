@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flaxattn.models import EncoderDecoderConfig
+from flaxattn.translation.json_data import from_older, same_fields
 
 __all__ = [
     "DataConfig",
@@ -14,6 +15,7 @@ __all__ = [
     "RunConfig",
     "TrainingConfig",
     "config_hash",
+    "from_json",
     "portable",
     "to_json",
 ]
@@ -45,6 +47,9 @@ class DataConfig:
     """How many pairs to hold out for each split that has no files; at most a tenth of all."""
     builtin_pairs: int = 30_000
     """How many training pairs to draw from the built-in corpus."""
+    invalid_lines: Literal["error", "skip"] = "error"
+    """What to do about lines that are not valid UTF-8 or have a NUL: stop at the first, or leave
+    their pairs out and count them."""
     bleu_tokenizer: str = "13a"
     """SacreBLEU's tokenizer for the target language: 13a, zh, ja-mecab, ko-mecab, intl, char."""
     character_coverage: float = 0.9998
@@ -124,6 +129,8 @@ class DecodingConfig:
     """The longest translation has so many tokens for each token of the source, and 8 more."""
     min_ratio: float = 0.0
     """The shortest translation has so many tokens for each token of the source."""
+    max_source: int = 1024
+    """Tokens of a source that are read; of a longer one the rest is left out, with a warning."""
     sampling: bool = False
     """Draw tokens at random instead of seeking the most likely translation."""
     temperature: float = 1.0
@@ -139,6 +146,7 @@ class DecodingConfig:
         _check(self.beam_size >= 1, "beam_size", "at least 1")
         _check(self.length_penalty >= 0, "length_penalty", "at least 0")
         _check(0 <= self.min_ratio <= self.max_ratio, "min_ratio", "from 0 to max_ratio")
+        _check(self.max_source >= 1, "max_source", "at least 1")
         _check(self.temperature > 0, "temperature", "more than 0")
         _check(self.top_k is None or self.top_k >= 1, "top_k", "at least 1")
         _check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1")
@@ -191,6 +199,31 @@ class RunConfig:
 def to_json(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON-able data."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(data: Any, where: str) -> RunConfig:
+    """The configuration that `to_json` made data of; what an older one had not has its default.
+
+    Args:
+      where: the file it is from, for errors.
+
+    Raises:
+      ValueError that names the part and the field.
+    """
+    parts = {
+        "model": EncoderDecoderConfig,
+        "data": DataConfig,
+        "training": TrainingConfig,
+        "decoding": DecodingConfig,
+    }
+    same_fields(data, ["output", *parts], where)
+    if not isinstance(data["output"], str):
+        raise ValueError(f"{where}: output is {data['output']!r}; expected a folder.")
+    read = {name: from_older(kind, data[name], f"{where}, {name}") for name, kind in parts.items()}
+    try:
+        return RunConfig(data["output"], **read)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def config_hash(config: RunConfig) -> str:

@@ -2,12 +2,15 @@
 
 import random
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from flaxattn.translation import builtin
 from flaxattn.translation.config import DataConfig, data_path
+from flaxattn.translation.lines import decode_line, split_lines
 
-__all__ = ["Corpus", "Pairs", "load_corpus", "read_lines", "read_pairs"]
+__all__ = ["Corpus", "Pairs", "load_corpus", "read_pairs"]
+
+NAME_FILES = "Name your files with --train, --valid and --test, and their folder with --data-dir."
 
 HELD_OUT_SEED = 1234  # fixed: a run's seed must not move pairs between the splits
 
@@ -41,61 +44,63 @@ def load_corpus(config: DataConfig) -> Corpus:
     return Corpus(train, valid, test)
 
 
-def read_pairs(paths: list[Path]) -> Pairs:
+def read_pairs(paths: list[Path], invalid_lines: Literal["error", "skip"] = "error") -> Pairs:
     """The pairs of two aligned files or of one TSV file, without those blank on either side.
 
+    Args:
+      invalid_lines: stop at a line that is not valid UTF-8 or has a NUL, or leave its pair out.
+
     Raises:
-      ValueError if the files have different numbers of lines, a TSV line has no tab, or no pair
-      is left.
+      ValueError if the files have different numbers of lines, a TSV line has no tab, a line is
+      invalid, or no pair is left; FileNotFoundError.
     """
-    if len(paths) == 1:
-        pairs = [_split_tsv(paths[0], i, line) for i, line in enumerate(read_lines(paths[0]), 1)]
+    sides = [_read_side(path, invalid_lines) for path in paths]
+    if len(sides) == 1:
+        pairs = [_split_tsv(paths[0], i, line) for i, line in enumerate(sides[0], 1)]
     else:
-        source, target = (read_lines(path) for path in paths)
+        source, target = sides
         if len(source) != len(target):
             raise ValueError(
                 f"{paths[0]} has {len(source)} lines and {paths[1]} {len(target)}; "
                 "line i of one must be the translation of line i of the other."
             )
-        pairs = list(zip(source, target, strict=True))
-    pairs = [(s.strip(), t.strip()) for s, t in pairs]
-    kept = [(s, t) for s, t in pairs if s and t]
+        pairs = [
+            None if s is None or t is None else (s, t) for s, t in zip(source, target, strict=True)
+        ]
+    valid = [(pair[0].strip(), pair[1].strip()) for pair in pairs if pair is not None]
+    kept = [(s, t) for s, t in valid if s and t]
     names = " and ".join(str(path) for path in paths)
-    if len(kept) < len(pairs):
-        print(f"{names}: left out {len(pairs) - len(kept)} pairs that are blank on one side.")
+    for count, what in (
+        (len(pairs) - len(valid), "are not valid UTF-8 or have a NUL"),
+        (len(valid) - len(kept), "are blank on one side"),
+    ):
+        if count:
+            print(f"{names}: left out {count} pairs that {what}.")
     if not kept:
         raise ValueError(f"{names}: no sentence pair found.")
     return kept
 
 
-def read_lines(path: Path) -> list[str]:
-    r"""The lines of a UTF-8 file, broken at "\n" alone; a byte-order mark and "\r\n" are dropped.
-
-    Raises:
-      FileNotFoundError naming the file; ValueError naming file and line of invalid UTF-8.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. Name your files with --train, --valid and --test, "
-            "and their folder with --data-dir."
-        )
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    return [_decode(path, i, line) for i, line in enumerate(lines, 1)]
-
-
-def _decode(path: Path, number: int, line: bytes) -> str:
+def _read_side(path: Path, invalid_lines: Literal["error", "skip"]) -> list[str | None]:
+    """The lines of a file; None stands for one to be left out."""
     try:
-        return line.removesuffix(b"\r").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}, line {number}: invalid UTF-8 at byte {error.start} of the line; "
-            "convert the file to UTF-8, for example with iconv."
-        ) from error
+        lines = split_lines(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} {NAME_FILES}") from None
+    texts: list[str | None] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(decode_line(line, f"{path}, line {number}"))
+        except ValueError as error:
+            if invalid_lines == "error":
+                raise ValueError(f"{error} --invalid-lines skip leaves such pairs out.") from error
+            texts.append(None)
+    return texts
 
 
-def _split_tsv(path: Path, number: int, line: str) -> tuple[str, str]:
+def _split_tsv(path: Path, number: int, line: str | None) -> tuple[str, str] | None:
+    if line is None:
+        return None
     fields = line.split("\t")
     if len(fields) < 2:
         raise ValueError(f"{path}, line {number}: expected source TAB target, found no tab.")
@@ -104,7 +109,8 @@ def _split_tsv(path: Path, number: int, line: str) -> tuple[str, str]:
 
 def _load_split(config: DataConfig, split: str) -> Pairs:
     names = getattr(config, split)
-    return read_pairs([data_path(config, name) for name in names]) if names else []
+    paths = [data_path(config, name) for name in names]
+    return read_pairs(paths, config.invalid_lines) if names else []
 
 
 def _hold_out(pairs: Pairs, splits: int, count: int) -> tuple[Pairs, list[Pairs]]:

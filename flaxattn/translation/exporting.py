@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from flaxattn.translation.loading import (
     CONFIG,
     FORMAT,
     FORMAT_VERSION,
+    SEALED,
     SPECIAL_IDS,
     TOKENIZER,
     WEIGHTS,
     Loaded,
 )
+from flaxattn.translation.manifest import sha256
 from flaxattn.translation.stablehlo import programs
 from flaxattn.translation.weights import write_weights
 
@@ -52,7 +54,7 @@ def export(
     with _replacing(folder) as new:
         write_weights(new / WEIGHTS, loaded.params)
         loaded.tokenizer.save(new / TOKENIZER)
-        (new / CONFIG).write_text(json.dumps(_config(loaded), indent=2) + "\n", "utf-8")
+        (new / CONFIG).write_text(json.dumps(_config(loaded, new), indent=2) + "\n", "utf-8")
         (new / STABLEHLO).mkdir()
         for name, program in programs(loaded.model, loaded.tokenizer.bos_id)._asdict().items():
             (new / STABLEHLO / f"{name}.bin").write_bytes(program)
@@ -73,13 +75,14 @@ def check_target(folder: Path) -> None:
         )
 
 
-def _config(loaded: Loaded) -> dict[str, Any]:
+def _config(loaded: Loaded, folder: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "architecture": dataclasses.asdict(loaded.model.config),
         "special_ids": SPECIAL_IDS,
         "decoding": dataclasses.asdict(loaded.decoding),
+        "sha256": {name: sha256(folder / name) for name in SEALED},
     }
 
 
@@ -87,10 +90,11 @@ def _config(loaded: Loaded) -> dict[str, Any]:
 def _replacing(folder: Path) -> Iterator[Path]:
     """A folder to write in, which takes the place of `folder` once all went well."""
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        new.mkdir()
+    beside = folder.with_name(f".{folder.name}.partial")
+    new, old = beside / "new", beside / "old"
+    shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
+    try:
+        new.mkdir(parents=True)
         yield new
         if folder.exists():
             folder.rename(old)
@@ -100,3 +104,5 @@ def _replacing(folder: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(folder)
             raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

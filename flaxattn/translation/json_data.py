@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-__all__ = ["from_data", "read_object", "same_fields"]
+__all__ = ["from_data", "from_older", "read_object", "same_fields"]
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}.")
@@ -46,10 +46,21 @@ def from_data(kind: type, data: Any, where: str) -> Any:
         if not _fits(data[name], hints[name]):
             expected = getattr(hints[name], "__name__", str(hints[name]))
             raise ValueError(f"{where}: {name} is {data[name]!r}; expected {expected}.")
+    values = {name: tuple(x) if isinstance(x, list) else x for name, x in data.items()}
     try:
-        return kind(**data)
+        return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def from_older(kind: type, data: Any, where: str) -> Any:
+    """As `from_data`; fields that an older version did not write have their defaults."""
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING
+    }
+    return from_data(kind, defaults | data if isinstance(data, dict) else data, where)
 
 
 def same_fields(data: Any, names: list[str], where: str) -> None:
@@ -73,6 +84,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:  # of any length, as JSON's lists are
+        return isinstance(value, list) and all(_fits(x, typing.get_args(hint)[0]) for x in value)
     if hint is float:
         return type(value) in (float, int)
     return type(value) is hint

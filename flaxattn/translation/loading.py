@@ -1,5 +1,6 @@
 """A trained model, read back from the folder it was exported to or from that of its run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,8 +8,9 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.json_data import from_data, read_object, same_fields
+from flaxattn.translation.config import DecodingConfig, from_json
+from flaxattn.translation.json_data import from_older, read_object, same_fields
+from flaxattn.translation.manifest import sha256
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.train_step import init_params
 from flaxattn.translation.weights import read_weights
@@ -19,6 +21,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MODELS",
+    "SEALED",
     "SPECIAL_IDS",
     "TOKENIZER",
     "WEIGHTS",
@@ -32,6 +35,7 @@ __all__ = [
 CONFIG, TOKENIZER = "config.json", "tokenizer.model"  # in both kinds of folder
 MODELS, EXPORTED = "models", "model"  # in a run's folder
 WEIGHTS = "model.safetensors"  # in an exported folder
+SEALED = (WEIGHTS, TOKENIZER)  # whose SHA-256 the configuration of an exported model holds
 FORMAT, FORMAT_VERSION = "flaxattn", 1
 SPECIAL_IDS = {name: getattr(Tokenizer, name) for name in ("pad_id", "bos_id", "eos_id", "unk_id")}
 
@@ -72,8 +76,8 @@ def load_exported(folder: Path) -> Loaded:
     _check_files(folder, (CONFIG, TOKENIZER, WEIGHTS), "an exported model")
     path, config = folder / CONFIG, read_object(folder / CONFIG)
     _check_format(path, config)
-    architecture = from_data(EncoderDecoderConfig, config["architecture"], f"{path}, architecture")
-    decoding = from_data(DecodingConfig, config["decoding"], f"{path}, decoding")
+    architecture = from_older(EncoderDecoderConfig, config["architecture"], f"{path}, architecture")
+    decoding = from_older(DecodingConfig, config["decoding"], f"{path}, decoding")
     tokenizer = _read_tokenizer(folder / TOKENIZER)
     if tokenizer.vocab_size != architecture.vocab_size:
         raise ValueError(
@@ -85,7 +89,11 @@ def load_exported(folder: Path) -> Loaded:
         shapes = _shapes(model)
     except ValueError as error:
         raise ValueError(f"{path}, architecture: {error}") from error
-    return Loaded(model, read_weights(folder / WEIGHTS, shapes), tokenizer, decoding)
+    params = read_weights(folder / WEIGHTS, shapes)
+    for name in SEALED:
+        if sha256(folder / name) != config["sha256"].get(name):
+            raise ValueError(f"{folder / name}: damaged; its SHA-256 is not that in {path}.")
+    return Loaded(model, params, tokenizer, decoding)
 
 
 def load_run(folder: Path) -> Loaded:
@@ -97,13 +105,14 @@ def load_run(folder: Path) -> Loaded:
     from flaxattn.translation.checkpoints import Models  # so late that others need no orbax
 
     _check_files(folder, (CONFIG, TOKENIZER, MODELS), "a run that has been validated at least once")
-    config = read_object(folder / CONFIG)
+    config = from_json(read_object(folder / CONFIG), str(folder / CONFIG))
     tokenizer = _read_tokenizer(folder / TOKENIZER)
-    architecture = EncoderDecoderConfig(**config["model"] | {"vocab_size": tokenizer.vocab_size})
-    decoding = DecodingConfig(**config.get("decoding", {}))
+    architecture = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(architecture, pad_id=tokenizer.pad_id)
-    with Models(folder / MODELS, keep=None, select="last") as models:
-        return Loaded(model, models.average(_on_one_device(_shapes(model))), tokenizer, decoding)
+    with Models(folder / MODELS) as models:
+        return Loaded(
+            model, models.average(_on_one_device(_shapes(model))), tokenizer, config.decoding
+        )
 
 
 def _check_files(folder: Path, names: tuple[str, ...], what: str) -> None:
@@ -127,8 +136,9 @@ def _check_format(path: Path, config: dict[str, Any]) -> None:
             f"{path}: format version {version}; this version of flaxattn reads {FORMAT_VERSION}. "
             "Install the version that wrote it, or a newer one."
         )
-    names = ["format", "format_version", "architecture", "special_ids", "decoding"]
+    names = ["format", "format_version", "architecture", "special_ids", "decoding", "sha256"]
     same_fields(config, names, str(path))
+    same_fields(config["sha256"], list(SEALED), f"{path}, sha256")
     if config["special_ids"] != SPECIAL_IDS:
         raise ValueError(
             f"{path}: special_ids are {config['special_ids']}; expected {SPECIAL_IDS}."

@@ -21,6 +21,7 @@ class Sums(NamedTuple):
     nll: jax.Array  # negative log-likelihood in nats, what is reported
     correct: jax.Array  # tokens that had the highest logit
     tokens: jax.Array  # how many tokens were predicted
+    skipped: jax.Array | float = 0.0  # batches that were left out, since they gave no finite loss
 
 
 class TokenLoss(NamedTuple):
@@ -115,7 +116,7 @@ def batch_loss(
     if r_drop:
         differences = _over_tokens(divergence, (0, 0))(logits[::2], logits[1::2])
         loss += r_drop / 4 * jnp.sum(differences, where=is_token[::2])
-    return Sums(loss, nll, correct, is_token.astype(jnp.float32).sum() / passes)
+    return Sums(loss, nll, correct, is_token.astype(jnp.float32).sum() / passes, jnp.zeros(()))
 
 
 def _over_tokens(of_token: Any, axes: tuple[int | None, ...]) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = ["Batch", "PackedPairs", "pack_rows", "to_batch"]
 
-OPEN_ROWS = 64  # rows that may still be added to; more fill better and pack more slowly
+OPEN_ROWS = 256  # rows that may still be added to; more fill better and pack more slowly
 
 
 Ids = Sequence[np.ndarray]  # int32 [length], one for each sentence
@@ -35,6 +35,7 @@ class PackedPairs:
       rows: R, rows in a batch.
       row_length: L; pairs with a longer side are left out (`left_out` counts them).
       seed: of the order.
+      left_out: how many pairs were too long to be given here.
       resample: gives sources and targets anew for an epoch, as subword dropout does. Pairs that
         are then too long for a row keep their first ids.
 
@@ -50,16 +51,17 @@ class PackedPairs:
         rows: int,
         row_length: int,
         seed: int = 0,
+        left_out: int = 0,
         resample: Callable[[int], tuple[Ids, Ids]] | None = None,
     ) -> None:
         lengths = _lengths(sources, targets)
         fitting = np.flatnonzero((lengths <= row_length).all(axis=1))
         if fitting.size == 0:
+            shortest = f"; the shortest needs {lengths.max(axis=1).min()}" if len(lengths) else ""
             raise ValueError(
-                f"--row-length: no sentence pair fits a row of {row_length} tokens; "
-                f"the shortest needs {lengths.max(axis=1).min()}."
+                f"--row-length: no sentence pair fits a row of {row_length} tokens{shortest}."
             )
-        self.left_out = len(sources) - fitting.size
+        self.left_out = left_out + len(sources) - fitting.size
         self.rows, self.row_length, self.seed = rows, row_length, seed
         self._pairs = [(sources[i], targets[i]) for i in fitting.tolist()]
         self._fitting, self._resample = fitting, resample
@@ -99,7 +101,8 @@ class PackedPairs:
 
 
 def _lengths(sources: Ids, targets: Ids) -> np.ndarray:
-    return np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+    lengths = [[len(s), len(t)] for s, t in zip(sources, targets, strict=True)]
+    return np.array(lengths, int).reshape(-1, 2)
 
 
 def pack_rows(lengths: np.ndarray, row_length: int, order: np.ndarray) -> list[list[int]]:

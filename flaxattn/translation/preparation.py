@@ -1,7 +1,6 @@
 """From a configuration to everything training needs: text, tokens, packed rows, a model."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,18 +8,15 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.config import RunConfig, portable, to_json
+from flaxattn.translation.config import RunConfig
 from flaxattn.translation.corpus import Corpus, Pairs, load_corpus
 from flaxattn.translation.freezing import labels
-from flaxattn.translation.json_data import read_object
-from flaxattn.translation.loading import CONFIG, TOKENIZER, Loaded, load
+from flaxattn.translation.loading import TOKENIZER, Loaded, load
 from flaxattn.translation.packing import PackedPairs
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.train_step import init_params
 
-__all__ = ["Prepared", "check_folder", "open_folder", "prepare"]
-
-CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
+__all__ = ["Prepared", "prepare"]
 
 
 class Prepared(NamedTuple):
@@ -32,29 +28,6 @@ class Prepared(NamedTuple):
     params: Any  # before the first step
     train: PackedPairs
     valid: PackedPairs
-
-
-def check_folder(config: RunConfig) -> None:
-    """Raises ValueError if the run's folder holds a run that cannot be taken further."""
-    folder = Path(config.output)
-    kept = folder / CONFIG
-    if kept.exists():
-        differing = _differences(read_object(kept), to_json(config))
-        if differing:
-            raise ValueError(
-                f"{folder} holds a run with other settings ({', '.join(differing)}). "
-                "Name another folder with --output, or delete that one."
-            )
-
-
-def open_folder(config: RunConfig, tokenizer: Tokenizer) -> Path:
-    """The run's folder, made if need be, with the configuration and the tokenizer in it."""
-    check_folder(config)
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(to_json(config), indent=2) + "\n")
-    tokenizer.save(folder / TOKENIZER)
-    return folder
 
 
 def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
@@ -120,7 +93,8 @@ def _pack(
     pairs: Pairs, tokenizer: Tokenizer, config: RunConfig, subword_dropout: float = 0.0
 ) -> PackedPairs:
     training = config.training
-    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+    fitting = [p for p in pairs if all(tokenizer.fits(t, training.row_length) for t in p)]
+    sides = [[pair[side] for pair in fitting] for side in (0, 1)]
 
     def resample(epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         source, target = (
@@ -135,6 +109,7 @@ def _pack(
         row_length=training.row_length,
         seed=training.seed,
         resample=resample if subword_dropout else None,
+        left_out=len(pairs) - len(fitting),
     )
 
 
@@ -145,15 +120,3 @@ def _check_rows(config: RunConfig) -> None:
             f"--rows is {training.rows}; expected a multiple of {devices} devices times "
             f"{training.microbatches} microbatches."
         )
-
-
-def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """The settings that differ and matter to the steps already made."""
-    flat_kept, flat_wanted = (
-        data["data"] | data["model"] | data["training"] for data in map(portable, (kept, wanted))
-    )
-    free = set(CHANGE_NO_MODEL)
-    if not flat_kept["cooldown_steps"]:
-        free.add("steps")  # a finished run may be trained on
-    names = (flat_kept.keys() | flat_wanted.keys()) - free
-    return sorted(n for n in names if flat_kept.get(n) != flat_wanted.get(n))

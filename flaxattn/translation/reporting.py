@@ -2,17 +2,22 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import rich.console
 import rich.progress
 import rich.text
 import tensorboardX
 
+from flaxattn.translation.files import write_whole
+
 __all__ = ["RunLog", "Screen"]
+
+LOG, SPEED = "log.jsonl", "speed.jsonl"
 
 
 class Screen:
@@ -80,37 +85,61 @@ class Progress:
 
 
 class RunLog:
-    """The record of a run: `log.jsonl` and TensorBoard's event files, both appended to."""
+    """The record of a run: `log.jsonl`, `speed.jsonl` and TensorBoard's event files.
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "log.jsonl"
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), write_to_disk=True)
+    What is learned stands in `log.jsonl`, which is the same to the byte however often a run was
+    interrupted; what depends on the machine and the hour in `speed.jsonl`.
 
-    def last(self, kind: str, step: int) -> dict[str, Any]:
-        """The last row of `kind` at or before `step`; empty if there is none."""
-        return (self.rows(kind, step) or [{}])[-1]
+    Args:
+      folder: of the run.
+      start: the step that training goes on from; rows of later ones are taken out of the files.
+    """
 
-    def rows(self, kind: str, step: int) -> list[dict[str, Any]]:
-        """All rows of `kind` at or before `step`, the last of each step, by step."""
-        rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        found = {row["step"]: row for row in rows if row["kind"] == kind and row["step"] <= step}
-        return [found[step] for step in sorted(found)]
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        self._log, self._speed = (_reopened(folder / name, start) for name in (LOG, SPEED))
+        self._board = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=True
+        )
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One row of `kind` ("train", "valid", "sample"), which also goes to TensorBoard."""
-        row = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._lines.write(json.dumps(row) + "\n")
-        self._lines.flush()
+        _write_row(self._log, {"kind": kind, "step": step, **values})
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
             else:
                 self._board.add_text(f"{kind}/{name}", str(value), step)
 
+    def write_speed(self, step: int, values: dict[str, float]) -> None:
+        """One row of `speed.jsonl`, with the time of day in seconds of the epoch."""
+        _write_row(self._speed, {"step": step, "time": round(time.time(), 3), **values})
+        for name, value in values.items():
+            self._board.add_scalar(f"speed/{name}", value, step)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._board.close()
-        self._lines.close()
+        self._log.close()
+        self._speed.close()
+
+
+def _reopened(path: Path, start: int) -> TextIO:
+    """The file, to append to, with only those of its rows that lie before or at a step."""
+    kept = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    write_whole(path, b"".join(row + b"\n" for row in kept if _step_of(row) <= start))
+    return path.open("a", encoding="utf-8")
+
+
+def _step_of(row: bytes) -> float:
+    """The step of a row; of one that cannot be read, none that is kept."""
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _write_row(file: TextIO, row: dict[str, Any]) -> None:
+    file.write(json.dumps(row) + "\n")
+    file.flush()

@@ -10,9 +10,11 @@ from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, 
 from flaxattn.translation.devices import describe_devices, idle_accelerator, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.exporting import export
+from flaxattn.translation.files import write_whole
 from flaxattn.translation.loading import EXPORTED, Loaded
-from flaxattn.translation.preparation import Prepared, check_folder, open_folder, prepare
+from flaxattn.translation.preparation import Prepared, prepare
 from flaxattn.translation.reporting import Screen
+from flaxattn.translation.run_folder import check_folder, opened
 from flaxattn.translation.scoring import Score, check_tokenizer, score
 from flaxattn.translation.training import Trained, train
 from flaxattn.translation.translator import translate
@@ -22,19 +24,23 @@ __all__ = ["run"]
 SAMPLES = 5  # translations shown at the end
 
 
-def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, Any] | None:
+def run(
+    config: RunConfig, *, stop_before_training: bool = False, accept_changed_data: bool = False
+) -> dict[str, Any] | None:
     """Trains and scores as `config` says, and returns the row of results.
 
-    The run's folder then holds `config.json`, `tokenizer.model`, `checkpoints/`, `models/`,
-    `log.jsonl`, `tensorboard/`, the test split as `test.source`, `test.reference` and
-    `test.hypothesis`, `result.json`, and `model/`, the exported model. A run that was interrupted
-    goes on from its latest checkpoint.
+    The run's folder then holds `config.json`, `data.json`, `tokenizer.model`, `checkpoints/`,
+    `models/`, `log.jsonl`, `speed.jsonl`, `tensorboard/`, the test split as `test.source`,
+    `test.reference` and `test.hypothesis`, `result.json`, and `model/`, the exported model. A run
+    that was interrupted goes on from its latest whole checkpoint, to the same bytes as one that was
+    not.
 
     Args:
       stop_before_training: prepare, show what would be trained, compile, write nothing, stop.
+      accept_changed_data: take a run further although its data is not what it began with.
 
     Raises:
-      ValueError or FileNotFoundError that says what to change, before any long work.
+      ValueError or OSError that says what to change, before any long work; what `train` raises.
     """
     split_cpu(config.training.rows // config.training.microbatches)
     screen = Screen()
@@ -49,10 +55,12 @@ def run(config: RunConfig, *, stop_before_training: bool = False) -> dict[str, A
     if stop_before_training:
         dry_run(prepared, config, screen)
         return None
-    folder = open_folder(config, prepared.tokenizer)
-    trained = train(prepared, config, folder, screen)
-    hypotheses = _translate_test(prepared, trained, config.decoding, screen)
-    return _finish(config, prepared, trained, hypotheses, folder, screen)
+    with opened(
+        config, prepared.tokenizer, prepared.corpus, accept_changed_data=accept_changed_data
+    ) as folder:
+        trained = train(prepared, config, folder, screen)
+        hypotheses = _translate_test(prepared, trained, config.decoding, screen)
+        return _finish(config, prepared, trained, hypotheses, folder, screen)
 
 
 def _describe(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
@@ -100,9 +108,9 @@ def _finish(
     scores = score(hypotheses, references, tokenizer=config.data.bleu_tokenizer)
     texts = {"source": sources, "reference": references, "hypothesis": hypotheses}
     for name, lines in texts.items():
-        (folder / f"test.{name}").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        write_whole(folder / f"test.{name}", "".join(f"{line}\n" for line in lines))
     row = _result_row(config, trained, scores)
-    (folder / "result.json").write_text(json.dumps(row, indent=2) + "\n")
+    write_whole(folder / "result.json", json.dumps(row, indent=2) + "\n")
     loaded = Loaded(prepared.model, trained.params, prepared.tokenizer, config.decoding)
     export(folder / EXPORTED, loaded, run=to_json(config), result=row)
     for i in range(0, len(sources), max(len(sources) // SAMPLES, 1))[:SAMPLES]:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from flaxattn.translation.lines import BYTE_ORDER_MARK, decode_line
+
 __all__ = ["chunks"]
 
 PIECE = 1024  # lines taken together, at most; a multiple of any sensible batch
@@ -31,12 +33,9 @@ def chunks(stream: BinaryIO, name: str) -> Iterator[list[str]]:
         while isinstance(line, bytes):
             number += 1
             try:
-                texts.append(_text(line, number == 1))
-            except UnicodeDecodeError as error:
-                line = ValueError(
-                    f"{name}, line {number}: invalid UTF-8 at byte {error.start} of the line; "
-                    "convert the text to UTF-8, for example with iconv."
-                )
+                texts.append(_text(line, f"{name}, line {number}", number == 1))
+            except ValueError as error:
+                line = error
                 break
             if len(texts) == PIECE or lines.empty():
                 break
@@ -58,6 +57,6 @@ def _read(stream: BinaryIO, lines: queue.Queue[bytes | BaseException | None]) ->
         lines.put(error)
 
 
-def _text(line: bytes, first: bool) -> str:
+def _text(line: bytes, where: str, first: bool) -> str:
     line = line.removesuffix(b"\n").removesuffix(b"\r")
-    return (line.removeprefix(b"\xef\xbb\xbf") if first else line).decode("utf-8")
+    return decode_line(line.removeprefix(BYTE_ORDER_MARK) if first else line, where)

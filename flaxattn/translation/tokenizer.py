@@ -1,12 +1,15 @@
 """Text to token ids and back: SentencePiece BPE with byte fallback, trained in place."""
 
-import concurrent.futures
+import functools
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
+
+from flaxattn.translation.files import write_whole
+from flaxattn.translation.subword_dropout import SubwordDropout
 
 __all__ = ["Tokenizer"]
 
@@ -17,6 +20,8 @@ class Tokenizer:
     Every text can be encoded: characters never seen become bytes. `decode(encode(text))` gives
     the text back, runs of spaces collapsed. "</s>" or "<pad>" written in a text is text.
     """
+
+    max_piece_length = 16  # characters a token stands for, at most
 
     pad_id, bos_id, eos_id, unk_id = range(4)
 
@@ -43,6 +48,7 @@ class Tokenizer:
                 hard_vocab_limit=False,
                 byte_fallback=True,
                 character_coverage=character_coverage,
+                max_sentencepiece_length=cls.max_piece_length,
                 normalization_rule_name="identity",
                 pad_id=cls.pad_id,
                 bos_id=cls.bos_id,
@@ -64,7 +70,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Writes a standard SentencePiece model file."""
-        path.write_bytes(self.model)
+        write_whole(path, self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -76,23 +82,40 @@ class Tokenizer:
         ids = self._processor.encode(list(texts), add_eos=True)
         return [np.asarray(row, np.int32) for row in ids]
 
+    def fits(self, text: str, length: int) -> bool:
+        """Whether a text may have at most `length` ids: False only if it surely has more.
+
+        Costs next to nothing, whatever a text holds that would take long to encode.
+        """
+        most = self.max_piece_length * length
+        return len(text) <= most or len(" ".join(text.split())) <= most
+
+    def encode_start(self, text: str, length: int) -> tuple[np.ndarray, bool]:
+        """As `encode` of one text, of which only so much is read as `length` ids may stand for.
+
+        Returns:
+          int32, at most `length` ids, the last of them `eos_id`; and whether that is not all.
+        """
+        most = self.max_piece_length * length
+        text = text if len(text) <= most else " ".join(text.split())
+        (ids,) = self.encode([text[:most]])
+        if len(text) <= most and len(ids) <= length:
+            return ids, False
+        return np.append(ids[: length - 1], ids[-1:]), True
+
     def sample(self, texts: Sequence[str], dropout: float, seed: Sequence[int]) -> list[np.ndarray]:
         """As `encode`, with each of BPE's merges left out with probability `dropout`.
 
         This is BPE-dropout (Provilkov et al. 2020, arXiv:1910.13267): a word is seen in many
         spellings. The outcome depends on the texts, `dropout` and `seed` alone.
         """
+        if not dropout:
+            return self.encode(texts)
+        return self._subword_dropout.sample(texts, dropout, seed)
 
-        def draw() -> list[list[int]]:
-            sentencepiece.set_random_generator_seed(int(state[0]))
-            return self._processor.encode(
-                list(texts), add_eos=True, enable_sampling=True, alpha=dropout, num_threads=1
-            )
-
-        state = np.random.SeedSequence(list(seed)).generate_state(1)
-        # SentencePiece seeds a generator when a thread first uses it, so each draw has its own.
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            return [np.asarray(row, np.int32) for row in thread.submit(draw).result()]
+    @functools.cached_property
+    def _subword_dropout(self) -> SubwordDropout:
+        return SubwordDropout(self._processor)
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """The text of each row of ids, up to its first `eos_id`."""

@@ -118,7 +118,8 @@ def make_train_step(
 
     The state it is given is donated: use the one it returns.
     The loss is summed over all tokens of all microbatches and devices and divided once by their
-    number, so that neither the count of microbatches nor of devices changes the gradient.
+    number, so that neither the count of microbatches nor of devices changes the gradient. Where it
+    or a gradient is not finite, the step changes nothing but its number, and is counted as skipped.
     """
 
     def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
@@ -143,15 +144,25 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, (gradients, sums)), None
 
         parts = (jnp.arange(config.microbatches), _split(batch, config.microbatches))
-        zero = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[jnp.zeros(())] * 4))
+        zero = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[jnp.zeros(())] * 5))
         (gradients, sums), _ = jax.lax.scan(add_microbatch, zero, parts)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
+        finite = jax.tree.reduce(
+            jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), (sums.loss, gradients))
+        )
+        updated = update(state, gradients)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        nothing = Sums(*[jnp.zeros(())] * 4)._replace(skipped=jnp.ones(()))
+        sums = jax.tree.map(lambda done, none: jnp.where(finite, done, none), sums, nothing)
+        return kept._replace(step=state.step + 1), sums
+
+    def update(state: TrainState, gradients: Any) -> TrainState:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             ema = follow(ema, params, state.step, config.ema_decay)
-        return TrainState(state.step + 1, params, opt_state, ema), sums
+        return TrainState(state.step, params, opt_state, ema)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=replicated)

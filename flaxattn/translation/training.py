@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flaxattn.translation.checkpoints import Checkpoints, Models
+from flaxattn.translation.checkpoints import Checkpoints, Models, size_of
 from flaxattn.translation.config import RunConfig
+from flaxattn.translation.interruption import InterruptedRun, Interruption
 from flaxattn.translation.loading import MODELS
-from flaxattn.translation.metrics import Metrics
+from flaxattn.translation.metrics import Metrics, Tally
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.reporting import RunLog, Screen
+from flaxattn.translation.run_folder import check_space, run_name
 from flaxattn.translation.train_step import (
     data_mesh,
     init_state,
@@ -19,6 +21,8 @@ from flaxattn.translation.train_step import (
 from flaxattn.translation.validation import Validation, stale
 
 __all__ = ["Trained", "train"]
+
+CHECKPOINTS = "checkpoints"
 
 
 class Trained(NamedTuple):
@@ -31,9 +35,14 @@ class Trained(NamedTuple):
 
 
 def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -> Trained:
-    """Trains as `config` says, from the latest checkpoint in `folder` if there is one.
+    """Trains as `config` says, from the latest whole checkpoint in `folder` if there is one.
 
     Nothing waits for the device inside the loop, save to validate and to write a checkpoint.
+
+    Raises:
+      InterruptedRun if the process was asked to stop, DivergedError if the loss ceased to be
+      finite, SaveError or OSError if there is no room; whatever is raised, what the last
+      checkpoint holds is kept.
     """
     training, mesh = config.training, data_mesh()
     optimizer = make_optimizer(training, prepared.params)
@@ -41,20 +50,24 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
     step_once = make_train_step(prepared.model, optimizer, training, bos_id=bos_id, mesh=mesh)
     validation = Validation(prepared, config, mesh)
     state = place(init_state(prepared.params, optimizer, training), mesh)
+    check_space(config, size_of(state), size_of(state.model))
+    of_run: Any = {"run": run_name(config), "warn": screen.warn}
     with (
-        Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints) as checkpoints,
-        Models(folder / MODELS, keep=training.average, select=training.select) as models,
-        RunLog(folder) as log,
+        Interruption() as interruption,
+        Checkpoints(folder / CHECKPOINTS, keep=training.keep_checkpoints, **of_run) as checkpoints,
+        Models(folder / MODELS, keep=training.average, select=training.select, **of_run) as models,
     ):
-        state = checkpoints.restore_latest(state)
-        start = int(state.step)
+        state, progress = checkpoints.restore_latest(state)
+        tally, start = Tally(**progress), int(state.step)
         if start:
             screen.say(f"Resumed from the checkpoint of step {start}.")
-        history = [validation.metric(row) for row in log.rows("valid", start)]
-        with screen.progress("training", training.steps, start) as progress:
-            metrics = Metrics(training, log, progress, start)
+        with (
+            RunLog(folder, start) as log,
+            screen.progress("training", training.steps, start) as bar,
+        ):
+            metrics = Metrics(training, log, bar, tally)
             for step in range(start + 1, training.steps + 1):
-                if training.patience and stale(history) >= training.patience:
+                if training.patience and stale(tally.history) >= training.patience:
                     screen.say(
                         f"Stopped early: no better model in {training.patience} validations."
                     )
@@ -62,14 +75,21 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
                 batch = place(prepared.train.batch(step - 1), mesh, "data")
                 state, sums = step_once(state, batch)
                 metrics.add(step, sums)
-                if step % training.valid_every == 0 or step == training.steps:
+                validate = step % training.valid_every == 0 or step == training.steps
+                if validate:
                     metrics.flush(step)
-                    history.append(_validate(validation, step, state.model, log, screen))
-                    models.save(step, state.model, history[-1])
-                    checkpoints.save(step, state)
+                    tally.history.append(_validate(validation, step, state.model, log, screen))
+                    models.save(step, state.model, tally.history[-1])
+                if validate or interruption.requested:
+                    models.wait()  # so that no checkpoint is without the models before it
+                    checkpoints.save(step, state, metrics.progress())
                     metrics.restart_clock()
+                if interruption.requested:
+                    raise InterruptedRun(step)
         params = models.average(state.model)
-        return Trained(params, int(state.step), metrics.seconds, metrics.target_tokens)
+        if interruption.requested:
+            raise InterruptedRun(int(state.step))
+        return Trained(params, int(state.step), metrics.seconds, tally.target_tokens)
 
 
 def _validate(validation: Validation, step: int, params: Any, log: RunLog, screen: Screen) -> float:

@@ -1,5 +1,6 @@
 """Texts in, translations out, in the order given: batches by length around `decode`."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class Translator:
         """
         blank = [Translation("", 0.0, 0.0)] * n_best
         answers = [blank] * len(texts)
-        sources = self._tokenizer.encode(texts)
+        sources = self._encode(texts, first)
         filled = [i for i in range(len(texts)) if texts[i].strip()]
         for chosen in self._batches(filled, sources):
             numbers = [first + i for i in chosen]
@@ -78,6 +79,23 @@ class Translator:
                 answers[i] = translations
             progress(len(chosen))
         return answers
+
+    def _encode(self, texts: Sequence[str], first: int) -> list[np.ndarray]:
+        """The ids of each text, of long ones only the first; the person is told of these."""
+        most = self._config.max_source
+        if all(self._tokenizer.fits(text, most) for text in texts):
+            sources = self._tokenizer.encode(texts)
+            if max(map(len, sources), default=0) <= most:
+                return sources
+        starts = [self._tokenizer.encode_start(text, most) for text in texts]
+        for number, (_, is_cut) in enumerate(starts, first + 1):
+            if is_cut:
+                warnings.warn(
+                    f"text {number} has more than {most} tokens; only its beginning is translated. "
+                    "DecodingConfig.max_source says how much.",
+                    stacklevel=3,
+                )
+        return [ids for ids, _ in starts]
 
     def _batches(self, indices: list[int], sources: list[np.ndarray]) -> Iterator[list[int]]:
         """The indices, sorted by length, in batches of one rounded length."""

@@ -1,0 +1,7 @@
+"""A run that is killed goes on to the same bytes: the short form of `killing.py`."""
+
+import killing
+
+
+def test_killed_runs_end_in_the_same_bytes(tmp_path):
+    assert killing.kill_runs(tmp_path, kills=8, steps=60, seed=1) == []
