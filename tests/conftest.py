@@ -1,7 +1,10 @@
 """Tests run with strict promotion of dtypes and ranks, and with four devices on the CPU."""
 
+import hypothesis
 import jax
 import pytest
+
+hypothesis.settings.register_profile("fuzz", max_examples=2000)  # five tests: 10,000 cases
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
