@@ -1,8 +1,15 @@
 """Tests run with strict promotion of dtypes and ranks, and with four devices on the CPU."""
 
+import os
+
 import hypothesis
 import jax
 import pytest
+
+# Half of the tests' time is LLVM's optimisation of programs that run once. To test those that users
+# get: XLA_FLAGS=--xla_backend_optimization_level=3 pytest
+if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
 hypothesis.settings.register_profile("fuzz", max_examples=2000)  # five tests: 10,000 cases
 
