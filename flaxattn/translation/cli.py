@@ -16,6 +16,7 @@ from flaxattn.translation.run import run
 
 __all__ = ["main"]
 
+FAILED, WRONG_INPUT, KEPT, ABORTED = 1, 2, 75, 130  # 75: EX_TEMPFAIL, 130: 128 + SIGINT
 HELP = """Trains a translator from sentence pairs, scores it, and keeps everything in a folder.
 
 usage: train.py [PRESET] [OPTIONS]
@@ -52,28 +53,20 @@ def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = Non
             stop_before_training=command.dry_run,
             accept_changed_data=command.accept_changed_data,
         )
-    except InterruptedRun as interrupted:
-        return _ended(
-            75,
-            f"Interrupted after step {interrupted}, which is kept: the same command "
-            "goes on from there.",
+    except InterruptedRun as end:
+        print(
+            f"Interrupted after step {end}; the same command goes on from there.", file=sys.stderr
         )
+        return KEPT
     except KeyboardInterrupt:
-        return _ended(130, "Interrupted.")
-    except (SaveError, DivergedError) as error:
+        print("Interrupted.", file=sys.stderr)
+        return ABORTED
+    except (ValueError, OSError, DivergedError) as error:
         if debug:
             raise
-        return _ended(1, f"error: {error}")
-    except (ValueError, OSError) as error:
-        if debug:
-            raise
-        return _ended(2, f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED if isinstance(error, SaveError | DivergedError) else WRONG_INPUT
     return 0
-
-
-def _ended(code: int, text: str) -> int:
-    print(text, file=sys.stderr)
-    return code
 
 
 def _take_preset(words: list[str], names: list[str]) -> str:
