@@ -175,6 +175,32 @@ def test_a_step_of_another_run_is_skipped(whole, tmp_path):
     assert len(warnings) == 1 and "another run" in warnings[0]
 
 
+def damaged_later(copy):
+    flip(next((copy / "6" / "state").rglob("_METADATA")))
+
+
+def foreign_later(copy):
+    saved(copy.parent / "other", steps=(90,), run="theirs")
+    shutil.copytree(copy.parent / "other" / "90", copy / "90")
+
+
+def misnumbered_later(copy):
+    (copy / "6").rename(copy / "60")
+
+
+@pytest.mark.parametrize("happen", [damaged_later, foreign_later, misnumbered_later])
+def test_a_later_step_that_is_skipped_does_not_displace_the_one_just_written(
+    whole, tmp_path, happen
+):
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    happen(copy)
+    saved(copy, steps=(5,), keep=1)
+    state, _, warnings = restored(copy)
+    expected = 6 if happen is foreign_later else 5
+    assert bytes_of(state) == bytes_of(state_of(expected)) and len(warnings) == 1
+    assert (copy / "5").exists() and not (copy / "3").exists()
+
+
 def test_with_nothing_whole_left_one_begins_anew_and_is_told(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "copy")
     for step in ("3", "6"):

@@ -56,7 +56,7 @@ def test_a_kept_run_can_be_taken_further(folder):
         like = init_state(init_params(model, 0), optimizer, config.training)
     warnings = []
     with Checkpoints(
-        folder / "checkpoints", keep=1, run=run_name(config), warn=warnings.append
+        folder / "checkpoints", keep=1, run=run_name(folder), warn=warnings.append
     ) as checkpoints:
         state, progress = checkpoints.restore_latest(like)
     assert warnings == [] and int(state.step) == config.training.steps

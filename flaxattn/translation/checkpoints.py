@@ -1,6 +1,8 @@
 """What a run keeps, verified, a folder for each step: states to resume from, models to use."""
 
+import abc
 import concurrent.futures
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ class SaveError(OSError):
     """Something could not be written; what had been kept before still is."""
 
 
-class _Kept:
+class _Kept(abc.ABC):
     """The folders of steps in one folder, written in the background, verified when read.
 
     A step's folder has its name only when all of it is written: `7/state/`, which orbax reads
@@ -84,7 +86,7 @@ class _Kept:
             seal(partial, about)
             self._delete(step)
             partial.rename(self._folder / str(step))
-            self._prune()
+            self._prune(step)
         except Exception as error:  # orbax and tensorstore raise many kinds
             shutil.rmtree(partial, ignore_errors=True)
             raise SaveError(self._failure(step, tree, error)) from error
@@ -106,19 +108,25 @@ class _Kept:
             folder.rename(partial)
             shutil.rmtree(partial)
 
-    def _prune(self) -> None:
-        """Deletes what is no longer worth keeping."""
+    def _prune(self, last: int) -> None:
+        """Deletes what is no longer worth keeping.
+
+        Steps after the last one written, which training has not come from, take no part in that:
+        they are damaged or of another run, or will be written anew.
+        """
         abouts = {}
         for step in self.steps():
-            try:
-                abouts[step] = read_manifest(self._folder / str(step))["about"]
-            except DamagedError:
-                continue  # when it is read, the person is told
+            if step <= last:
+                with contextlib.suppress(DamagedError):  # when it is read, the person is told
+                    about = read_manifest(self._folder / str(step))["about"]
+                    self._check_ours(step, about)
+                    abouts[step] = about
         for step in abouts.keys() - self._worth_keeping(abouts):
             self._delete(step)
 
+    @abc.abstractmethod
     def _worth_keeping(self, abouts: dict[int, About]) -> set[int]:
-        raise NotImplementedError
+        """Which of the steps to keep, by what is said of each."""
 
     def _folders(self) -> list[Path]:
         return sorted(self._folder.iterdir()) if self._folder.is_dir() else []
@@ -129,14 +137,19 @@ class _Kept:
             folder = self._folder / str(step)
             try:
                 about = verify(folder)
-                if about.get("step") != step:
-                    raise DamagedError(f"{folder}: holds step {about.get('step')}")
-                if self._run is not None and about.get("run") != self._run:
-                    raise DamagedError(f"{folder}: is of another run")
+                self._check_ours(step, about)
             except DamagedError as error:
                 self._warn(f"{error}. Skipped {folder}.")
             else:
                 yield step, about
+
+    def _check_ours(self, step: int, about: About) -> None:
+        """Raises DamagedError unless the folder of a step holds that step of this run."""
+        folder = self._folder / str(step)
+        if about.get("step") != step:
+            raise DamagedError(f"{folder}: holds step {about.get('step')}")
+        if self._run is not None and about.get("run") != self._run:
+            raise DamagedError(f"{folder}: is of another run")
 
     def _read(self, step: int, about: About, like: Any) -> Any:
         """The tree of a verified step, with the structure, dtypes and placement of `like`."""

@@ -21,7 +21,7 @@ class Sums(NamedTuple):
     nll: jax.Array  # negative log-likelihood in nats, what is reported
     correct: jax.Array  # tokens that had the highest logit
     tokens: jax.Array  # how many tokens were predicted
-    skipped: jax.Array | float = 0.0  # batches that were left out, since they gave no finite loss
+    skipped: jax.Array  # batches that were left out, since they gave no finite loss
 
 
 class TokenLoss(NamedTuple):

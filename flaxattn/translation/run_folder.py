@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flaxattn.translation.config import RunConfig, from_json, portable, to_json
+from flaxattn.translation.config import RunConfig, config_hash, from_json, portable, to_json
 from flaxattn.translation.corpus import Corpus
 from flaxattn.translation.files import write_whole
 from flaxattn.translation.json_data import read_object
@@ -37,6 +37,11 @@ def check_folder(config: RunConfig) -> None:
     if (folder / LOCK).exists():
         with _held(folder):
             pass
+    _check_kept(folder, config)
+
+
+def _check_kept(folder: Path, config: RunConfig) -> None:
+    """Raises ValueError if the folder holds a run with other settings, or a damaged one."""
     if (folder / CONFIG).exists():
         kept = from_json(read_object(folder / CONFIG), str(folder / CONFIG))
         differing = _differences(to_json(kept), to_json(config))
@@ -54,7 +59,8 @@ def opened(
 ) -> Iterator[Path]:
     """The run's folder, made if need be, for this process alone while the block runs.
 
-    It then holds the configuration, the tokenizer, and the SHA-256 of the data and of both.
+    It then holds the configuration, the tokenizer, and `data.json` with the SHA-256 of the sentence
+    pairs and of the tokenizer, and the name of the run.
 
     Args:
       accept_changed_data: take the run further even if its data is not what it began with.
@@ -62,25 +68,28 @@ def opened(
     Raises:
       ValueError if the data has changed; else as `check_folder`.
     """
-    check_folder(config)
     folder = Path(config.output)
+    _check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
+        _check_kept(folder, config)  # again: another process may have begun a run meanwhile
         digests = data_digests(corpus)
         if (folder / DATA).exists() and not accept_changed_data:
             _check_data(folder, digests)
         tokenizer.save(folder / TOKENIZER)
-        about = {"sentence_pairs": digests, "tokenizer": sha256(folder / TOKENIZER)}
+        about = {
+            "run": run_name(folder) or config_hash(config),
+            "sentence_pairs": digests,
+            "tokenizer": sha256(folder / TOKENIZER),
+        }
         write_whole(folder / DATA, json.dumps(about, indent=2) + "\n")
         write_whole(folder / CONFIG, json.dumps(to_json(config), indent=2) + "\n")
         yield folder
 
 
-def run_name(config: RunConfig) -> str:
-    """Twelve hex digits that are the same as long as a run may be taken further."""
-    free = CHANGE_NO_MODEL | {"steps"}
-    settings = {k: v for k, v in _settings(to_json(config)).items() if k not in free}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+def run_name(folder: Path) -> str | None:
+    """What the run in a folder has been called since it began; None if it has not begun."""
+    return read_object(folder / DATA).get("run") if (folder / DATA).exists() else None
 
 
 def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
@@ -163,13 +172,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The settings that differ and matter to the steps already made."""
-    kept, wanted = _settings(kept), _settings(wanted)
+    kept, wanted = (d["data"] | d["model"] | d["training"] for d in map(portable, (kept, wanted)))
     free = CHANGE_NO_MODEL | ({"steps"} if not kept["cooldown_steps"] else set())
     names = (kept.keys() | wanted.keys()) - free
     return sorted(name for name in names if kept.get(name) != wanted.get(name))
-
-
-def _settings(data: dict[str, Any]) -> dict[str, Any]:
-    """All that a run can be told, in one."""
-    data = portable(data)
-    return data["data"] | data["model"] | data["training"]

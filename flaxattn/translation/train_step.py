@@ -152,7 +152,7 @@ def make_train_step(
         )
         updated = update(state, gradients)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        nothing = Sums(*[jnp.zeros(())] * 4)._replace(skipped=jnp.ones(()))
+        nothing = Sums(*[jnp.zeros(())] * 5)._replace(skipped=jnp.ones(()))
         sums = jax.tree.map(lambda done, none: jnp.where(finite, done, none), sums, nothing)
         return kept._replace(step=state.step + 1), sums
 

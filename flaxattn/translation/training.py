@@ -51,7 +51,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
     validation = Validation(prepared, config, mesh)
     state = place(init_state(prepared.params, optimizer, training), mesh)
     check_space(config, size_of(state), size_of(state.model))
-    of_run: Any = {"run": run_name(config), "warn": screen.warn}
+    of_run: Any = {"run": run_name(folder), "warn": screen.warn}
     with (
         Interruption() as interruption,
         Checkpoints(folder / CHECKPOINTS, keep=training.keep_checkpoints, **of_run) as checkpoints,
