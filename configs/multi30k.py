@@ -18,7 +18,7 @@ MULTI30K = RunConfig(
         num_heads=4,
         encoder_layers=3,
         decoder_layers=3,
-        dropout_rate=0.25,
+        dropout_rate=0.2,
     ),
     training=TrainingConfig(
         steps=18_000,
