@@ -102,7 +102,7 @@ MISUSES = {
     "segments that are too short": (
         lambda: call(same_segment(np.ones((B, T), int), np.ones((B, 3), int))),
         ValueError,
-        r"kv|3",
+        r"same_segment: kv_ids has shape \(2, 3\), that is 3 positions",
     ),
     "a plan for other lengths": (
         lambda: call(causal().plan(8, 8)),
@@ -215,11 +215,11 @@ MISUSES = {
     ),
     "a mask and a number": (lambda: causal() & 1, TypeError, r"&.*int"),
     "a mask or an array": (lambda: causal() | np.ones((T, S), bool), TypeError, r"\|.*from_dense"),
-    "the truth of a mask": (lambda: bool(causal()), TypeError, r"&|\||truth"),
+    "the truth of a mask": (lambda: bool(causal()), TypeError, r"no single truth value"),
     "a rule that gives numbers": (
         lambda: where(lambda q, kv: q + kv).dense(T, S),
         TypeError,
-        r"where",
+        r"where.*must give one boolean",
     ),
     "ranks for other arrays": (
         lambda: where(lambda q, kv, x: x > 0, np.ones(B), ranks=(0, 0)),
@@ -236,14 +236,14 @@ MISUSES = {
     "features that heads do not divide": (
         lambda: layer(num_heads=3),
         ValueError,
-        r"qkv_features.*8.*3|8.*num_heads.*3",
+        r"qkv_features is 8 and num_heads 3",
     ),
     "heads in groups that do not divide": (
         lambda: layer(num_heads=4, options={"num_kv_heads": 3}),
         ValueError,
         r"num_kv_heads",
     ),
-    "keys of another batch": (lambda: layer(inputs_kv=(3, S, 8)), ValueError, r"B = 3|inputs_kv"),
+    "keys of another batch": (lambda: layer(inputs_kv=(3, S, 8)), ValueError, r"B = 3.*inputs_q has B = 2"),
     "cached keys that nobody kept": (
         lambda: MultiHeadAttention(num_heads=2).init(
             jax.random.key(0), jnp.ones((B, T, 8)), "cached", cache_index=0, deterministic=True
@@ -265,12 +265,12 @@ MISUSES = {
     "a cache that is too short": (
         lambda: layer(cache_index=0, cache_len=4),
         ValueError,
-        r"cache.* 4",
+        r"cache 4 cells",
     ),
     "a dense mask for a cache": (
         lambda: layer(cache_index=0, cache_len=9, mask=jnp.ones((T, 9), bool)),
         ValueError,
-        r"mask",
+        r"with cache_index expected a Mask",
     ),
     "rotary over odd features": (
         lambda: rotary(jnp.ones((B, T, 2, 5)), jnp.ones((B, T), int)),
@@ -334,7 +334,7 @@ MISUSES = {
     "one key for two examples": (
         lambda: search(sample, keys=jax.random.split(jax.random.key(0), 3)),
         ValueError,
-        r"keys",
+        r"keys has shape \(3,\) as \[B\]",
     ),
 }
 
