@@ -9,6 +9,7 @@ that nobody disturbed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -62,7 +63,7 @@ def live(folder: Path, steps: int, chance: random.Random, startup: float) -> Lif
         wait(process, lambda: size_of_log(folder) != before)
         wait(process, lambda: False, chance.uniform(0, 1.5))
     else:
-        wait(process, lambda: any(folder.glob("*/*.partial")))
+        wait(process, lambda: is_writing(folder))
         wait(process, lambda: False, chance.uniform(0, 0.1))
     process.send_signal(signal.SIGKILL)
     code = process.wait()
@@ -79,6 +80,12 @@ def wait(process: subprocess.Popen, until, seconds: float = 600.0) -> None:
 def size_of_log(folder: Path) -> int:
     log = folder / "log.jsonl"
     return log.stat().st_size if log.exists() else -1
+
+
+def is_writing(folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # folders come and go meanwhile
+        return any(folder.glob("*/*.partial"))
+    return False
 
 
 def outcome(folder: Path) -> dict[str, str]:
