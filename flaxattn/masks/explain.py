@@ -8,7 +8,7 @@ import numpy as np
 from flaxattn.masks.blocks import Blocks
 from flaxattn.masks.plan import BlockPlan, plan_pays
 
-__all__ = ["explain_plan"]
+__all__ = ["SYMBOLS", "explain_plan", "flat", "share_skipped"]
 
 SYMBOLS = np.array(["·", "▒", "█"])  # empty, partial, full
 MAP_ROWS, MAP_COLUMNS = 32, 64
@@ -16,8 +16,7 @@ MAP_ROWS, MAP_COLUMNS = 32, 64
 
 def explain_plan(plan: BlockPlan) -> str:
     """The text of `Mask.explain`."""
-    shape = plan.state.shape
-    state = np.asarray(plan.state).reshape(int(np.prod(shape[:-2])), *shape[-2:])
+    state = flat(plan.state)
     pays, why = plan_pays(plan.q_len, plan.kv_len)
     lines = [
         f"{plan.mask}: {plan.q_len} queries, {plan.kv_len} keys, "
@@ -27,7 +26,7 @@ def explain_plan(plan: BlockPlan) -> str:
         f"{SYMBOLS[2]} full {_share(state == 2)}   "
         + (f"(map: the first of {len(state)} plans; shares: of all)" if len(state) > 1 else ""),
         f"skipped: {_share(state == 0)} of the blocks, "
-        f"{1 - _live_share(plan):.1%} of the FLOPs of dense attention",
+        f"{share_skipped(plan):.1%} of the FLOPs of dense attention",
         *textwrap.wrap(
             f'implementation="auto" chooses "{"blockwise" if pays else "dense"}": {why}', 88
         ),
@@ -39,12 +38,17 @@ def _share(where: Any) -> str:
     return f"{np.mean(where):.1%}" if np.size(where) else "0.0%"
 
 
-def _live_share(plan: BlockPlan) -> float:
-    """The share of the logits that lie in live blocks."""
+def flat(array: Any) -> Any:
+    """[*lead, rows, columns] -> NumPy [the product of lead, rows, columns]."""
+    return np.asarray(array).reshape(int(np.prod(array.shape[:-2])), *array.shape[-2:])
+
+
+def share_skipped(plan: BlockPlan) -> float:
+    """The share of the logits that lie in empty blocks, and so of the work that is not done."""
     q, kv = Blocks.of(plan.q_len, plan.block_q), Blocks.of(plan.kv_len, plan.block_kv)
     live = np.asarray(plan.bounds.some) * (q.lengths[:, None] * kv.lengths[None, :])
     cells = plan.q_len * plan.kv_len * np.prod(live.shape[:-2])
-    return float(live.sum() / max(cells, 1))
+    return float(1 - live.sum() / max(cells, 1))
 
 
 def _shrink(state: Any) -> Any:
