@@ -1,6 +1,8 @@
 """Bad input: refused before any long work, by an error that says what and where, traceless."""
 
+import errno
 import fcntl
+import os
 import re
 import shutil
 import sys
@@ -13,9 +15,9 @@ from run_cases import SMALL, contents, own_pairs, prepared_by, tiny, write_pairs
 
 import flaxattn.translation.run as run_module
 from configs import PRESETS
-from flaxattn.translation import run_folder
-from flaxattn.translation.checkpoints import SaveError
+from flaxattn.translation import files, run_folder
 from flaxattn.translation.cli import main
+from flaxattn.translation.files import SaveError
 from flaxattn.translation.interruption import InterruptedRun
 from flaxattn.translation.metrics import DivergedError
 from flaxattn.translation.tokenizer import Tokenizer
@@ -363,10 +365,22 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, cap
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, monkeypatch, capsys):
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: free)
     code, error = refusal(capsys, tiny, tmp_path / "run")
     assert code == 2 and re.search(r"models; \d{6}|models; 1\d\d,\d{3} are free", error)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_told_with_place_and_bytes(tmp_path, monkeypatch, capsys, kind):
+    def full(path, content):
+        raise OSError(kind, os.strerror(kind), str(path))
+
+    monkeypatch.setattr(run_folder, "write_whole", full)
+    code, error = refusal(capsys, tiny, tmp_path / "run")
+    assert code == 1
+    assert f"{tmp_path / 'run' / 'data.json'}: could not be written: {os.strerror(kind)}" in error
+    assert re.search(r"; [\d,]+ bytes are free there", error)
 
 
 # ---- Ends that are no success ----------------------------------------------------------------

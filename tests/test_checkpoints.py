@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from flaxattn.translation import checkpoints as checkpoints_module
-from flaxattn.translation import manifest
-from flaxattn.translation.checkpoints import Checkpoints, Models, SaveError, size_of
+from flaxattn.translation import files, manifest
+from flaxattn.translation.checkpoints import Checkpoints, Models, size_of
+from flaxattn.translation.files import SaveError
 from flaxattn.translation.manifest import DamagedError, read_manifest, seal, verify
 
 
@@ -316,6 +317,22 @@ def test_a_failure_in_the_background_is_raised_names_the_place_and_harms_nothing
     assert bytes_of(restored(folder)[0]) == bytes_of(state_of(3))
 
 
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    folder = saved(tmp_path, steps=(3,))
+    state = state_of(6)
+    little = shutil.disk_usage(folder)._replace(free=size_of(state) - 1)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: little)
+    with (
+        pytest.raises(SaveError) as failure,
+        Checkpoints(folder, keep=1, run="ours") as checkpoints,
+    ):
+        checkpoints.save(6, state, {})
+    said = f"{folder / '6'}: could not be written: [Errno 28] No space left on device. It has "
+    assert str(failure.value).startswith(said + f"{size_of(state):,} bytes of arrays")
+    assert f"{size_of(state) - 1:,} bytes are free there. Step 3" in str(failure.value)
+    assert [path.name for path in folder.iterdir()] == ["3"]
+
+
 def test_the_next_save_raises_the_failure_of_the_former(tmp_path, monkeypatch):
     failing(monkeypatch, at_step=3)
     checkpoints = Checkpoints(tmp_path, keep=1, run="ours")
@@ -344,7 +361,8 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from flaxattn.translation.checkpoints import Checkpoints, SaveError
+from flaxattn.translation.checkpoints import Checkpoints
+from flaxattn.translation.files import SaveError
 
 state = {"w": np.random.default_rng(0).normal(size=50_000)}
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)

@@ -3,6 +3,8 @@
 import abc
 import concurrent.futures
 import contextlib
+import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,18 +15,15 @@ import jax
 import orbax.checkpoint as ocp
 
 from flaxattn.translation.averaging import mean
+from flaxattn.translation.files import SaveError, free_bytes
 from flaxattn.translation.manifest import DamagedError, read_manifest, seal, verify
 
-__all__ = ["Checkpoints", "Models", "SaveError", "size_of"]
+__all__ = ["Checkpoints", "Models", "size_of"]
 
 TREE = "state"  # orbax's folder within that of a step
 PARTIAL = ".partial"  # ends the name of a folder that is being written or deleted
 
 About = dict[str, Any]  # what a step's manifest says of it
-
-
-class SaveError(OSError):
-    """Something could not be written; what had been kept before still is."""
 
 
 class _Kept(abc.ABC):
@@ -81,6 +80,8 @@ class _Kept(abc.ABC):
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob(f"*{PARTIAL}"):  # left by a process that was killed
                 shutil.rmtree(path)
+            if free_bytes(self._folder) < size_of(tree):  # else orbax finds out, array by array
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
                 orbax.save(partial / TREE, args=ocp.args.StandardSave(tree))
             seal(partial, about)
@@ -92,12 +93,12 @@ class _Kept(abc.ABC):
             raise SaveError(self._failure(step, tree, error)) from error
 
     def _failure(self, step: int, tree: Any, error: Exception) -> str:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        free = shutil.disk_usage(_existing(self._folder)).free
+        reason = str(error).strip().partition("\n")[0].partition(" [tensorstore_spec")[0]
+        reason = reason or type(error).__name__
         kept = self.steps()
         return (
             f"{self._folder / str(step)}: could not be written: {reason}. It has {size_of(tree):,} "
-            f"bytes of arrays; {free:,} bytes are free there. "
+            f"bytes of arrays; {free_bytes(self._folder):,} bytes are free there. "
             + (f"Step {kept[-1]} is kept as it was." if kept else "No earlier step is kept.")
         )
 
@@ -272,10 +273,6 @@ def _check_arrays(kept: Any, wanted: dict[str, str], folder: Path) -> None:
 
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and str(int(name)) == name
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
 
 
 def _to_stderr(text: str) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import tyro
 import tyro.conf
 
-from flaxattn.translation.checkpoints import SaveError
 from flaxattn.translation.config import RunConfig
+from flaxattn.translation.files import SaveError
 from flaxattn.translation.interruption import InterruptedRun
 from flaxattn.translation.metrics import DivergedError
 from flaxattn.translation.run import run

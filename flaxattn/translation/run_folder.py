@@ -5,14 +5,13 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flaxattn.translation.config import RunConfig, config_hash, from_json, portable, to_json
 from flaxattn.translation.corpus import Corpus
-from flaxattn.translation.files import write_whole
+from flaxattn.translation.files import free_bytes, telling_of_room, write_whole
 from flaxattn.translation.json_data import read_object
 from flaxattn.translation.loading import CONFIG, TOKENIZER
 from flaxattn.translation.manifest import sha256
@@ -66,12 +65,13 @@ def opened(
       accept_changed_data: take the run further even if its data is not what it began with.
 
     Raises:
-      ValueError if the data has changed; else as `check_folder`.
+      ValueError if the data has changed, SaveError if the block or this finds no room to write;
+      else as `check_folder`.
     """
     folder = Path(config.output)
     _check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    with telling_of_room(folder), _held(folder):
         _check_kept(folder, config)  # again: another process may have begun a run meanwhile
         digests = data_digests(corpus)
         if (folder / DATA).exists() and not accept_changed_data:
@@ -101,7 +101,7 @@ def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
     folder, training = Path(config.output), config.training
     needed = state_bytes * (training.keep_checkpoints + 1) + model_bytes * (training.average + 2)
     held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    free = shutil.disk_usage(folder).free + held
+    free = free_bytes(folder) + held
     if free < needed:
         raise OSError(
             f"--output: {folder} needs room for {needed:,} bytes of checkpoints and models; "
