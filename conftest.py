@@ -1,11 +1,29 @@
-"""Names that every docstring's example may use without importing them."""
+"""What holds for all tests: shared compiled programs, and names for the docstrings' examples."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
+import os
+import shutil
+import tempfile
 
-import flaxattn
+# A program that one test has compiled is there for the others, and for processes that tests start.
+# Set before jax is imported, and by the first process of pytest for all of them.
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+MADE_HERE = PROGRAMS not in os.environ
+if MADE_HERE:
+    os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="flaxattn-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import flaxattn  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    """Deletes the programs at the very end."""
+    if MADE_HERE:
+        shutil.rmtree(os.environ[PROGRAMS], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
