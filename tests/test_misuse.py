@@ -243,7 +243,11 @@ MISUSES = {
         ValueError,
         r"num_kv_heads",
     ),
-    "keys of another batch": (lambda: layer(inputs_kv=(3, S, 8)), ValueError, r"B = 3.*inputs_q has B = 2"),
+    "keys of another batch": (
+        lambda: layer(inputs_kv=(3, S, 8)),
+        ValueError,
+        r"B = 3.*inputs_q has B = 2",
+    ),
     "cached keys that nobody kept": (
         lambda: MultiHeadAttention(num_heads=2).init(
             jax.random.key(0), jnp.ones((B, T, 8)), "cached", cache_index=0, deterministic=True

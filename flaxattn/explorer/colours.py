@@ -22,7 +22,11 @@ def scale(*, dark: bool = False) -> np.ndarray:
 def _srgb(lab: np.ndarray) -> np.ndarray:
     """OKLab (Ottosson 2020) to sRGB from 0 to 1; what is out of gamut is cut off: [..., 3]."""
     to_cones = np.array(
-        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+        [
+            [1, 0.3963377774, 0.2158037573],
+            [1, -0.1055613458, -0.0638541728],
+            [1, -0.0894841775, -1.2914855480],
+        ]
     )
     to_linear = np.array(
         [

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["figure"]
 
-CELL, SMALLEST, LABELS = 0.17, 1.1, 0.75  # inches: of a cell, of a map, of the tokens beside it
+CELL, LABELS = 0.17, 0.75  # inches: of a cell, and of the tokens beside a map
+SMALLEST, LARGEST = 1.1, 5.0  # inches: of a map
 INK, QUIET, HIDDEN, HATCH = "#25262b", "#6b6d76", "#e9e8e4", "#b3b0aa"
 
 
@@ -37,29 +38,35 @@ def figure(
     """
     columns = _checked_heads(attentions, heads)
     from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
 
-    sizes = np.array([[max(n * CELL, SMALLEST) for n in a.weights.shape[1:]] for a in attentions])
-    heights, width = sizes[:, 0] + LABELS, sizes[:, 1].max() + 0.2
-    size = (LABELS + len(columns) * width + 0.8, heights.sum() + 0.5)
-    drawn = Figure(figsize=size, layout="constrained", facecolor="white")
-    axes = drawn.subplots(
-        len(attentions), len(columns), squeeze=False, height_ratios=list(heights)
-    )
-    colours, image = ListedColormap(scale() / 255.0), None
+    drawn, axes, cell = _empty(attentions, len(columns), title)
+    colours = ListedColormap(scale() / 255.0)
     for row, attention in zip(axes, attentions, strict=True):
-        for i, (ax, head) in enumerate(zip(row, columns, strict=True)):
+        for ax, head in zip(row, columns, strict=True):
             image = _draw_map(ax, attention, head, colours)
-            _label(ax, attention, head, leftmost=i == 0)
-    bar = drawn.colorbar(image, ax=axes, shrink=min(1.0, 2.2 / size[1]), aspect=14, pad=0.02)
-    bar.set_label("weight", fontsize=8, color=QUIET)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7, colors=QUIET, length=2)
+            _label(ax, attention, head, size=36 * cell, leftmost=ax is row[0])
+    _draw_scale(drawn, image, axes)
     if any(a.hidden(head).any() for a in attentions for head in columns):
         _hidden_legend(drawn)
+    return drawn
+
+
+def _empty(
+    attentions: Sequence[Attention], columns: int, title: str
+) -> tuple["Figure", np.ndarray, float]:
+    """A figure of a size that suits, the axes of its maps, and the inches of a cell."""
+    from matplotlib.figure import Figure
+
+    shapes = np.array([attention.weights.shape[1:] for attention in attentions])
+    cell = min(CELL, LARGEST / shapes.max())
+    sizes = np.maximum(shapes * cell, SMALLEST)
+    heights, width = sizes[:, 0] + LABELS, sizes[:, 1].max() + 0.2
+    size = (LABELS + columns * width + 0.8, heights.sum() + 0.5)
+    drawn = Figure(figsize=size, layout="constrained", facecolor="white")
     if title:
         drawn.suptitle(title, fontsize=10, color=INK, parse_math=False)
-    return drawn
+    axes = drawn.subplots(len(attentions), columns, squeeze=False, height_ratios=list(heights))
+    return drawn, axes, cell
 
 
 def _checked_heads(attentions: Sequence[Attention], heads: Sequence[int] | None) -> list[int]:
@@ -74,6 +81,8 @@ def _checked_heads(attentions: Sequence[Attention], heads: Sequence[int] | None)
 
 def _draw_map(ax: Any, attention: Attention, head: int, colours: Any) -> Any:
     """The weights, and hatching over what is hidden."""
+    from matplotlib.colors import ListedColormap
+
     weights, hidden = attention.weights[head], attention.hidden(head)
     image = ax.imshow(weights, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     if hidden.any():
@@ -82,7 +91,7 @@ def _draw_map(ax: Any, attention: Attention, head: int, colours: Any) -> Any:
             edges[1],
             edges[0],
             np.ma.masked_where(~hidden, np.ones_like(weights)),
-            facecolor=HIDDEN,
+            cmap=ListedColormap([HIDDEN]),
             alpha=0.85,
             hatch="//////",
             edgecolor=HATCH,
@@ -91,21 +100,29 @@ def _draw_map(ax: Any, attention: Attention, head: int, colours: Any) -> Any:
     return image
 
 
-def _label(ax: Any, attention: Attention, head: int, *, leftmost: bool) -> None:
+def _label(ax: Any, attention: Attention, head: int, *, size: float, leftmost: bool) -> None:
     """The tokens as labels; as written, whatever signs of mathematics are in them."""
-    text = {"parse_math": False, "color": INK}
+    text = {"parse_math": False, "color": INK, "fontsize": size}
     queries = list(attention.q_tokens) if leftmost else []
     if leftmost and attention.q_writes is not None:
         queries = [f"{a} → {b}" for a, b in zip(queries, attention.q_writes, strict=True)]
-    ax.set_yticks(range(len(queries)), queries, fontsize=6, **text)
+    ax.set_yticks(range(len(queries)), queries, **text)
     keys = list(attention.kv_tokens)
-    ax.set_xticks(range(len(keys)), keys, fontsize=6, rotation=90, **text)
+    ax.set_xticks(range(len(keys)), keys, rotation=90, **text)
     ax.tick_params(length=0, pad=2)
     ax.set_title(f"head {head}", fontsize=7, color=QUIET, pad=3)
     if leftmost:
         ax.set_ylabel(f"{attention.kind}\nlayer {attention.layer}", fontsize=7, color=INK)
     for spine in ax.spines.values():
         spine.set(color="#d5d3cd", linewidth=0.5)
+
+
+def _draw_scale(drawn: "Figure", image: Any, axes: np.ndarray) -> None:
+    shrink = min(1.0, 2.2 / drawn.get_figheight())
+    bar = drawn.colorbar(image, ax=list(axes.flat), shrink=shrink, aspect=14, pad=0.02)
+    bar.set_label("weight", fontsize=8, color=QUIET)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, colors=QUIET, length=2)
 
 
 def _hidden_legend(drawn: Any) -> None:

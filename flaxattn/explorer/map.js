@@ -1,6 +1,6 @@
 // The overview of all heads, and the map of one.
 const VEIL = 0.8; // of the tone over what is hidden: a weight that should not be there shines through
-const [SMALLEST, LARGEST, HIGHEST] = [13, 44, 620]; // pixels: of a cell, and of the map
+const [SMALLEST, LARGEST, HIGHEST] = [12, 52, 620]; // pixels: of a cell, and of the map
 
 // ---- Elements --------------------------------------------------------------------------------
 
@@ -85,12 +85,12 @@ function drawLabels() {
     ),
   );
   $("columns").replaceChildren(...keys.map((key) => label({ width: height }, token(key))));
-  $("q-axis").textContent = writes ? "query: reads → writes ↓" : "query ↓";
+  $("axes").style.height = `${$("columns").offsetHeight}px`;
 }
 
 function fitCells() {
   const { queries, keys } = layer();
-  const room = Math.floor(($("scroll").clientWidth - 4) / keys.length);
+  const room = Math.floor(($("scroll").clientWidth) / keys.length);
   cellSize = clamp(Math.min(room, Math.floor(HIGHEST / queries.length)), SMALLEST, LARGEST);
 }
 

@@ -55,7 +55,7 @@ function drawWritten() {
     button.addEventListener("click", () => pinWritten(i));
     const fill = make("i");
     fill.style.width = `${100 * clamp(p, 0, 1)}%`;
-    const other = ([name, q]) => make("span", {}, token(name), ` ${inDigits(q)}`);
+    const other = ([name, q]) => make("span", {}, token(name), q < 5e-5 ? " < 0.0001" : ` ${inDigits(q)}`);
     const head = make("th", { scope: "row" }, button);
     const bar = make("span", { className: "bar" }, fill);
     return make("tr", {}, head, make("td", { className: "p" }, bar, inDigits(p)),
@@ -83,8 +83,9 @@ function drawHypotheses() {
   const { hypotheses } = sentence();
   $("hypotheses-part").hidden = !hypotheses.length;
   $("hypotheses").replaceChildren(...hypotheses.map(({ text, score, logProb }) => {
-    const numbers = `score ${inDigits(score)}, log-probability ${inDigits(logProb)}`;
-    return make("li", {}, make("p", {}, ...differing(text, hypotheses[0].text)), make("small", {}, numbers));
+    const numbers = `score ${signed(score)}, log-probability ${signed(logProb)}`;
+    const words = make("p", {}, ...differing(text, hypotheses[0].text));
+    return make("li", {}, words, make("small", {}, numbers));
   }));
 }
 
@@ -150,7 +151,8 @@ function drawLegend() {
   $("scale").style.background = `linear-gradient(to right, ${steps.join(", ")})`;
   $("top").textContent = now.toMost ? inDigits(top(layer(), now.head)) : "1";
   $("most").setAttribute("aria-pressed", now.toMost);
-  const { queries, keys } = layer();
+  const { queries, keys, writes } = layer();
+  $("writes-key").hidden = !writes;
   $("hidden-key").hidden = !queries.some((_, q) => keys.some((_, k) => isHidden(layer(), now.head, q, k)));
   $("theme").setAttribute("aria-pressed", isDark());
 }
@@ -227,6 +229,8 @@ function moveCell(step) {
   const { queries, keys } = layer();
   const ends = [queries.length - 1, keys.length - 1];
   setCell(now.cell?.map((x, i) => clamp(x + step[i], 0, ends[i])) ?? [0, 0], true);
+  const [room, x] = [$("scroll").clientWidth, now.cell[1] * cellSize];
+  $("scroll").scrollLeft = clamp($("scroll").scrollLeft, x + cellSize - room, x);
   say();
 }
 

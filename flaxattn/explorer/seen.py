@@ -43,9 +43,19 @@ class Attention:
     """T tokens that are written where those of `q_tokens` are read, as a decoder does."""
 
     def __post_init__(self) -> None:
-        weights = np.asarray(self.weights).astype(np.float32)
-        object.__setattr__(self, "weights", weights)
-        shape = (len(self.q_tokens), len(self.kv_tokens))
+        # The dataclass is frozen, so that what was checked stays as it was.
+        object.__setattr__(self, "weights", np.asarray(self.weights).astype(np.float32))
+        self._check_weights()
+        if self.mask is not None:
+            object.__setattr__(self, "mask", np.asarray(self.mask))
+            self._check_mask()
+        if self.q_writes is not None and len(self.q_writes) != len(self.q_tokens):
+            raise ValueError(
+                f"{self.name}: {len(self.q_writes)} q_writes for {len(self.q_tokens)} q_tokens."
+            )
+
+    def _check_weights(self) -> None:
+        weights, shape = self.weights, (len(self.q_tokens), len(self.kv_tokens))
         if weights.ndim != 3 or weights.shape[1:] != shape or not weights.size:
             raise ValueError(
                 f"{self.name}: weights have shape {weights.shape}; expected [N, T, S] with T = "
@@ -53,28 +63,22 @@ class Attention:
             )
         if not ((weights >= -ROUNDING) & (weights <= 1 + ROUNDING)).all():
             raise ValueError(
-                f"{self.name}: weights go from {weights.min()} to {weights.max()}; expected 0 to 1, "
-                "as they are after the softmax."
-            )
-        if self.mask is not None:
-            object.__setattr__(self, "mask", self._checked_mask(np.asarray(self.mask)))
-        if self.q_writes is not None and len(self.q_writes) != shape[0]:
-            raise ValueError(
-                f"{self.name}: {len(self.q_writes)} q_writes for {shape[0]} q_tokens."
+                f"{self.name}: weights go from {weights.min()} to {weights.max()}; expected 0 to "
+                "1, as they are after the softmax."
             )
 
-    def _checked_mask(self, mask: np.ndarray) -> np.ndarray:
+    def _check_mask(self) -> None:
+        mask, shapes = self.mask, (self.weights.shape[1:], self.weights.shape)
         if mask.dtype != np.bool_:
             raise TypeError(
-                f"{self.name}: mask has dtype {mask.dtype}; expected bool, True where attention is "
-                "allowed."
+                f"{self.name}: mask has dtype {mask.dtype}; expected bool, True where attention "
+                "is allowed."
             )
-        if mask.shape not in (self.weights.shape, self.weights.shape[1:]):
+        if mask.shape not in shapes:
             raise ValueError(
-                f"{self.name}: mask has shape {mask.shape}; expected {self.weights.shape[1:]} or "
-                f"{self.weights.shape}. Of a batch, take one example."
+                f"{self.name}: mask has shape {mask.shape}; expected {shapes[0]} or {shapes[1]}. "
+                "Of a batch, take one example."
             )
-        return mask
 
     def hidden(self, head: int) -> np.ndarray:
         """What the mask hides from a head: bool `[T, S]`."""

@@ -130,12 +130,12 @@ def _labels_of(
     path: str, labels: Mapping[str, Labels] | None, shape: tuple[int, ...]
 ) -> tuple[Sequence[str], Sequence[str], Any, Sequence[str] | None]:
     if labels is None:
-        q_tokens, kv_tokens = ([str(i) for i in range(n)] for n in shape[2:])
-        return q_tokens, kv_tokens, None, None
+        queries, positions = (list(map(str, range(n))) for n in shape[2:])
+        return queries, positions, None, None
     for pattern, given in labels.items():
         if fnmatch.fnmatchcase(path, pattern):
-            kv_tokens = given.q_tokens if given.kv_tokens is None else list(given.kv_tokens)
-            return given.q_tokens, kv_tokens, given.mask, given.q_writes
+            keys = given.q_tokens if given.kv_tokens is None else given.kv_tokens
+            return given.q_tokens, keys, given.mask, given.q_writes
     raise ValueError(
         f"labels: no pattern matches {path!r}; there are {', '.join(map(repr, labels)) or 'none'}. "
         'The pattern "*" matches all.'

@@ -13,6 +13,7 @@ const layer = () => kind().layers[now.layer];
 
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const inDigits = (x) => x.toFixed(4);
+const signed = (x) => inDigits(x).replace("-", "\u2212");
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
 function unpacked(layer) {

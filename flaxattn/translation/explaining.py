@@ -172,14 +172,14 @@ def _attentions(
     weights: Any, tokenizer: Tokenizer, source: np.ndarray, target: np.ndarray
 ) -> list[Attention]:
     """The attentions on the tokens alone, without padding, and what `build_masks` lets them see."""
-    one, other = (np.ones((1, len(ids)), np.int32) for ids in (source, target))
-    masks, (S, T) = build_masks(one, other), (len(source), len(target))
-    read, written = tokenizer.pieces(source), tokenizer.pieces(target)
+    s_len, t_len = len(source), len(target)
+    masks = build_masks(jnp.ones((1, s_len), jnp.int32), jnp.ones((1, t_len), jnp.int32))
+    read, written = (tokenizer.pieces(ids.tolist()) for ids in (source, target))
     given = [*tokenizer.pieces([tokenizer.bos_id]), *written[:-1]]
     labels = {
-        "encoder/*": Labels(read, mask=masks.encoder.dense(S, S)[0]),
-        "*/cross_attention": Labels(given, read, masks.cross.dense(T, S)[0], written),
-        "decoder/*": Labels(given, mask=masks.decoder.dense(T, T)[0], q_writes=written),
+        "encoder/*": Labels(read, mask=masks.encoder.dense(s_len, s_len)[0]),
+        "*/cross_attention": Labels(given, read, masks.cross.dense(t_len, s_len)[0], written),
+        "decoder/*": Labels(given, mask=masks.decoder.dense(t_len, t_len)[0], q_writes=written),
     }
     order, found = list(KINDS), attentions(weights, labels)
     found.sort(key=lambda attention: (order.index(attention.kind), attention.layer))
@@ -190,11 +190,9 @@ def _written(
     tokenizer: Tokenizer, target: np.ndarray, shares: Any, best: Any, ids: Any
 ) -> list[Written]:
     tokens = []
-    for i, piece in enumerate(tokenizer.pieces(target)):
-        others = [
-            (name, float(share))
-            for name, share, other in zip(tokenizer.pieces(ids[i]), best[i], ids[i], strict=True)
-            if other != target[i]
-        ]
-        tokens.append(Written(piece, float(shares[i]), others[:OTHERS]))
+    for i, piece in enumerate(tokenizer.pieces(target.tolist())):
+        names = tokenizer.pieces(ids[i].tolist())
+        others = zip(names, best[i].tolist(), ids[i] != target[i], strict=True)
+        instead = [(name, share) for name, share, is_other in others if is_other]
+        tokens.append(Written(piece, float(shares[i]), instead[:OTHERS]))
     return tokens
