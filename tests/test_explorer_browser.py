@@ -8,12 +8,12 @@ from browser import opened
 from flaxattn import attention_weights, causal
 from flaxattn.explorer import Attention, Hypothesis, Sentence, Written, page
 
-N, T, S, LAYERS = 3, 7, 11, 2
+N, T, S, LAYERS = 3, 7, 40, 2  # S: more than a phone has room for
 TARGET = ["<s>", "▁Der", "</script>", "<b>fett</b>", "▁", "好", "$x$"]
 WRITES = [*TARGET[1:], "</s>"]
 SOURCE = [f"▁s{i}" for i in range(S)]
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True}
-DESK = {"viewport": {"width": 1300, "height": 900}}
+DESK = {"viewport": {"width": 1300, "height": 1000}}
 
 
 def weights_of(seed, q_len, kv_len, mask=None):
@@ -86,9 +86,9 @@ def choose(shown, kind, layer, head):
 @pytest.mark.parametrize(
     "kind, layer, head, cells",
     [
-        ("Encoder", 0, 0, [(0, 0), (10, 10), (3, 8)]),
+        ("Encoder", 0, 0, [(0, 0), (39, 39), (3, 8)]),
         ("Decoder", 1, 2, [(0, 0), (6, 0), (6, 6), (4, 2)]),
-        ("Cross", 1, 1, [(0, 10), (6, 0), (2, 5)]),
+        ("Cross", 1, 1, [(0, 39), (6, 0), (2, 5)]),
     ],
 )
 def test_pointing_at_a_cell_shows_its_tokens_and_its_weight(shown, kind, layer, head, cells):
@@ -176,7 +176,7 @@ def test_arrow_keys_move_the_cell_and_escape_lets_it_go(shown):
         shown.keyboard.press(key)
     wanted = f"{SEEN[0].weights[0, 2, S - 1]:.4f}"
     assert float(text_of(shown, "#weight")) == pytest.approx(float(wanted), abs=6e-5)
-    assert text_of(shown, "#said").startswith("▁s2 to ▁s10: ")
+    assert text_of(shown, "#said").startswith("▁s2 to ▁s39: ")
     shown.keyboard.press("Escape")
     assert shown.locator("#found").is_hidden()
 

@@ -1,6 +1,6 @@
 // The overview of all heads, and the map of one.
 const VEIL = 0.8; // of the tone over what is hidden: a weight that should not be there shines through
-const [SMALLEST, LARGEST, HIGHEST] = [12, 52, 620]; // pixels: of a cell, and of the map
+const [SMALLEST, LARGEST, HIGHEST] = [12, 52, 580]; // pixels: of a cell, and of the map
 
 // ---- Elements --------------------------------------------------------------------------------
 
