@@ -33,6 +33,15 @@ def finished(tmp_path_factory):
     return finish(tmp_path_factory.mktemp("runs") / "finished")
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for one file: its event loop would be in the way of others."""
+    from browser import launched
+
+    with launched() as browser:
+        yield browser
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Lets go of a file's compiled programs: those of all files together exhaust a process."""

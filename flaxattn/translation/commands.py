@@ -16,7 +16,8 @@ from flaxattn.translation.lines import missing_file, read_lines
 from flaxattn.translation.streaming import chunks
 
 if TYPE_CHECKING:
-    from flaxattn.translation.translator import Translation, Translator
+    from flaxattn.translation.loading import Loaded
+    from flaxattn.translation.translator import Translation
 
 __all__ = ["Export", "Score", "Translate", "kept_decoding"]
 
@@ -28,6 +29,7 @@ class Translate:
     $ flaxattn translate runs/tiny "The old man sees a dog."
     $ flaxattn translate runs/tiny --input my.en --output my.de
     $ echo "The old man sees a dog." | flaxattn translate runs/tiny
+    $ flaxattn translate runs/tiny "The old man sees a dog." --explain attention.html
     """
 
     folder: tyro.conf.Positional[Path]
@@ -44,6 +46,9 @@ class Translate:
     """Write the score and a tab before each translation."""
     batch_size: int = 64
     """Texts translated together, at most."""
+    explain: Path | None = None
+    """Also write a page on which the attention in each translation is seen (.html), or a figure
+    of it in one translation (.png)."""
     decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")] = DecodingConfig()
 
     def run(self) -> None:
@@ -52,22 +57,58 @@ class Translate:
             raise ValueError("--n-best and --batch-size: expected at least 1.")
         if self.texts and self.input:
             raise ValueError("--input: expected either a file or texts as arguments, not both.")
-        translator, done = self._translator(), 0
+        self._check_explained(len(self.texts))
+        loaded = self._loaded()
+        from flaxattn.translation.translator import Translator
+
+        translator, done = Translator(*loaded, batch_size=self.batch_size), 0
+        explained: list[tuple[str, list[Translation]]] = []
         with _opened(self.output) as output:
             for texts in self._pieces():
-                for translations in translator.translate(texts, n_best=self.n_best, first=done):
-                    output.writelines(map(self._line, translations))
+                self._check_explained(done + len(texts))
+                found = translator.translate(texts, n_best=self._sought(), first=done)
+                for translations in found:
+                    output.writelines(map(self._line, translations[: self.n_best]))
                 output.flush()
                 done += len(texts)
+                explained += zip(texts, found, strict=True) if self.explain else ()
+        if self.explain:
+            self._explain(self.explain, loaded, explained)
 
-    def _translator(self) -> "Translator":
+    def _check_explained(self, texts: int) -> None:
+        """Raises ValueError if so many texts cannot be explained, if they are to be."""
+        if self.explain:
+            from flaxattn.translation.explanation import check_target
+
+            check_target(self.explain, texts)
+
+    def _sought(self) -> int:
+        """How many translations of each text."""
+        if self.explain is None:
+            return self.n_best
+        from flaxattn.translation.explaining import hypotheses_sought
+
+        return max(self.n_best, hypotheses_sought(self.decoding))
+
+    def _explain(
+        self, path: Path, loaded: "Loaded", explained: "list[tuple[str, list[Translation]]]"
+    ) -> None:
+        from flaxattn.translation.explaining import explain_translations
+        from flaxattn.translation.explanation import write
+
+        model, params, tokenizer, config = loaded
+        texts, found = [text for text, _ in explained], [found for _, found in explained]
+        size = write(path, explain_translations(model, params, tokenizer, texts, found, config))
+        _say(f"wrote {path}, {size / 1000:,.0f} kB")
+
+    def _loaded(self) -> "Loaded":
+        """The model, to be decoded as the command says."""
         began = time.perf_counter()
         _say(f"loading {self.folder}")
         import jax  # so late that help and errors in the command come at once
 
         from flaxattn.translation.devices import describe_devices, split_cpu
         from flaxattn.translation.loading import load
-        from flaxattn.translation.translator import Translator
 
         if self.texts or self.input:
             split_cpu(min(len(self.texts) or self.batch_size, self.batch_size))
@@ -77,8 +118,7 @@ class Translate:
             f"{size:,} parameters on {describe_devices()}, {time.perf_counter() - began:.1f} s; "
             "the first text of each length is compiled for"
         )
-        chosen = loaded._replace(decoding=self.decoding)
-        return Translator(*chosen, batch_size=self.batch_size)
+        return loaded._replace(decoding=self.decoding)
 
     def _pieces(self) -> Iterator[list[str]]:
         if self.texts:

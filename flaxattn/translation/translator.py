@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder
+from flaxattn.search import Hypotheses
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding import decode
 from flaxattn.translation.tokenizer import Tokenizer
 from flaxattn.translation.train_step import data_mesh, place
 
-__all__ = ["Translation", "Translator", "translate"]
+__all__ = ["Translation", "Translator", "rounded", "translate"]
 
 SHORTEST = 16  # source lengths are rounded up to this times a power of two: few compilations
 EXTRA = 8  # tokens a translation may have beyond `max_ratio` times those of the source
@@ -27,6 +28,8 @@ class Translation(NamedTuple):
     """The log-probability divided by the length penalty; -inf if no translation was found."""
     log_prob: float
     """In nats, the end token included."""
+    tokens: tuple[int, ...] = ()
+    """What the text was read from, the end token included; none if no translation was found."""
 
 
 class Translator:
@@ -101,7 +104,7 @@ class Translator:
         """The indices, sorted by length, in batches of one rounded length."""
         by_length: dict[int, list[int]] = {}
         for i in indices:
-            by_length.setdefault(_rounded(len(sources[i])), []).append(i)
+            by_length.setdefault(rounded(len(sources[i])), []).append(i)
         for _, group in sorted(by_length.items()):
             group.sort(key=lambda i: len(sources[i]))
             for start in range(0, len(group), self._batch_size):
@@ -111,7 +114,7 @@ class Translator:
         self, numbers: list[int], sources: list[np.ndarray], n_best: int
     ) -> list[list[Translation]]:
         config, pad_id = self._config, self._tokenizer.pad_id
-        length = _rounded(max(map(len, sources)))
+        length = rounded(max(map(len, sources)))
         rows = _rows(len(sources), self._batch_size, self._mesh.size)
         source = np.full((rows, length), pad_id, np.int32)
         limits, minimums = np.zeros((2, rows), np.int32)  # rows without a text end at once
@@ -133,19 +136,16 @@ class Translator:
         )
         return self._texts(jax.device_get(found), len(sources))
 
-    def _texts(self, found: Any, count: int) -> list[list[Translation]]:
-        answers = []
-        for row in range(count):
-            texts = self._tokenizer.decode(found.tokens[row])
-            answers.append(
-                [
-                    Translation(" ".join(text.split()), float(score), float(log_prob))
-                    for text, score, log_prob in zip(
-                        texts, found.scores[row], found.log_probs[row], strict=True
-                    )
-                ]
-            )
-        return answers
+    def _texts(self, found: Hypotheses, count: int) -> list[list[Translation]]:
+        return [
+            [self._translation(*one) for one in zip(*(part[row] for part in found), strict=True)]
+            for row in range(count)
+        ]
+
+    def _translation(self, tokens: Any, score: Any, log_prob: Any, length: Any) -> Translation:
+        (text,) = self._tokenizer.decode([tokens])
+        ids = tuple(map(int, tokens[: int(length)]))
+        return Translation(" ".join(text.split()), float(score), float(log_prob), ids)
 
 
 def translate(
@@ -176,7 +176,7 @@ def _keys(seed: int, numbers: list[int], rows: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), padded)
 
 
-def _rounded(length: int) -> int:
+def rounded(length: int) -> int:
     """`length` rounded up to `SHORTEST` times a power of two."""
     return SHORTEST << max(0, -(-length // SHORTEST) - 1).bit_length()
 
