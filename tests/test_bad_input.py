@@ -1,7 +1,6 @@
 """Bad input: refused before any long work, by an error that says what and where, traceless."""
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -346,11 +345,10 @@ def test_a_damaged_configuration_is_refused(begun, tmp_path, capsys, content):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(begun, tmp_path, capsys):
-    with (tmp_path / "run" / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with run_folder._held(tmp_path / "run"):
         assert begun() == 2
     error = capsys.readouterr().err
-    assert "run: process" in error and "at work there" in error
+    assert f"run: process {os.getpid()} is at work there" in error
     assert begun() == 75
 
 
