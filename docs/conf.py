@@ -1,0 +1,91 @@
+"""The documentation site: Sphinx reads these names."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
+HERE = Path(__file__).parent
+ABOUT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+INIT = (HERE.parent / "flaxattn" / "__init__.py").read_text("utf-8")
+
+project = ABOUT["name"]
+release = re.search(r'__version__ = "(.*)"', INIT).group(1)  # type: ignore[union-attr]
+author = project_copyright = "the flaxattn authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+suppress_warnings: list[str] = []
+
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = html_show_sphinx = False
+
+# Every word in single backquotes in a docstring is code.
+default_role = "code"
+myst_enable_extensions = ["attrs_inline", "attrs_block"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
+# Types of other packages have no page here, nor have names inside this one.
+nitpick_ignore_regex = [("py:.*", r"(?!flaxattn\.).*"), ("py:.*", r"flaxattn\.(?:\w+\.)+\w+")]
+
+GALLERY = HERE / "_gallery"  # drawn at every build, ignored by git
+
+
+def setup(app: Any) -> None:
+    """Draws the gallery, and has docstrings and signatures read as they are meant."""
+    draw_gallery()
+    app.connect("autodoc-process-docstring", read_sections)
+    app.connect("autodoc-process-signature", shorten_signature)
+
+
+def draw_gallery() -> None:
+    """A picture of every mask in the gallery; where that cannot be imported, pages go without."""
+    try:
+        from flaxattn.masks.gallery import save  # type: ignore[import-not-found]
+    except ImportError as error:
+        print(f"mask gallery: left out ({error})")
+        suppress_warnings.append("image.not_readable")
+        return
+    GALLERY.mkdir(exist_ok=True)
+    save(GALLERY)
+
+
+def read_sections(app: Any, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+    """Reads the sections of a docstring; that of an attribute is a sentence and has none."""
+    if what not in ("attribute", "property"):
+        config = Config(napoleon_use_ivar=True)
+        lines[:] = GoogleDocstring(list(as_fields(lines)), config, app, what, name, of).lines()
+
+
+def as_fields(lines: list[str]) -> Iterator[str]:
+    """Makes fields of "Returns:" and "Raises:", below which our docstrings have sentences."""
+    heading = ""
+    for line in lines:
+        line = re.sub(r": ([A-Z])\.$", r": \1\.", line)  # "D." would begin a numbered list
+        if line in ("Returns:", "Raises:"):
+            heading = f":{line[:-1].lower()}: "
+        elif heading and line.strip():
+            yield heading + line.strip()
+            heading = ""
+        else:  # what a linen module calls its attributes are the arguments of its constructor
+            yield line.replace("Attributes:", "Args:")
+
+
+def shorten_signature(
+    app: Any, what: str, name: str, of: Any, options: Any, signature: str | None, returns: Any
+) -> tuple[str | None, Any]:
+    """Without the type `Any`, and the fields `parent` and `name` that every linen module has."""
+    if signature:
+        signature = re.sub(r", parent: .*\)$", ")", signature)
+        signature = re.sub(r": (~typing\.)?Any\b", "", signature)
+        signature = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", signature)
+    return signature, None if returns in ("~typing.Any", "None") else returns

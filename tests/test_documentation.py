@@ -1,0 +1,219 @@
+"""README and docs: every snippet runs, every link leads somewhere, every option exists."""
+
+import contextlib
+import functools
+import io
+import itertools
+import re
+import shlex
+import shutil
+import urllib.parse
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = sorted(ROOT.glob("README*.md"))
+PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
+COMMANDS = ["translate", "score", "export"]
+OTHERS = {"--extra", "--group", "--with"}  # options of uv and pip
+
+FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+OPTION = re.compile(r"--[a-z][a-z0-9-]*")
+LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def prose(path):
+    """A page without its fenced blocks."""
+    return FENCE.sub("", read(path))
+
+
+# ---- Python ----------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    line: int
+    info: str
+    text: str
+    expected: str | None  # the ```text block that follows at once
+
+
+def blocks_of(text):
+    found = list(FENCE.finditer(text))
+    for here, after in itertools.zip_longest(found, found[1:]):
+        adjoins = after and after["info"] == "text" and not text[here.end() : after.start()].strip()
+        line = text[: here.start("text")].count("\n")
+        yield Block(line, here["info"], here["text"], after["text"] if adjoins else None)
+
+
+def stripped(text):
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+
+
+def run_blocks(blocks, filename):
+    """Runs ```python blocks one after another; what each prints is what the page says it does."""
+    names = {"__name__": "page"}
+    for block in blocks:
+        if block.info == "python":
+            code = compile("\n" * block.line + block.text, filename, "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, names)
+            if block.expected is not None:
+                where = f"{filename}, line {block.line}"
+                assert stripped(printed.getvalue()) == stripped(block.expected), where
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A working directory as the pages assume it: a run, its exported model, two aligned files."""
+    from flaxattn.translation.exporting import export
+    from flaxattn.translation.loading import load
+
+    run = shutil.copytree(ROOT / "tests" / "kept" / "1", tmp_path / "runs" / "tiny")
+    export(tmp_path / "my-model", load(run))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_the_snippets_of_a_page_run(path, request):
+    text = read(path)
+    if "runs/tiny" in text or "my-model" in text:
+        request.getfixturevalue("workplace")
+    run_blocks(blocks_of(text), str(path))
+
+
+def test_a_snippet_that_prints_something_else_is_found_out():
+    page = "```python\nprint(1)\n```\n\n```text\n2\n```\n"
+    with pytest.raises(AssertionError, match="line 1"):
+        run_blocks(blocks_of(page), "page")
+
+
+# ---- Links -----------------------------------------------------------------------------------
+
+
+def anchors_of(path):
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ +(.*?) *$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(path, target):
+    """What is wrong with a link on a page, or None."""
+    parts = urllib.parse.urlsplit(target)
+    if parts.scheme:
+        return None if parts.scheme == "https" and "." in parts.netloc else "no address"
+    file = path.parent / urllib.parse.unquote(parts.path) if parts.path else path
+    if file.parent.name == "_gallery":
+        return missing_picture(file)
+    if not file.exists():
+        return "no such file"
+    if parts.fragment and parts.fragment not in anchors_of(file):
+        return "no such heading"
+    return None
+
+
+def missing_picture(file):
+    """The gallery's pictures are drawn when the site is built."""
+    try:
+        from flaxattn.masks.gallery import GALLERY
+    except ImportError:
+        return None
+    return None if file.stem in GALLERY else "no such mask in the gallery"
+
+
+@pytest.mark.parametrize("path", LINKED, ids=name_of)
+def test_every_link_leads_somewhere(path):
+    code = re.compile(r"`[^`\n]+`")
+    targets = LINK.findall(code.sub("code", prose(path)))
+    found = {target: broken(path, target) for target in targets}
+    assert not {target: fault for target, fault in found.items() if fault}
+
+
+@pytest.mark.parametrize(
+    "target", ["gone.md", "#no-such-heading", "docs/masks.md#gone", "https://nowhere", "ftp://a.b"]
+)
+def test_a_link_that_leads_nowhere_is_found_out(target):
+    assert broken(ROOT / "README.md", target)
+
+
+# ---- Commands --------------------------------------------------------------------------------
+
+
+def commands_of(path):
+    """(program, words) for every command of ours in the ```bash blocks of a page."""
+    for block in blocks_of(read(path)):
+        if block.info == "bash":
+            lines = block.text.replace("\\\n", " ").splitlines()
+            for line in lines:
+                yield from ours_in(shlex.split(line, comments=True))
+
+
+def ours_in(words):
+    for i, word in enumerate(words):
+        if word in ("train.py", "flaxattn") and (i == 0 or words[i - 1] in ("run", "python")):
+            ends = (j for j, w in enumerate(words) if j > i and w in ("|", "<", ">", "&&", "&"))
+            yield word, words[i + 1 : next(ends, len(words))]
+
+
+def parse(program, words):
+    """Reads a command line as the program would, and raises SystemExit where it would refuse."""
+    from configs import PRESETS
+    from flaxattn.__main__ import _command
+    from flaxattn.translation.cli import _parse, _take_preset
+    from flaxattn.translation.commands import Translate
+
+    words = list(words)
+    if program == "train.py":
+        _parse(_take_preset(words, list(PRESETS)), PRESETS, words)
+    else:
+        _command(words, Translate)
+
+
+@pytest.mark.parametrize("path", LINKED, ids=name_of)
+def test_every_command_is_understood(path):
+    for program, words in commands_of(path):
+        if "--help" not in words:
+            try:
+                parse(program, words)
+            except SystemExit:
+                pytest.fail(f"{program} {shlex.join(words)}")
+
+
+def test_a_misspelt_option_is_found_out(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\nuv run train.py small --trian a.en a.de | tee log\n```\n")
+    ((program, words),) = commands_of(page)
+    assert words == ["small", "--trian", "a.en", "a.de"]
+    with pytest.raises(SystemExit):
+        parse(program, words)
+
+
+@functools.cache
+def options():
+    """Every option that the help of our programs names."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for program, command in [("train.py", "tiny"), *(("flaxattn", name) for name in COMMANDS)]:
+            with pytest.raises(SystemExit):
+                parse(program, [command, "--help"])
+    return set(OPTION.findall(printed.getvalue()))
+
+
+@pytest.mark.parametrize("path", LINKED, ids=name_of)
+def test_every_option_that_is_named_exists(path):
+    named = {
+        option
+        for code in re.findall(r"`(--[^`\n]+)`", prose(path))
+        for option in OPTION.findall(code)
+    }
+    assert {"--train", "--n-best", "--json"} <= options()
+    assert not named - options() - OTHERS
