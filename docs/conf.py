@@ -27,7 +27,6 @@ html_copy_source = html_show_sphinx = False
 
 # Every word in single backquotes in a docstring is code.
 default_role = "code"
-myst_enable_extensions = ["attrs_inline", "attrs_block"]
 myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
