@@ -8,6 +8,8 @@ from typing import Any
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
+from flaxattn.masks.gallery import GALLERY, save
+
 HERE = Path(__file__).parent
 ABOUT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
 INIT = (HERE.parent / "flaxattn" / "__init__.py").read_text("utf-8")
@@ -17,7 +19,6 @@ release = re.search(r'__version__ = "(.*)"', INIT).group(1)  # type: ignore[unio
 author = project_copyright = "the flaxattn authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-suppress_warnings: list[str] = []
 
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -36,32 +37,42 @@ python_maximum_signature_line_length = 100
 # Types of other packages have no page here, nor have names inside this one.
 nitpick_ignore_regex = [("py:.*", r"(?!flaxattn\.).*"), ("py:.*", r"flaxattn\.(?:\w+\.)+\w+")]
 
-GALLERY = HERE / "_gallery"  # drawn at every build, ignored by git
+ABOVE_GALLERY = """
+Left, what each query sees; right, the blocks that the plan knows to be empty, partial and full.
+`python -m flaxattn.masks` draws them in a terminal, and any other mask you name. In Python:
+`flaxattn.masks.picture.show(mask, q_len, kv_len)`, which a notebook displays.
+"""
+PICTURES = HERE / "_gallery"  # drawn at every build, ignored by git
 
 
 def setup(app: Any) -> None:
     """Draws the gallery, and has docstrings and signatures read as they are meant."""
-    draw_gallery()
+    save(PICTURES)
+    page = [f"## {name}\n\n{entry.words}\n\n{picture(name, '')}" for name, entry in GALLERY.items()]
+    (PICTURES / "gallery.md").write_text(
+        "\n".join(["# Mask gallery", ABOVE_GALLERY, *page]), "utf-8"
+    )
+    app.connect("source-read", add_pictures)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("autodoc-process-signature", shorten_signature)
 
 
-def draw_gallery() -> None:
-    """A picture of every mask in the gallery; where that cannot be imported, pages go without."""
-    try:
-        from flaxattn.masks.gallery import save  # type: ignore[import-not-found]
-    except ImportError as error:
-        print(f"mask gallery: left out ({error})")
-        suppress_warnings.append("image.not_readable")
-        return
-    GALLERY.mkdir(exist_ok=True)
-    save(GALLERY)
+def picture(name: str, folder: str) -> str:
+    """The picture of a mask of the gallery, and below it the code that it was drawn from."""
+    return f"```{{figure}} {folder}{name}.png\n`{GALLERY[name].code}`\n```\n"
+
+
+def add_pictures(app: Any, page: str, source: list[str]) -> None:
+    """Puts its picture below the heading of each pattern, which has its matrix there already."""
+    if page == "masks":
+        headings = re.compile(rf"^### ({'|'.join(GALLERY)})$", re.MULTILINE)
+        source[0] = headings.sub(lambda m: f"{m[0]}\n\n{picture(m[1], '_gallery/')}", source[0])
 
 
 def read_sections(app: Any, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
     """Reads the sections of a docstring; that of an attribute is a sentence and has none."""
     if what not in ("attribute", "property"):
-        config = Config(napoleon_use_ivar=True)
+        config = Config()
         lines[:] = GoogleDocstring(list(as_fields(lines)), config, app, what, name, of).lines()
 
 

@@ -113,22 +113,11 @@ def broken(path, target):
     if parts.scheme:
         return None if parts.scheme == "https" and "." in parts.netloc else "no address"
     file = path.parent / urllib.parse.unquote(parts.path) if parts.path else path
-    if file.parent.name == "_gallery":
-        return missing_picture(file)
     if not file.exists():
         return "no such file"
     if parts.fragment and parts.fragment not in anchors_of(file):
         return "no such heading"
     return None
-
-
-def missing_picture(file):
-    """The gallery's pictures are drawn when the site is built."""
-    try:
-        from flaxattn.masks.gallery import GALLERY
-    except ImportError:
-        return None
-    return None if file.stem in GALLERY else "no such mask in the gallery"
 
 
 @pytest.mark.parametrize("path", LINKED, ids=name_of)
