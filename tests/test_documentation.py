@@ -135,6 +135,15 @@ def test_a_link_that_leads_nowhere_is_found_out(target):
     assert broken(ROOT / "README.md", target)
 
 
+def test_what_most_readers_come_for_is_one_click_from_the_front_page():
+    wanted = {
+        "masks.md#a-custom-mask",
+        "layers.md#loading-flax-parameters",
+        "translation.md#train-on-your-own-files",
+    }
+    assert wanted <= set(LINK.findall(read(ROOT / "docs" / "index.md")))
+
+
 # ---- Commands --------------------------------------------------------------------------------
 
 
