@@ -85,7 +85,7 @@ class Mask:
         return mask.outer(jnp.arange(q_len, dtype=jnp.int32), jnp.arange(kv_len, dtype=jnp.int32))
 
     def outer(self, q_idx: jax.Array, kv_idx: jax.Array) -> jax.Array:
-        """The rule for every pair of given indices: int `[T]`, int `[S]` -> bool `[*lead, T, S]`."""
+        """The rule for all pairs of indices: int `[T]`, int `[S]` -> bool `[*lead, T, S]`."""
         chex.assert_rank([q_idx, kv_idx], 1)
         q_idx, kv_idx = q_idx.astype(jnp.int32), kv_idx.astype(jnp.int32)
 

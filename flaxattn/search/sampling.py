@@ -49,7 +49,7 @@ def sample(
       temperature: above 0; near 0, `greedy`.
       top_k: 1 or more; static.
       top_p: above 0, at most 1.
-      The others are those of `beam_search`; the length penalty is for the scores alone.
+      others: those of `beam_search`; the length penalty is for the scores alone.
 
     Raises:
       TypeError or ValueError naming the argument that does not fit.
