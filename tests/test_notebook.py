@@ -1,11 +1,12 @@
 """The tour runs from start to end, with little work, and the kept one shows what it came to."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
 import re
+import subprocess
 
-import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -75,22 +76,35 @@ def install_cell(kept):
     return names
 
 
-def test_installing_keeps_the_jax_of_the_runtime(kept, monkeypatch):
-    names, ran = install_cell(kept), []
+def replace_pip(monkeypatch, returncode=0):
+    """A list to which every installation adds what is wanted and the constraints."""
+    ran = []
 
-    def pip(command, *, check):
-        assert check
+    def pip(command, **options):
         ran.append((command[-1], command[command.index("--constraint") + 1].read_text()))
+        return subprocess.CompletedProcess(command, returncode, "", "no such wheel")
 
-    monkeypatch.setattr(names["subprocess"], "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
+    return ran
+
+
+def test_installing_keeps_the_jax_of_the_runtime(kept, monkeypatch):
+    names, ran = install_cell(kept), replace_pip(monkeypatch)
     names["install"]("my.whl")
     ((wanted, constraints),) = ran
-    assert wanted == "my.whl[train]" and f"jax=={jax.__version__}\n" in constraints
+    assert wanted == "my.whl[train]"
+    assert f"jax=={importlib.metadata.version('jax')}\n" in constraints
 
     versions = iter([{"jax": "1"}, {"jax": "2"}])
     names["installed"] = lambda: next(versions)
     with pytest.raises(RuntimeError, match=r"changed jax; restart"):
         names["install"]("my.whl")
+
+
+def test_pip_says_why_it_failed(kept, monkeypatch):
+    replace_pip(monkeypatch, returncode=1)
+    with pytest.raises(RuntimeError, match=r"could not install my\.whl:\nno such wheel"):
+        install_cell(kept)["install"]("my.whl")
 
 
 def test_where_there_is_nothing_to_install_the_field_is_named(kept, tmp_path, monkeypatch):
