@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(ROOT.glob("README*.md"))
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
+RUN = [path for path in PAGES if path.name != "pitfalls.md"]  # test_pitfalls.py runs that one
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
 COMMANDS = ["translate", "score", "export"]
 OTHERS = {"--extra", "--group", "--with"}  # options of uv and pip
@@ -84,7 +85,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+@pytest.mark.parametrize("path", RUN, ids=name_of)
 def test_the_snippets_of_a_page_run(path, request):
     text = read(path)
     if "runs/tiny" in text or "my-model" in text:
