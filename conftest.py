@@ -1,6 +1,5 @@
 """What holds for all tests: shared compiled programs, and names for the docstrings' examples."""
 
-import gc
 import os
 import shutil
 import tempfile
@@ -19,9 +18,6 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import flaxattn  # noqa: E402
-
-# Tracing makes many small objects; looking for cycles among them so often takes an eighth of the time.
-gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_unconfigure() -> None:
