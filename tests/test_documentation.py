@@ -3,15 +3,14 @@
 import contextlib
 import functools
 import io
-import itertools
 import re
 import shlex
 import shutil
 import urllib.parse
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from pages import FENCE, blocks_of, run_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(ROOT.glob("README*.md"))
@@ -21,7 +20,6 @@ LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
 COMMANDS = ["translate", "score", "export"]
 OTHERS = {"--extra", "--group", "--with"}  # options of uv and pip
 
-FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 
@@ -40,38 +38,6 @@ def prose(path):
 
 
 # ---- Python ----------------------------------------------------------------------------------
-
-
-class Block(NamedTuple):
-    line: int
-    info: str
-    text: str
-    expected: str | None  # the ```text block that follows at once
-
-
-def blocks_of(text):
-    found = list(FENCE.finditer(text))
-    for here, after in itertools.zip_longest(found, found[1:]):
-        adjoins = after and after["info"] == "text" and not text[here.end() : after.start()].strip()
-        line = text[: here.start("text")].count("\n")
-        yield Block(line, here["info"], here["text"], after["text"] if adjoins else None)
-
-
-def stripped(text):
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
-
-
-def run_blocks(blocks, filename):
-    """Runs ```python blocks one after another; what each prints is what the page says it does."""
-    names = {"__name__": "page"}
-    for block in blocks:
-        if block.info == "python":
-            code = compile("\n" * block.line + block.text, filename, "exec")
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(code, names)
-            if block.expected is not None:
-                where = f"{filename}, line {block.line}"
-                assert stripped(printed.getvalue()) == stripped(block.expected), where
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+from pages import blocks_of, run_blocks
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "pitfalls.md"
 PITFALLS = [
@@ -31,22 +32,13 @@ def sections():
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def blocks(section):
-    return re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
-
-
-def run(code, name, names):
-    exec(compile(code, f"{PAGE.name}: {name}", "exec"), names)
-
-
 def test_all_pitfalls_are_there():
     assert list(sections()) == ["", *PITFALLS]
 
 
 @pytest.mark.parametrize("pitfall", PITFALLS)
 def test_the_wrong_version_goes_wrong_and_ours_right(pitfall):
-    page, names = sections(), {}
-    shown = blocks(page[pitfall])
-    assert "assert " in "".join(shown)
-    for code in [*blocks(page[""]), *shown]:
-        run(code, pitfall, names)
+    page = sections()
+    shown = list(blocks_of(page[pitfall]))
+    assert any("assert " in block.text for block in shown)
+    run_blocks([*blocks_of(page[""]), *shown], f"{PAGE.name}: {pitfall}")

@@ -4,20 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
+from pages import blocks_of
 
 ROOT = Path(__file__).parent.parent
 ENGLISH, CHINESE = ((ROOT / f"README{end}.md").read_text("utf-8") for end in ("", ".zh"))
 
 
 def code(text):
-    """The blocks of code, without the comments; the drawing of the house by its first column."""
-    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    """The blocks of code without comments; of the house, whose fence is bare, the first column."""
+    comments = {"": r"\s{3,}.*"}
     return [
-        [
-            re.sub(r"\s+#.*|\s{3,}.*" if not kind else r"\s+#.*", "", line)
-            for line in body.split("\n")
-        ]
-        for kind, body in blocks
+        [re.sub(comments.get(block.info, r"\s+#.*"), "", line) for line in block.text.split("\n")]
+        for block in blocks_of(text)
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import flaxattn.masks
 from flaxattn.masks.mask import Mask
 
-__all__ = ["GALLERY", "Entry", "named", "save"]
+__all__ = ["GALLERY", "Entry", "evaluate", "save"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Entry:
         Raises:
           ValueError if it gives no mask, or nothing at all.
         """
-        return named(self.code)
+        return evaluate(self.code)
 
 
-def named(code: str) -> Mask:
-    """The mask that an expression of flaxattn's masks and `np` gives.
+def evaluate(code: str) -> Mask:
+    """The mask that an expression of flaxattn's masks and `np` gives: it is run as Python.
 
     Raises:
       ValueError if the expression cannot be understood, or gives no mask.
 
-    >>> named("causal() & sliding_window(3)")
+    >>> evaluate("causal() & sliding_window(3)")
     (causal() & sliding_window(left=3, right=3))
     """
     names: dict[str, Any] = {n: v for n, v in vars(flaxattn.masks).items() if not n.startswith("_")}

@@ -47,7 +47,9 @@ def show(mask: Mask, q_len: int, kv_len: int, *, block: int | None = None) -> Pi
       ValueError if an array inside the mask is shorter than the positions asked for.
 
     >>> from flaxattn.masks.picture import show
-    >>> show(causal() & sliding_window(3), 12, 12).savefig(buffer := __import__("io").BytesIO())
+    >>> cells, blocks = show(causal() & sliding_window(3), 12, 12).axes
+    >>> blocks.get_title("left")
+    'blocks of 2: 58% of the work skipped'
     """
     plan = _plan(mask, q_len, kv_len, block)
     cells = flat(mask.dense(q_len, kv_len))

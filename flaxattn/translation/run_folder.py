@@ -34,7 +34,7 @@ def check_folder(config: RunConfig) -> None:
     folder = Path(config.output)
     _check_writable(folder)
     if (folder / LOCK).exists():
-        with _held(folder):
+        with telling_of_room(folder), _held(folder):
             pass
     _check_kept(folder, config)
 
