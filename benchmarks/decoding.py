@@ -30,9 +30,9 @@ from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.search import Hypotheses, beam_search, greedy
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.decoding import decode
-from flaxattn.translation.devices import describe_devices, split_cpu
-from flaxattn.translation.train_step import data_mesh, init_params, place
+from flaxattn.translation.decoding.decode import decode
+from flaxattn.translation.devices import data_mesh, describe_devices, place, split_cpu
+from flaxattn.translation.parameters.initial import init_params
 
 ROUNDS, BATCH, SOURCE, LENGTH = 5, 64, 24, 32
 PAD, BOS, EOS = 0, 1, 2

@@ -5,23 +5,21 @@ from training_problem import Problem
 from training_process import Count, count
 
 from flaxattn.models import EncoderDecoder
-from flaxattn.translation.devices import split_cpu
-from flaxattn.translation.loss import total
-from flaxattn.translation.packing import Batch, PackedPairs
-from flaxattn.translation.train_step import (
-    data_mesh,
+from flaxattn.translation.devices import data_mesh, place, split_cpu
+from flaxattn.translation.text.packing import Batch, PackedPairs
+from flaxattn.translation.training.loss import total
+from flaxattn.translation.training.train_step import (
     init_state,
     make_eval_step,
     make_optimizer,
     make_train_step,
-    place,
 )
 
 __all__ = ["Contender"]
 
 
 class Contender:
-    """What `flaxattn.translation.training.train` does between two validations."""
+    """What `flaxattn.translation.training.loop.train` does between two validations."""
 
     trial_updates = 1
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig, TrainingConfig
-from flaxattn.translation.corpus import load_corpus
-from flaxattn.translation.packing import PackedPairs
-from flaxattn.translation.tokenizer import Tokenizer
-from flaxattn.translation.train_step import init_params, learning_rate
+from flaxattn.translation.parameters.initial import init_params
+from flaxattn.translation.text.corpus import load_corpus
+from flaxattn.translation.text.packing import PackedPairs
+from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.training.train_step import learning_rate
 
 __all__ = ["PaddedPairs", "Problem", "by_length", "evenly", "pad", "prepare"]
 

@@ -14,13 +14,14 @@ from run_cases import SMALL, contents, own_pairs, prepared_by, tiny, write_pairs
 
 import flaxattn.translation.run as run_module
 from configs import PRESETS
-from flaxattn.translation import files, run_folder
 from flaxattn.translation.cli import main
-from flaxattn.translation.files import SaveError
-from flaxattn.translation.interruption import InterruptedRun
-from flaxattn.translation.metrics import DivergedError
-from flaxattn.translation.tokenizer import Tokenizer
-from flaxattn.translation.translator import Translator
+from flaxattn.translation.decoding.translator import Translator
+from flaxattn.translation.storage import files
+from flaxattn.translation.storage.files import SaveError
+from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.training import run_folder
+from flaxattn.translation.training.interruption import InterruptedRun
+from flaxattn.translation.training.metrics import DivergedError
 
 
 def refusal(capsys, command, *arguments):

@@ -8,11 +8,11 @@ from functools import cache
 
 import pytest
 
-from flaxattn.translation.builtin import corpus, english, german, pairs
-from flaxattn.translation.builtin import lexicon as lex
-from flaxattn.translation.builtin.corpus import Example, examples
-from flaxattn.translation.builtin.grammar import Dice, draw_sentence
-from flaxattn.translation.builtin.meaning import Clause, Gap, Nominal, NounPhrase, Sentence
+from flaxattn.translation.text.builtin import corpus, english, german, pairs
+from flaxattn.translation.text.builtin import lexicon as lex
+from flaxattn.translation.text.builtin.corpus import Example, examples
+from flaxattn.translation.text.builtin.grammar import Dice, draw_sentence
+from flaxattn.translation.text.builtin.meaning import Clause, Gap, Nominal, NounPhrase, Sentence
 
 CHECKSUM = "25437f968497fb455dfe93bb248e55376144a60d23149174b5d1bd009c446f79"
 

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from flaxattn.translation.config import DataConfig
-from flaxattn.translation.corpus import load_corpus, read_pairs
-from flaxattn.translation.lines import read_lines
+from flaxattn.translation.text.corpus import load_corpus, read_pairs
+from flaxattn.translation.text.lines import read_lines
 
 BOM = b"\xef\xbb\xbf"
 NOT_LINE_BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # all of which str.splitlines breaks at

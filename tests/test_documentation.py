@@ -43,8 +43,8 @@ def prose(path):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A working directory as the pages assume it: a run, its exported model, two aligned files."""
-    from flaxattn.translation.exporting import export
-    from flaxattn.translation.loading import load
+    from flaxattn.translation.trained.exporting import export
+    from flaxattn.translation.trained.loading import load
 
     run = shutil.copytree(ROOT / "tests" / "kept" / "1", tmp_path / "runs" / "tiny")
     export(tmp_path / "my-model", load(run))

@@ -28,17 +28,18 @@ from flaxattn.explorer import (
     page,
 )
 from flaxattn.explorer.colours import scale
-from flaxattn.translation import explanation, loading
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.explaining import (
+from flaxattn.translation.decoding import explanation
+from flaxattn.translation.decoding.explaining import (
     MOST_TEXTS,
     MOST_TOKENS,
     explain,
     explain_translations,
 )
-from flaxattn.translation.loading import Loaded
-from flaxattn.translation.tokenizer import Tokenizer
-from flaxattn.translation.translator import Translation, Translator
+from flaxattn.translation.decoding.translator import Translation, Translator
+from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained import loading
+from flaxattn.translation.trained.loading import Loaded
 
 WORDS = "the small cat sleeps on a red mat and dogs run over long bridges".split()
 TEXT, OTHER = "the small cat sleeps", "dogs run over a red mat and on"

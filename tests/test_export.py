@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-import flaxattn.translation.exporting as exporting
+import flaxattn.translation.trained.exporting as exporting
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.__main__ import main
-from flaxattn.translation.checkpoints import Models
 from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, to_json
-from flaxattn.translation.exporting import export
-from flaxattn.translation.loading import Loaded, load, load_run
-from flaxattn.translation.tokenizer import Tokenizer
-from flaxattn.translation.translator import Translator
+from flaxattn.translation.decoding.translator import Translator
+from flaxattn.translation.storage.checkpoints import Models
+from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained.exporting import export
+from flaxattn.translation.trained.loading import Loaded, load, load_run
 
 WORDS = "the small cat sleeps on a red mat and dogs run over long bridges".split()
 TEXTS = [" ".join(WORDS[i : i + 3]) for i in range(3)]

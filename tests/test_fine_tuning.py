@@ -8,10 +8,10 @@ import pytest
 from run_cases import SMALL, decode_to, prepared_by, record_states, tiny
 
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.freezing import labels, path_of
-from flaxattn.translation.loading import load_run
-from flaxattn.translation.tokenizer import Tokenizer
-from flaxattn.translation.train_step import make_optimizer
+from flaxattn.translation.parameters.freezing import labels, path_of
+from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained.loading import load_run
+from flaxattn.translation.training.train_step import make_optimizer
 
 # ---- Frozen parameters -----------------------------------------------------------------------
 

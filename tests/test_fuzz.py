@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 
 from configs import PRESETS
 from flaxattn.translation.commands import kept_decoding
-from flaxattn.translation.corpus import read_pairs
-from flaxattn.translation.loading import load_exported, load_run
-from flaxattn.translation.manifest import DamagedError, seal, verify
-from flaxattn.translation.run_folder import check_folder
+from flaxattn.translation.storage.manifest import DamagedError, seal, verify
+from flaxattn.translation.text.corpus import read_pairs
+from flaxattn.translation.trained.loading import load_exported, load_run
+from flaxattn.translation.training.run_folder import check_folder
 
 KEPT = Path(__file__).parent / "kept" / "1"
 

@@ -19,12 +19,13 @@ import jax
 import numpy as np
 import pytest
 
-from flaxattn.translation.checkpoints import Checkpoints
 from flaxattn.translation.config import DecodingConfig, from_json
-from flaxattn.translation.loading import load, load_exported, load_run
-from flaxattn.translation.run_folder import check_folder, run_name
-from flaxattn.translation.train_step import init_params, init_state, make_optimizer
-from flaxattn.translation.translator import Translator
+from flaxattn.translation.decoding.translator import Translator
+from flaxattn.translation.parameters.initial import init_params
+from flaxattn.translation.storage.checkpoints import Checkpoints
+from flaxattn.translation.trained.loading import load, load_exported, load_run
+from flaxattn.translation.training.run_folder import check_folder, run_name
+from flaxattn.translation.training.train_step import init_state, make_optimizer
 
 KEPT = sorted((Path(__file__).parent / "kept").iterdir())
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxattn.translation.packing import PackedPairs, pack_rows
+from flaxattn.translation.text.packing import PackedPairs, pack_rows
 
 lengths_of_pairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 

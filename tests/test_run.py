@@ -31,7 +31,6 @@ from sacrebleu.metrics import BLEU, CHRF
 import flaxattn.translation.run as run_module
 from configs import PRESETS
 from flaxattn import EncoderDecoder
-from flaxattn.translation import builtin
 from flaxattn.translation.config import (
     DecodingConfig,
     RunConfig,
@@ -39,11 +38,12 @@ from flaxattn.translation.config import (
     from_json,
     to_json,
 )
-from flaxattn.translation.loading import load_run
-from flaxattn.translation.reporting import RunLog, Screen
-from flaxattn.translation.run_folder import check_folder
-from flaxattn.translation.tokenizer import Tokenizer
-from flaxattn.translation.translator import translate
+from flaxattn.translation.decoding.translator import translate
+from flaxattn.translation.text import builtin
+from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained.loading import load_run
+from flaxattn.translation.training.reporting import RunLog, Screen
+from flaxattn.translation.training.run_folder import check_folder
 
 # ---- What a run leaves behind ----------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import sacrebleu
 
-from flaxattn.translation.scoring import score
+from flaxattn.translation.text.scoring import score
 
 VERSION = sacrebleu.__version__
 

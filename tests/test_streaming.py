@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from flaxattn.__main__ import main
-from flaxattn.translation import streaming
-from flaxattn.translation.streaming import chunks
+from flaxattn.translation.text import streaming
+from flaxattn.translation.text.streaming import chunks
 
 
 def lines_of(data):

@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxattn.translation.tokenizer import Tokenizer
+from flaxattn.translation.text.tokenizer import Tokenizer
 
 TEXTS = [
     "The small cat sleeps on the red mat.",
@@ -144,6 +145,15 @@ def test_a_vocabulary_too_small_for_bytes_and_characters_names_the_option(size):
     assert str(size) in str(error.value)
 
 
+def test_the_least_vocabulary_that_an_error_names_is_enough_and_one_less_is_not():
+    with pytest.raises(ValueError, match=r"--vocab-size 270: expected at least \d+,") as error:
+        Tokenizer.train(TEXTS, 270)
+    least = int(re.search(r"at least (\d+)", str(error.value))[1])
+    assert Tokenizer.train(TEXTS, least).vocab_size == least
+    with pytest.raises(ValueError, match=f"at least {least},"):
+        Tokenizer.train(TEXTS, least - 1)
+
+
 def test_rare_characters_become_bytes_when_fewer_are_covered():
     texts = ["aaaa bbbb cccc " * 20] * 50 + ["q"]
     covered = Tokenizer.train(texts, 300, character_coverage=1.0)
@@ -236,7 +246,7 @@ def test_another_process_draws_the_same_spellings(tmp_path):
     tokenizer().save(tmp_path / "tokenizer.model")
     code = f"""
 from pathlib import Path
-from flaxattn.translation.tokenizer import Tokenizer
+from flaxattn.translation.text.tokenizer import Tokenizer
 tokenizer = Tokenizer.load(Path({str(tmp_path / "tokenizer.model")!r}))
 print([ids.tolist() for ids in tokenizer.sample({TEXTS[:5]!r}, 0.3, (0, 1, 0))])
 """

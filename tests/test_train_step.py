@@ -12,17 +12,16 @@ import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.loss import batch_loss
-from flaxattn.translation.packing import Batch, PackedPairs
-from flaxattn.translation.train_step import (
-    data_mesh,
-    init_params,
+from flaxattn.translation.devices import data_mesh, place
+from flaxattn.translation.parameters.initial import init_params
+from flaxattn.translation.text.packing import Batch, PackedPairs
+from flaxattn.translation.training.loss import batch_loss
+from flaxattn.translation.training.train_step import (
     init_state,
     learning_rate,
     make_eval_step,
     make_optimizer,
     make_train_step,
-    place,
 )
 
 V, BOS, EOS, ROWS, LENGTH = 13, 1, 2, 8, 6

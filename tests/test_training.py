@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
-import flaxattn.translation.training as training
+import flaxattn.translation.training.loop as training
 from flaxattn import EncoderDecoderConfig
-from flaxattn.translation.checkpoints import Models
 from flaxattn.translation.config import RunConfig, TrainingConfig
-from flaxattn.translation.corpus import Corpus
-from flaxattn.translation.interruption import InterruptedRun, Interruption
-from flaxattn.translation.loss import Sums
-from flaxattn.translation.metrics import DivergedError
-from flaxattn.translation.packing import Batch
-from flaxattn.translation.preparation import Prepared
-from flaxattn.translation.reporting import RunLog, Screen
-from flaxattn.translation.train_step import data_mesh
-from flaxattn.translation.validation import Validation, stale
+from flaxattn.translation.devices import data_mesh
+from flaxattn.translation.storage.checkpoints import Models
+from flaxattn.translation.text.corpus import Corpus
+from flaxattn.translation.text.packing import Batch
+from flaxattn.translation.training.interruption import InterruptedRun, Interruption
+from flaxattn.translation.training.loss import Sums
+from flaxattn.translation.training.metrics import DivergedError
+from flaxattn.translation.training.preparation import Prepared
+from flaxattn.translation.training.reporting import RunLog, Screen
+from flaxattn.translation.training.validation import Validation, stale
 
 EMA = 100  # what this model's moving average is ahead of it
 BATCHES = types.SimpleNamespace(batch=lambda step: Batch(*[np.zeros((4, 2), np.int32)] * 4))
@@ -284,7 +284,7 @@ def test_a_run_asked_to_stop_keeps_its_step_and_goes_on_to_the_same_log(
 def test_the_second_request_is_obeyed_at_once(tmp_path):
     code = """
 import os, signal
-from flaxattn.translation.interruption import Interruption
+from flaxattn.translation.training.interruption import Interruption
 with Interruption() as interruption:
     os.kill(os.getpid(), signal.SIGINT)
     print(interruption.requested, flush=True)

@@ -9,7 +9,8 @@ import pytest
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.train_step import init_params, learning_rate
+from flaxattn.translation.parameters.initial import init_params
+from flaxattn.translation.training.train_step import learning_rate
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 UPDATES = 3

@@ -9,10 +9,10 @@ import tyro
 import tyro.conf
 
 from flaxattn.translation.config import RunConfig
-from flaxattn.translation.files import SaveError
-from flaxattn.translation.interruption import InterruptedRun
-from flaxattn.translation.metrics import DivergedError
 from flaxattn.translation.run import run
+from flaxattn.translation.storage.files import SaveError
+from flaxattn.translation.training.interruption import InterruptedRun
+from flaxattn.translation.training.metrics import DivergedError
 
 __all__ = ["main"]
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import tyro
 
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.json_data import from_older, read_object
-from flaxattn.translation.lines import missing_file, read_lines
-from flaxattn.translation.streaming import chunks
+from flaxattn.translation.storage.json_data import from_older, read_object
+from flaxattn.translation.text.lines import missing_file, read_lines
+from flaxattn.translation.text.streaming import chunks
 
 if TYPE_CHECKING:
-    from flaxattn.translation.loading import Loaded
-    from flaxattn.translation.translator import Translation
+    from flaxattn.translation.decoding.translator import Translation
+    from flaxattn.translation.trained.loading import Loaded
 
 __all__ = ["Export", "Score", "Translate", "kept_decoding"]
 
@@ -59,7 +59,7 @@ class Translate:
             raise ValueError("--input: expected either a file or texts as arguments, not both.")
         self._check_explained(len(self.texts))
         loaded = self._loaded()
-        from flaxattn.translation.translator import Translator
+        from flaxattn.translation.decoding.translator import Translator
 
         translator, done = Translator(*loaded, batch_size=self.batch_size), 0
         explained: list[tuple[str, list[Translation]]] = []
@@ -78,7 +78,7 @@ class Translate:
     def _check_explained(self, texts: int) -> None:
         """Raises ValueError if so many texts cannot be explained, if they are to be."""
         if self.explain:
-            from flaxattn.translation.explanation import check_target
+            from flaxattn.translation.decoding.explanation import check_target
 
             check_target(self.explain, texts)
 
@@ -86,15 +86,15 @@ class Translate:
         """How many translations of each text."""
         if self.explain is None:
             return self.n_best
-        from flaxattn.translation.explaining import hypotheses_sought
+        from flaxattn.translation.decoding.explaining import hypotheses_sought
 
         return max(self.n_best, hypotheses_sought(self.decoding))
 
     def _explain(
         self, path: Path, loaded: "Loaded", explained: "list[tuple[str, list[Translation]]]"
     ) -> None:
-        from flaxattn.translation.explaining import explain_translations
-        from flaxattn.translation.explanation import write
+        from flaxattn.translation.decoding.explaining import explain_translations
+        from flaxattn.translation.decoding.explanation import write
 
         model, params, tokenizer, config = loaded
         texts, found = [text for text, _ in explained], [found for _, found in explained]
@@ -108,7 +108,7 @@ class Translate:
         import jax  # so late that help and errors in the command come at once
 
         from flaxattn.translation.devices import describe_devices, split_cpu
-        from flaxattn.translation.loading import load
+        from flaxattn.translation.trained.loading import load
 
         if self.texts or self.input:
             split_cpu(min(len(self.texts) or self.batch_size, self.batch_size))
@@ -154,7 +154,7 @@ class Score:
 
     def run(self) -> None:
         """Prints BLEU, BLEU lower-cased and chrF with their signatures."""
-        from flaxattn.translation.scoring import check_tokenizer, score
+        from flaxattn.translation.text.scoring import check_tokenizer, score
 
         hypotheses, references, tokenizer = self._sources()
         check_tokenizer(tokenizer)
@@ -200,8 +200,8 @@ class Export:
 
     def run(self) -> None:
         """Writes the folder, or refuses."""
-        from flaxattn.translation.exporting import check_target, export
-        from flaxattn.translation.loading import is_exported, load
+        from flaxattn.translation.trained.exporting import check_target, export
+        from flaxattn.translation.trained.loading import is_exported, load
 
         if is_exported(self.run_folder):
             raise ValueError(f"{self.run_folder} is an exported model already; copy it.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.translation.json_data import from_older, same_fields
+from flaxattn.translation.storage.json_data import from_older, same_fields
 
 __all__ = [
     "DataConfig",

@@ -1,12 +1,15 @@
-"""Which device computes: said first and loudly."""
+"""The devices that compute: said first and loudly, split, and given what they compute with."""
 
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["describe_devices", "idle_accelerator", "split_cpu"]
+__all__ = ["data_mesh", "describe_devices", "idle_accelerator", "place", "split_cpu"]
 
 MIN_ROWS = 4  # for each CPU device, below which spreading rows gains nothing
 HOST_DEVICES = "--xla_force_host_platform_device_count"
@@ -32,6 +35,16 @@ def split_cpu(rows: int) -> None:
         return
     if devices == cores and "multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """All local devices in one line called "data", over which rows are spread."""
+    return Mesh(np.array(devices or jax.local_devices()), ("data",))
+
+
+def place(tree: Any, mesh: Mesh, *axes: str) -> Any:
+    """`tree` on the devices: spread over `axes`, or, without any, the same on all."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
 def describe_devices() -> str:

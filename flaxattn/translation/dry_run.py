@@ -6,16 +6,11 @@ from typing import Any
 import jax
 
 from flaxattn.translation.config import RunConfig
-from flaxattn.translation.freezing import path_of
-from flaxattn.translation.preparation import Prepared
-from flaxattn.translation.reporting import Screen
-from flaxattn.translation.train_step import (
-    data_mesh,
-    init_state,
-    make_optimizer,
-    make_train_step,
-    place,
-)
+from flaxattn.translation.devices import data_mesh, place
+from flaxattn.translation.parameters.freezing import path_of
+from flaxattn.translation.training.preparation import Prepared
+from flaxattn.translation.training.reporting import Screen
+from flaxattn.translation.training.train_step import init_state, make_optimizer, make_train_step
 
 __all__ = ["dry_run", "parameter_table"]
 

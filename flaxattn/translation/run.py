@@ -7,17 +7,17 @@ from typing import Any
 import jax
 
 from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, to_json
+from flaxattn.translation.decoding.translator import translate
 from flaxattn.translation.devices import describe_devices, idle_accelerator, split_cpu
 from flaxattn.translation.dry_run import dry_run
-from flaxattn.translation.exporting import export
-from flaxattn.translation.files import write_whole
-from flaxattn.translation.loading import EXPORTED, Loaded
-from flaxattn.translation.preparation import Prepared, prepare
-from flaxattn.translation.reporting import Screen
-from flaxattn.translation.run_folder import check_folder, opened
-from flaxattn.translation.scoring import Score, check_tokenizer, score
-from flaxattn.translation.training import Trained, train
-from flaxattn.translation.translator import translate
+from flaxattn.translation.storage.files import write_whole
+from flaxattn.translation.text.scoring import Score, check_tokenizer, score
+from flaxattn.translation.trained.exporting import export
+from flaxattn.translation.trained.loading import EXPORTED, Loaded
+from flaxattn.translation.training.loop import Trained, train
+from flaxattn.translation.training.preparation import Prepared, prepare
+from flaxattn.translation.training.reporting import Screen
+from flaxattn.translation.training.run_folder import check_folder, opened
 
 __all__ = ["run"]
 

@@ -1,5 +1,0 @@
-"""A corpus that needs no download: English and German sentences from a grammar of our own."""
-
-from flaxattn.translation.builtin.corpus import pairs
-
-__all__ = ["pairs"]

@@ -1,0 +1,1 @@
+"""Translations: sought on the device, given in order, and explained."""

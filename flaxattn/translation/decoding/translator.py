@@ -1,0 +1,187 @@
+"""Texts in, translations out, in the order given: batches by length around `decode`."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flaxattn.models import EncoderDecoder
+from flaxattn.search import Hypotheses
+from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.decoding.decode import decode
+from flaxattn.translation.devices import data_mesh, place
+from flaxattn.translation.text.tokenizer import Tokenizer
+
+__all__ = ["Translation", "Translator", "rounded", "translate"]
+
+SHORTEST = 16  # source lengths are rounded up to this times a power of two: few compilations
+EXTRA = 8  # tokens a translation may have beyond `max_ratio` times those of the source
+
+
+class Translation(NamedTuple):
+    """One translation of a text."""
+
+    text: str
+    score: float
+    """The log-probability divided by the length penalty; -inf if no translation was found."""
+    log_prob: float
+    """In nats, the end token included."""
+    tokens: tuple[int, ...] = ()
+    """What the text was read from, the end token included; none if no translation was found."""
+
+
+class Translator:
+    """A model that translates texts.
+
+    Args:
+      model, params, tokenizer: as `loading.load` gives them.
+      config: how translations are sought.
+      batch_size: texts translated together, at most; a multiple of the devices is taken.
+    """
+
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        params: Any,
+        tokenizer: Tokenizer,
+        config: DecodingConfig = DecodingConfig(),
+        *,
+        batch_size: int = 64,
+    ) -> None:
+        self._model, self._tokenizer, self._config = model, tokenizer, config
+        self._mesh = data_mesh()
+        self._params = place(params, self._mesh)
+        self._batch_size = batch_size
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        *,
+        n_best: int = 1,
+        first: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[list[Translation]]:
+        """The `n_best` translations of each text, best first; those of a blank text are blank.
+
+        What a text is translated to does not depend on the texts beside it.
+
+        Args:
+          first: the number of the first text in all that is translated; sampling depends on it.
+          progress: called with the number of texts finished since the last call.
+        """
+        blank = [Translation("", 0.0, 0.0)] * n_best
+        answers = [blank] * len(texts)
+        sources = self._encode(texts, first)
+        filled = [i for i in range(len(texts)) if texts[i].strip()]
+        for chosen in self._batches(filled, sources):
+            numbers = [first + i for i in chosen]
+            found = self._translate_batch(numbers, [sources[i] for i in chosen], n_best)
+            for i, translations in zip(chosen, found, strict=True):
+                answers[i] = translations
+            progress(len(chosen))
+        return answers
+
+    def _encode(self, texts: Sequence[str], first: int) -> list[np.ndarray]:
+        """The ids of each text, of long ones only the first; the person is told of these."""
+        most = self._config.max_source
+        if all(self._tokenizer.fits(text, most) for text in texts):
+            sources = self._tokenizer.encode(texts)
+            if max(map(len, sources), default=0) <= most:
+                return sources
+        starts = [self._tokenizer.encode_start(text, most) for text in texts]
+        for number, (_, is_cut) in enumerate(starts, first + 1):
+            if is_cut:
+                warnings.warn(
+                    f"text {number} has more than {most} tokens; only its beginning is translated. "
+                    "DecodingConfig.max_source says how much.",
+                    stacklevel=3,
+                )
+        return [ids for ids, _ in starts]
+
+    def _batches(self, indices: list[int], sources: list[np.ndarray]) -> Iterator[list[int]]:
+        """The indices, sorted by length, in batches of one rounded length."""
+        by_length: dict[int, list[int]] = {}
+        for i in indices:
+            by_length.setdefault(rounded(len(sources[i])), []).append(i)
+        for _, group in sorted(by_length.items()):
+            group.sort(key=lambda i: len(sources[i]))
+            for start in range(0, len(group), self._batch_size):
+                yield group[start : start + self._batch_size]
+
+    def _translate_batch(
+        self, numbers: list[int], sources: list[np.ndarray], n_best: int
+    ) -> list[list[Translation]]:
+        config, pad_id = self._config, self._tokenizer.pad_id
+        length = rounded(max(map(len, sources)))
+        rows = _rows(len(sources), self._batch_size, self._mesh.size)
+        source = np.full((rows, length), pad_id, np.int32)
+        limits, minimums = np.zeros((2, rows), np.int32)  # rows without a text end at once
+        for row, ids in enumerate(sources):
+            source[row, : len(ids)] = ids
+            limits[row] = int(len(ids) * config.max_ratio) + EXTRA
+            minimums[row] = int(len(ids) * config.min_ratio)
+        keys = _keys(config.sampling_seed, numbers, rows)
+        found = decode(
+            self._model,
+            self._params,
+            *place((source, limits, minimums, keys), self._mesh, "data"),
+            config=config,
+            n_best=n_best,
+            max_length=int(length * config.max_ratio) + EXTRA,
+            bos_id=self._tokenizer.bos_id,
+            eos_id=self._tokenizer.eos_id,
+            mesh=self._mesh,
+        )
+        return self._texts(jax.device_get(found), len(sources))
+
+    def _texts(self, found: Hypotheses, count: int) -> list[list[Translation]]:
+        return [
+            [self._translation(*one) for one in zip(*(part[row] for part in found), strict=True)]
+            for row in range(count)
+        ]
+
+    def _translation(self, tokens: Any, score: Any, log_prob: Any, length: Any) -> Translation:
+        (text,) = self._tokenizer.decode([tokens])
+        ids = tuple(map(int, tokens[: int(length)]))
+        return Translation(" ".join(text.split()), float(score), float(log_prob), ids)
+
+
+def translate(
+    model: EncoderDecoder,
+    params: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    config: DecodingConfig = DecodingConfig(),
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """The best translation of each text, in the order given; blank texts stay blank.
+
+    Args:
+      config: how it is sought: `Translator` tells more of the others.
+    """
+    if not any(text.strip() for text in texts):
+        return [""] * len(texts)
+    translator = Translator(model, params, tokenizer, config, batch_size=batch_size)
+    return [best[0].text for best in translator.translate(texts, progress=progress)]
+
+
+def _keys(seed: int, numbers: list[int], rows: int) -> jax.Array:
+    """A random key for each row, told by the number of its text alone."""
+    padded = np.zeros(rows, np.int32)
+    padded[: len(numbers)] = numbers
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), padded)
+
+
+def rounded(length: int) -> int:
+    """`length` rounded up to `SHORTEST` times a power of two."""
+    return SHORTEST << max(0, -(-length // SHORTEST) - 1).bit_length()
+
+
+def _rows(count: int, batch_size: int, devices: int) -> int:
+    """Rows for `count` texts: a power of two or `batch_size`, and a multiple of the devices."""
+    rows = min(1 << max(0, count - 1).bit_length(), max(batch_size, count))
+    return -(-rows // devices) * devices

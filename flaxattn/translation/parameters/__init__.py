@@ -1,0 +1,1 @@
+"""Trees of parameters: fresh, averaged, frozen, and as named arrays in a file."""

@@ -1,0 +1,1 @@
+"""Text and its tokens: pairs are read, split and packed into batches, and translations scored."""

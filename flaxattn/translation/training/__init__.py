@@ -1,0 +1,1 @@
+"""Training: from prepared batches to the parameters worth keeping."""

@@ -1,0 +1,123 @@
+"""The loss of a batch: a sum over tokens, to be divided once by the number of tokens."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxattn.models import EncoderDecoder, shift_right
+
+__all__ = ["Sums", "TokenLoss", "batch_loss", "cross_entropy", "divergence", "means", "total"]
+
+
+class Sums(NamedTuple):
+    """Sums over the tokens of a batch; they add up over microbatches and devices."""
+
+    loss: jax.Array  # label-smoothed, what is minimised
+    nll: jax.Array  # negative log-likelihood in nats, what is reported
+    correct: jax.Array  # tokens that had the highest logit
+    tokens: jax.Array  # how many tokens were predicted
+    skipped: jax.Array  # batches that were left out, since they gave no finite loss
+
+
+class TokenLoss(NamedTuple):
+    """What `Sums` adds up."""
+
+    loss: jax.Array
+    nll: jax.Array
+    correct: jax.Array
+
+
+def total(sums: Sequence[Sums]) -> Sums:
+    """The sums of several batches added up on the host."""
+    return jax.tree.map(lambda *values: np.sum(values, dtype=np.float64), *jax.device_get(sums))
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Loss and negative log-likelihood per token in nats, perplexity, and accuracy."""
+    tokens = max(float(sums.tokens), 1.0)
+    nll = float(sums.nll) / tokens
+    return {
+        "loss": float(sums.loss) / tokens,
+        "nll": nll,
+        "perplexity": math.exp(min(nll, 100.0)),
+        "accuracy": float(sums.correct) / tokens,
+    }
+
+
+def cross_entropy(logits: jax.Array, target: jax.Array, label_smoothing: float) -> TokenLoss:
+    """Cross-entropy of one token, smoothed and plain (Szegedy et al. 2016, section 7).
+
+    Args:
+      logits: float32 `[V]`; target: int `[]`.
+      label_smoothing: the share of probability spread evenly over all V tokens.
+
+    Returns:
+      float32 `[]` each: the smoothed and the plain loss in nats, and 1 if the logit was highest.
+    """
+    chex.assert_rank([logits, target], [1, 0])
+    log_normaliser = jax.nn.logsumexp(logits)
+    # A comparison instead of an index: its gradient is elementwise, not a scatter.
+    at_target = jnp.arange(logits.shape[0], dtype=target.dtype) == target
+    target_logit = jnp.where(at_target, logits, 0.0).sum()
+    nll = log_normaliser - target_logit
+    uniform = log_normaliser - logits.mean()
+    loss = (1.0 - label_smoothing) * nll + label_smoothing * uniform
+    return TokenLoss(loss, nll, (target_logit >= logits.max()).astype(jnp.float32))
+
+
+def divergence(logits: jax.Array, others: jax.Array) -> jax.Array:
+    """The symmetric Kullback-Leibler divergence of two distributions, in nats.
+
+    Args:
+      logits, others: float32 `[V]`.
+    """
+    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(others)
+    return ((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum()
+
+
+def batch_loss(
+    model: EncoderDecoder,
+    params: Any,
+    batch: Any,
+    *,
+    bos_id: int,
+    label_smoothing: float = 0.0,
+    r_drop: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> Sums:
+    """The loss of a packed batch under teacher forcing.
+
+    Args:
+      batch: `flaxattn.translation.text.packing.Batch` of int `[R, L]`.
+      r_drop: the weight alpha of R-Drop (Liang et al. 2021, arXiv:2106.14448, equation 4, halved):
+        each row passes twice, and the loss is the mean of both passes plus alpha / 4 times the
+        symmetric divergence between them.
+      dropout_key: None switches dropout off.
+    """
+    passes = 2 if r_drop else 1
+    rows = jax.tree.map(lambda x: jnp.repeat(x, passes, axis=0), batch)
+    logits: Any = model.apply(
+        {"params": params},
+        rows.source,
+        shift_right(rows.target, rows.target_segment_ids, bos_id),
+        source_segment_ids=rows.source_segment_ids,
+        target_segment_ids=rows.target_segment_ids,
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+    losses = _over_tokens(cross_entropy, (0, 0, None))(logits, rows.target, label_smoothing)
+    is_token = rows.target_segment_ids != 0
+    loss, nll, correct = (jnp.sum(x, where=is_token) / passes for x in losses)
+    if r_drop:
+        differences = _over_tokens(divergence, (0, 0))(logits[::2], logits[1::2])
+        loss += r_drop / 4 * jnp.sum(differences, where=is_token[::2])
+    return Sums(loss, nll, correct, is_token.astype(jnp.float32).sum() / passes, jnp.zeros(()))
+
+
+def _over_tokens(of_token: Any, axes: tuple[int | None, ...]) -> Any:
+    return jax.vmap(jax.vmap(of_token, axes), axes)

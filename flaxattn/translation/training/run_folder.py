@@ -1,0 +1,178 @@
+"""A run's folder: whose it is, what it was begun with, and whether a run may go on in it."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flaxattn.translation.config import RunConfig, config_hash, from_json, portable, to_json
+from flaxattn.translation.storage.files import free_bytes, telling_of_room, write_whole
+from flaxattn.translation.storage.json_data import read_object
+from flaxattn.translation.storage.manifest import sha256
+from flaxattn.translation.text.corpus import Corpus
+from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained.loading import CONFIG, TOKENIZER
+
+__all__ = ["check_folder", "check_space", "data_digests", "opened", "run_name"]
+
+DATA = "data.json"
+LOCK = "lock"
+CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
+
+
+def check_folder(config: RunConfig) -> None:
+    """Looks, before any long work, whether the run can be begun or taken further in its folder.
+
+    Raises:
+      ValueError if the folder holds a run with other settings or a damaged one, or another
+      process works there; OSError if nothing can be written to it.
+    """
+    folder = Path(config.output)
+    _check_writable(folder)
+    if (folder / LOCK).exists():
+        with telling_of_room(folder), _held(folder):
+            pass
+    _check_kept(folder, config)
+
+
+def _check_kept(folder: Path, config: RunConfig) -> None:
+    """Raises ValueError if the folder holds a run with other settings, or a damaged one."""
+    if (folder / CONFIG).exists():
+        kept = from_json(read_object(folder / CONFIG), str(folder / CONFIG))
+        differing = _differences(to_json(kept), to_json(config))
+        if differing:
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(differing)}). "
+                "Name another folder with --output, or delete that one."
+            )
+        _check_tokenizer(folder)
+
+
+@contextlib.contextmanager
+def opened(
+    config: RunConfig, tokenizer: Tokenizer, corpus: Corpus, *, accept_changed_data: bool = False
+) -> Iterator[Path]:
+    """The run's folder, made if need be, for this process alone while the block runs.
+
+    It then holds the configuration, the tokenizer, and `data.json` with the SHA-256 of the sentence
+    pairs and of the tokenizer, and the name of the run.
+
+    Args:
+      accept_changed_data: take the run further even if its data is not what it began with.
+
+    Raises:
+      ValueError if the data has changed, SaveError if the block or this finds no room to write;
+      else as `check_folder`.
+    """
+    folder = Path(config.output)
+    _check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with telling_of_room(folder), _held(folder):
+        _check_kept(folder, config)  # again: another process may have begun a run meanwhile
+        digests = data_digests(corpus)
+        if (folder / DATA).exists() and not accept_changed_data:
+            _check_data(folder, digests)
+        tokenizer.save(folder / TOKENIZER)
+        about = {
+            "run": run_name(folder) or config_hash(config),
+            "sentence_pairs": digests,
+            "tokenizer": sha256(folder / TOKENIZER),
+        }
+        write_whole(folder / DATA, json.dumps(about, indent=2) + "\n")
+        write_whole(folder / CONFIG, json.dumps(to_json(config), indent=2) + "\n")
+        yield folder
+
+
+def run_name(folder: Path) -> str | None:
+    """What the run in a folder has been called since it began; None if it has not begun."""
+    return read_object(folder / DATA).get("run") if (folder / DATA).exists() else None
+
+
+def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
+    """Raises OSError if the checkpoints and models to be kept will not fit on the disk.
+
+    Args:
+      state_bytes, model_bytes: of one checkpoint, and of one model.
+    """
+    folder, training = Path(config.output), config.training
+    needed = state_bytes * (training.keep_checkpoints + 1) + model_bytes * (training.average + 2)
+    held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    free = free_bytes(folder) + held
+    if free < needed:
+        raise OSError(
+            f"--output: {folder} needs room for {needed:,} bytes of checkpoints and models; "
+            f"{free:,} are free there. Name a folder elsewhere, or keep fewer: "
+            "--keep-checkpoints, --average."
+        )
+
+
+def data_digests(corpus: Corpus) -> dict[str, str]:
+    """The SHA-256 of each split's sentence pairs, in their order."""
+    digests = {}
+    for split, pairs in corpus._asdict().items():
+        digest = hashlib.sha256()
+        for pair in pairs:
+            digest.update(json.dumps(pair).encode() + b"\n")
+        digests[split] = digest.hexdigest()
+    return digests
+
+
+def _check_data(folder: Path, digests: dict[str, str]) -> None:
+    kept = read_object(folder / DATA).get("sentence_pairs")
+    kept = kept if isinstance(kept, dict) else {}
+    changed = [split for split, digest in digests.items() if kept.get(split) != digest]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run that began with other {' and '.join(changed)} data. Name "
+            "another folder with --output, or go on with the new data: --accept-changed-data."
+        )
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if (folder / DATA).exists() and (folder / TOKENIZER).exists():
+        kept = read_object(folder / DATA).get("tokenizer")
+        if kept != sha256(folder / TOKENIZER):
+            raise ValueError(
+                f"{folder / TOKENIZER}: its SHA-256 is not that in {folder / DATA}. "
+                "Restore the file, or name another folder with --output."
+            )
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises OSError unless the folder, or the one it will be made in, can be written to."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OSError(f"--output: {place} is no folder that can be written to.")
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder while the block runs, or is kept out by one."""
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            process = lock.read().strip() or "another process"
+            raise ValueError(
+                f"{folder}: {process} is at work there. Wait until it has ended, or name another "
+                "folder with --output."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield
+
+
+def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The settings that differ and matter to the steps already made."""
+    kept, wanted = (d["data"] | d["model"] | d["training"] for d in map(portable, (kept, wanted)))
+    free = CHANGE_NO_MODEL | ({"steps"} if not kept["cooldown_steps"] else set())
+    names = (kept.keys() | wanted.keys()) - free
+    return sorted(name for name in names if kept.get(name) != wanted.get(name))
