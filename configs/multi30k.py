@@ -21,7 +21,7 @@ MULTI30K = RunConfig(
         dropout_rate=0.2,
     ),
     training=TrainingConfig(
-        steps=18_000,
+        steps=15_000,
         rows=32,
         row_length=64,
         learning_rate=2.5e-3,
