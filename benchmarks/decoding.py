@@ -31,7 +31,7 @@ from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.search import Hypotheses, beam_search, greedy
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
-from flaxattn.translation.devices import data_mesh, describe_devices, place, split_cpu
+from flaxattn.translation.devices import data_mesh, describe_devices, keep_memory, place, split_cpu
 from flaxattn.translation.parameters.initial import init_params
 
 ROUNDS, BATCH, SOURCE, LENGTH = 5, 64, 24, 32
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, few rounds")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/decoding"))
     options = parser.parse_args()
+    keep_memory()  # for all contenders
     split_cpu(BATCH)
     config, sizes, rounds = PRESETS[options.preset].model, (BATCH, SOURCE, LENGTH), ROUNDS
     if options.quick:

@@ -1,11 +1,11 @@
-"""flaxattn's trainer as a contender of `training.py`: packed rows, a device for each CPU core."""
+"""flaxattn's trainer as a contender of `training.py`: packed rows, a device for each core."""
 
 import jax
 from training_problem import Problem
 from training_process import Count, count
 
 from flaxattn.models import EncoderDecoder
-from flaxattn.translation.devices import data_mesh, place, split_cpu
+from flaxattn.translation.devices import data_mesh, keep_memory, place, split_cpu
 from flaxattn.translation.text.packing import Batch, PackedPairs
 from flaxattn.translation.training.loss import total
 from flaxattn.translation.training.train_step import (
@@ -24,6 +24,7 @@ class Contender:
     trial_updates = 1
 
     def __init__(self, problem: Problem) -> None:
+        keep_memory()
         split_cpu(problem.training.rows)
         self._problem, self._mesh = problem, data_mesh()
         model = EncoderDecoder(problem.model, pad_id=problem.pad_id)

@@ -1,7 +1,8 @@
-"""A device for each CPU core: how many, and what stands in the environment."""
+"""A device for each CPU core: how many, what stands in the environment, and memory that is kept."""
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import types
@@ -102,9 +103,47 @@ def test_jax_really_has_so_many_devices():
         "import jax\n"
         "print(json.dumps([jax.local_device_count(), float(jax.numpy.ones(3).sum())]))\n"
     )
+    assert printed(code) == [3, 3.0]
+
+
+def printed(code, **environment):
+    """What a process of its own prints, as JSON."""
     dropped = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
-    clean = {k: v for k, v in os.environ.items() if k not in dropped} | {"JAX_PLATFORMS": "cpu"}
+    kept = {k: v for k, v in os.environ.items() if k not in dropped and "MALLOC" not in k}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=kept | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert json.loads(done.stdout) == [3, 3.0]
+    return json.loads(done.stdout)
+
+
+FRESH_PAGES = """
+import resource
+import jax
+import jax.numpy as jnp
+from flaxattn.translation.devices import keep_memory
+
+{call}
+step = jax.jit(lambda x: jnp.roll(x, 1) * 2 + jnp.flip(jnp.cumsum(x, 0)))
+found = []
+for megabytes in (16, 48):  # what the arenas of threads can hold, and what they cannot
+    x = jnp.ones((4000, 63 * megabytes))
+    for _ in range(60):
+        step(x).block_until_ready()
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print([(found[-1] - found[-21]) // 20, (found[59] - found[39]) // 20])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_is_kept_need_not_be_cleared_again():
+    kept, given_back = (printed(FRESH_PAGES.format(call=call)) for call in ("keep_memory()", ""))
+    assert max(kept) < 100 < 1000 < max(given_back)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_is_managed_as_the_environment_says():
+    assert max(printed(FRESH_PAGES.format(call="keep_memory()"), MALLOC_TOP_PAD_="0")) > 1000

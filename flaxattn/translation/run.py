@@ -8,7 +8,7 @@ import jax
 
 from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, to_json
 from flaxattn.translation.decoding.translator import translate
-from flaxattn.translation.devices import describe_devices, idle_accelerator, split_cpu
+from flaxattn.translation.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.storage.files import write_whole
 from flaxattn.translation.text.scoring import Score, check_tokenizer, score
@@ -42,6 +42,7 @@ def run(
     Raises:
       ValueError or OSError that says what to change, before any long work; what `train` raises.
     """
+    keep_memory()
     split_cpu(config.training.rows // config.training.microbatches)
     screen = Screen()
     screen.headline(f"Device: {describe_devices()}")
