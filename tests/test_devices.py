@@ -127,7 +127,7 @@ import jax.numpy as jnp
 from flaxattn.translation.devices import keep_memory
 
 {call}
-step = jax.jit(lambda x: jnp.roll(x, 1) * 2 + jnp.flip(jnp.cumsum(x, 0)))
+step = jax.jit(lambda x: jnp.roll(x, 1) * 2 + jnp.flip(x, 0))
 found = []
 for megabytes in (16, 48):  # what the arenas of threads can hold, and what they cannot
     x = jnp.ones((4000, 63 * megabytes))
@@ -141,7 +141,7 @@ print([(found[-1] - found[-21]) // 20, (found[59] - found[39]) // 20])
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_is_kept_need_not_be_cleared_again():
     kept, given_back = (printed(FRESH_PAGES.format(call=call)) for call in ("keep_memory()", ""))
-    assert max(kept) < 100 < 1000 < max(given_back)
+    assert 4 * max(kept) < max(given_back) > 1000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
