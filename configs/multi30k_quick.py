@@ -3,6 +3,7 @@
 import dataclasses
 
 from configs.multi30k import MULTI30K
+from flaxattn.translation.config import DecodingConfig
 
 MULTI30K_QUICK = dataclasses.replace(
     MULTI30K,
@@ -18,4 +19,5 @@ MULTI30K_QUICK = dataclasses.replace(
         ema_decay=0.998,
         average=1,
     ),
+    decoding=DecodingConfig(),
 )
