@@ -4,4 +4,4 @@ import killing
 
 
 def test_killed_runs_end_in_the_same_bytes(tmp_path):
-    assert killing.kill_runs(tmp_path, kills=6, steps=40, seed=1) == []
+    assert killing.kill_runs(tmp_path, kills=4, steps=40, seed=1) == []
