@@ -44,9 +44,10 @@ def keep_memory() -> None:
     """Makes the C library keep the memory that a step has freed for the steps after it.
 
     Else glibc returns large arrays to the system at once, which clears every page anew when the
-    next step asks for it: a third of the time of a training step on two CPU cores. The process
-    then holds to its end as much memory as it once needed. Does nothing under other C libraries,
-    and where the environment says how memory is managed (`MALLOC_ARENA_MAX` and the like).
+    next step asks for it: a quarter of the time of a training step on two CPU cores and more. The
+    process then holds to its end as much memory as it once needed. Does nothing under other C
+    libraries, and where the environment says how memory is managed (`MALLOC_ARENA_MAX` and the
+    like).
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
