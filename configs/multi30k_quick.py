@@ -19,5 +19,5 @@ MULTI30K_QUICK = dataclasses.replace(
         ema_decay=0.998,
         average=1,
     ),
-    decoding=DecodingConfig(),
+    decoding=DecodingConfig(),  # as its kept row was translated
 )
