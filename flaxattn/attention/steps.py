@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import keep
+from flaxattn.attention.repair import bounded
 from flaxattn.attention.tiles import Tiling, take_blocks
 from flaxattn.masks import Mask
 from flaxattn.products import wide_einsum
@@ -131,8 +132,7 @@ def make_row(static: Static, row: Row, chunk: Chunk, scale: jax.Array) -> Row:
         return row._replace(factor=scale)
     query = row.query * scale
     if static.has_mask:  # what is hidden stays finite, however large it is
-        limit = jnp.finfo(query.dtype).max
-        query = jnp.clip(query, -limit, limit)
+        query = bounded(query)
     return row._replace(query=query)
 
 
