@@ -15,21 +15,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: default: those of the process.
     """
+    from flaxattn.translation.ending import exit_code
+    from flaxattn.translation.screen import sturdy_streams
+
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            _parse([word for word in words if word != "--debug"]).run()
-    except (ValueError, OSError) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    return 0
+    with sturdy_streams(output=False), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        parsed = [word for word in words if word != "--debug"]
+        return exit_code(lambda: _parse(parsed).run(), debug=debug)
 
 
 def _parse(words: list[str]) -> Any:
@@ -59,7 +53,9 @@ def _command(words: list[str], translate: Any) -> Any:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"flaxattn: warning: {message}", file=sys.stderr)
+    from flaxattn.translation.screen import printable
+
+    print(printable(f"flaxattn: warning: {message}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,11 @@ from flaxattn.translation.config import (
     to_json,
 )
 from flaxattn.translation.decoding.translator import translate
+from flaxattn.translation.screen import Screen
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load_run
-from flaxattn.translation.training.reporting import RunLog, Screen
+from flaxattn.translation.training.reporting import RunLog
 from flaxattn.translation.training.run_folder import check_folder
 
 # ---- What a run leaves behind ----------------------------------------------------------------
@@ -452,7 +453,15 @@ def test_a_dry_run_shows_shapes_and_parameters_and_writes_nothing(tmp_path, monk
     )
     assert re.search(rf"total +{parameter_count(model):,}\n", printed)
     assert "source_embedding/embedding" in printed and "[400, 16]" in printed
-    assert "compiled in" in printed
+    assert 0 < float(re.search(r"a step: ([\d.e-]+) s", printed)[1]) < 60
+    in_all = re.search(r"steps and .*: about \d", printed)
+    assert in_all.start() < printed.index("source_embedding/embedding")
+
+
+def test_lines_of_steps_say_how_long_the_rest_will_take(finished):
+    lines = [line for line in finished.printed if " tokens/s" in line]
+    told = [bool(re.search(r"  \d+ (s|min) left$", line)) for line in lines]
+    assert told == [False, *[True] * (len(lines) - 2), False]  # the first compiles, the last is all
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -18,6 +18,7 @@ import flaxattn.translation.training.loop as training
 from flaxattn import EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig, TrainingConfig
 from flaxattn.translation.devices import data_mesh
+from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.checkpoints import Models
 from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.text.packing import Batch
@@ -25,7 +26,7 @@ from flaxattn.translation.training.interruption import InterruptedRun, Interrupt
 from flaxattn.translation.training.loss import Sums
 from flaxattn.translation.training.metrics import DivergedError
 from flaxattn.translation.training.preparation import Prepared
-from flaxattn.translation.training.reporting import RunLog, Screen
+from flaxattn.translation.training.reporting import RunLog
 from flaxattn.translation.training.validation import Validation, stale
 
 EMA = 100  # what this model's moving average is ahead of it

@@ -9,14 +9,12 @@ import tyro
 import tyro.conf
 
 from flaxattn.translation.config import RunConfig
+from flaxattn.translation.ending import EXIT_CODES, exit_code
 from flaxattn.translation.run import run
-from flaxattn.translation.storage.files import SaveError
-from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.metrics import DivergedError
+from flaxattn.translation.screen import sturdy_streams
 
 __all__ = ["main"]
 
-FAILED, WRONG_INPUT, KEPT, ABORTED = 1, 2, 75, 130  # 75: EX_TEMPFAIL, 130: 128 + SIGINT
 HELP = """Trains a translator from sentence pairs, scores it, and keeps everything in a folder.
 
 usage: train.py [PRESET] [OPTIONS]
@@ -31,8 +29,7 @@ Presets: {presets}. The options below show the values of preset "{preset}".
 A run that was interrupted goes on when the same command is given again.
 
 Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one at once.
-Exit codes: 0 done, 1 failed (no room, no finite loss), 2 wrong input, 75 interrupted and kept,
-130 interrupted outside training.
+{exit_codes}
 """
 
 
@@ -44,29 +41,18 @@ def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = Non
       arguments: default: those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    try:
-        name = _take_preset(words, list(presets))
-        command = _parse(name, presets, words)
-        run(
-            command.config,
-            stop_before_training=command.dry_run,
-            accept_changed_data=command.accept_changed_data,
-        )
-    except InterruptedRun as end:
-        print(
-            f"Interrupted after step {end}; the same command goes on from there.", file=sys.stderr
-        )
-        return KEPT
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return ABORTED
-    except (ValueError, OSError, DivergedError) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, SaveError | DivergedError) else WRONG_INPUT
-    return 0
+    with sturdy_streams(output=True):
+        return exit_code(lambda: _train(presets, words), debug="--debug" in words)
+
+
+def _train(presets: Mapping[str, RunConfig], words: list[str]) -> None:
+    name = _take_preset(words, list(presets))
+    command = _parse(name, presets, words)
+    run(
+        command.config,
+        stop_before_training=command.dry_run,
+        accept_changed_data=command.accept_changed_data,
+    )
 
 
 def _take_preset(words: list[str], names: list[str]) -> str:
@@ -97,7 +83,7 @@ def _parse(name: str, presets: Mapping[str, RunConfig], words: list[str]) -> Com
     return tyro.cli(
         Command,
         prog="train.py",
-        description=HELP.format(presets=", ".join(presets), preset=name),
+        description=HELP.format(presets=", ".join(presets), preset=name, exit_codes=EXIT_CODES),
         default=Command(presets[name]),
         args=words,
         config=(tyro.conf.OmitArgPrefixes,),

@@ -10,13 +10,13 @@ from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, 
 from flaxattn.translation.decoding.translator import translate
 from flaxattn.translation.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
 from flaxattn.translation.dry_run import dry_run
+from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.files import write_whole
 from flaxattn.translation.text.scoring import Score, check_tokenizer, score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import EXPORTED, Loaded
 from flaxattn.translation.training.loop import Trained, train
 from flaxattn.translation.training.preparation import Prepared, prepare
-from flaxattn.translation.training.reporting import Screen
 from flaxattn.translation.training.run_folder import check_folder, opened
 
 __all__ = ["run"]

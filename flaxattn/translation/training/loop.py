@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.devices import data_mesh, place
+from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.checkpoints import Checkpoints, Models, size_of
 from flaxattn.translation.trained.loading import MODELS
 from flaxattn.translation.training.interruption import InterruptedRun, Interruption
 from flaxattn.translation.training.metrics import Metrics, Tally
 from flaxattn.translation.training.preparation import Prepared
-from flaxattn.translation.training.reporting import RunLog, Screen
+from flaxattn.translation.training.reporting import RunLog
 from flaxattn.translation.training.run_folder import check_space, run_name
 from flaxattn.translation.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.training.validation import Validation, stale

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.screen import Progress, duration
 from flaxattn.translation.training.compilations import count_compilations
 from flaxattn.translation.training.loss import Sums, means, total
-from flaxattn.translation.training.reporting import Progress, RunLog
+from flaxattn.translation.training.reporting import RunLog
 from flaxattn.translation.training.train_step import learning_rate
 
 __all__ = ["DivergedError", "Metrics", "Tally"]
@@ -47,6 +48,7 @@ class Metrics:
         self._compilations = count_compilations()
         self._window = [Sums(*map(jnp.float32, sums)) for sums in tally.window]
         self._ended: tuple[int, list[Sums]] | None = None
+        self._first: tuple[int, float] | None = None  # a step and when it had been reported
         self.restart_clock()
 
     def add(self, step: int, sums: Sums) -> None:
@@ -115,8 +117,17 @@ class Metrics:
             step,
             f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.3f}  {speed:.0f} tokens/s"
             + (f"  {values['skipped']} batches skipped" if values["skipped"] else ""),
+            self._remaining(step),
         )
         self._count_skipped(step, window)
+
+    def _remaining(self, step: int) -> str:
+        """How long the rest will take, by all since the first report: that one compiled, too."""
+        first, began = self._first = self._first or (step, time.perf_counter())
+        if step in (first, self._config.steps):
+            return ""
+        seconds = (time.perf_counter() - began) / (step - first) * (self._config.steps - step)
+        return f"{duration(seconds)} left"
 
     def _count_skipped(self, last: int, window: list[Sums]) -> None:
         for step, sums in enumerate(window, last + 1 - len(window)):

@@ -1,87 +1,18 @@
-"""What a run says: on the screen, in JSON lines, to TensorBoard."""
+"""The record of a run: in JSON lines, and for TensorBoard."""
 
-import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-import rich.console
-import rich.progress
-import rich.text
 import tensorboardX
 
 from flaxattn.translation.storage.files import write_whole
 
-__all__ = ["RunLog", "Screen"]
+__all__ = ["RunLog"]
 
 LOG, SPEED = "log.jsonl", "speed.jsonl"
-
-
-class Screen:
-    """The person's screen: lines, and a progress bar where there is a terminal."""
-
-    def __init__(self) -> None:
-        self._console = rich.console.Console(
-            soft_wrap=True, highlight=False, markup=False, emoji=False
-        )
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether a person is looking, rather than a file."""
-        return self._console.is_terminal
-
-    def say(self, text: str) -> None:
-        """One line of text, above the progress bar if there is one."""
-        self._console.print(text)
-
-    def headline(self, text: str) -> None:
-        """A line that stands out."""
-        if self.is_terminal:
-            self._console.rule(rich.text.Text(text, style="bold"))
-        else:
-            self.say(f"== {text} ==")
-
-    def warn(self, text: str) -> None:
-        """A line that warns."""
-        self._console.print(rich.text.Text("Warning:", style="bold yellow"), text)
-
-    @contextlib.contextmanager
-    def progress(self, task: str, total: int, done: int = 0) -> Iterator["Progress"]:
-        """A bar for `total` units of work, of which `done` are done already."""
-        columns = (
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.fields[status]}"),
-        )
-        with rich.progress.Progress(
-            *columns, console=self._console, disable=not self.is_terminal
-        ) as bar:
-            handle = bar.add_task(task, total=total, completed=done, status="")
-            yield Progress(self, bar, handle)
-
-
-class Progress:
-    """How far one piece of work is: a bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, screen: Screen, bar: rich.progress.Progress, handle: Any) -> None:
-        self._screen, self._bar, self._handle = screen, bar, handle
-
-    def advance(self, count: int = 1) -> None:
-        """`count` more units are done."""
-        self._bar.advance(self._handle, count)
-
-    def show(self, done: int, status: str) -> None:
-        """What there is to say after `done` units."""
-        if self._screen.is_terminal:
-            self._bar.update(self._handle, status=status)
-        else:
-            self._screen.say(f"step {done:>6}  {status}")
 
 
 class RunLog:

@@ -1,0 +1,53 @@
+"""How a command ends: what is said of an error, and the exit code."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+from flaxattn.translation.screen import printable
+from flaxattn.translation.storage.files import SaveError
+from flaxattn.translation.training.interruption import InterruptedRun
+from flaxattn.translation.training.metrics import DivergedError
+
+__all__ = ["EXIT_CODES", "exit_code"]
+
+FAILED, WRONG_INPUT, KEPT, ABORTED, UNREAD = 1, 2, 75, 130, 141
+EXIT_CODES = """Exit codes: 0 done, 1 failed (no room, no finite loss), 2 wrong input,
+75 interrupted and kept, 130 interrupted outside training, 141 nobody reads the output."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def exit_code(command: Callable[[], None], *, debug: bool = False) -> int:
+    """Runs a command, says in a line what went wrong, and gives the exit code.
+
+    Args:
+      debug: raise what is an error, with its traceback.
+    """
+    try:
+        command()
+        sys.stdout.flush()  # fails now rather than while Python ends
+    except InterruptedRun as end:
+        _say(f"Interrupted after step {end}; the same command goes on from there.")
+        return KEPT  # EX_TEMPFAIL
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        return ABORTED  # 128 + SIGINT
+    except BrokenPipeError:
+        return UNREAD  # 128 + SIGPIPE
+    except (ValueError, OSError, DivergedError) as error:
+        if debug:
+            raise
+        _say(f"error: {error}")
+        return FAILED if _is_failure(error) else WRONG_INPUT
+    return 0
+
+
+def _is_failure(error: Exception) -> bool:
+    """Whether the input was right, and something else was not."""
+    if isinstance(error, SaveError | DivergedError):
+        return True
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def _say(text: str) -> None:
+    print(printable(text), file=sys.stderr)
