@@ -7,9 +7,11 @@ import pathlib
 import re
 import subprocess
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: --group dev")
+pytest.importorskip("ipykernel", reason="ipykernel is not installed: --group dev")
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: --group dev")
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOK = ROOT / "colab" / "flaxattn_tour.ipynb"
@@ -47,7 +49,9 @@ def test_it_runs_from_start_to_end(kept, tmp_path, monkeypatch):
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     monkeypatch.setenv("PYTHONPATH", path)
     fresh = nbformat.from_dict(json.loads(json.dumps(kept)))
-    NotebookClient(fresh, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    nbclient.NotebookClient(
+        fresh, timeout=300, resources={"metadata": {"path": tmp_path}}
+    ).execute()
     check_outputs(fresh)
     cells = {cell.id: text_of(cell) for cell in code_of(fresh)}
     assert "moved are [11]\n" in cells["break"] and "12 steps, " in cells["train"]

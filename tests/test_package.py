@@ -5,8 +5,10 @@ import importlib.metadata
 import importlib.resources
 import json
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 import types
 
 import pytest
@@ -109,3 +111,35 @@ def test_the_version_is_that_of_the_installed_package():
 def test_the_changelog_mentions_the_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert flaxattn.__version__ in text
+
+
+# ---- What CI installs ------------------------------------------------------------------------
+
+
+def pins(name):
+    text = (ROOT / name).read_text().lower()
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE))
+
+
+def requirements():
+    """Every package named in pyproject.toml, and its lower bound."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+    lists = [project["project"]["dependencies"], groups["test"], groups["dev"]]
+    lists.append(project["project"]["optional-dependencies"]["train"])
+    wanted = [x for names in lists for x in names if isinstance(x, str) and ">=" in x]
+    return dict(x.lower().split(">=") for x in wanted)
+
+
+def test_every_package_and_tool_of_ci_is_pinned():
+    wanted = requirements()
+    assert {"jax", "pytest", "ruff", "safetensors"} <= wanted.keys()
+    assert not {*wanted, "uv"} - pins("constraints.txt").keys()
+
+
+def test_the_oldest_versions_tested_are_those_that_are_promised():
+    version = lambda text: [*map(int, re.findall(r"\d+", text))]  # noqa: E731
+    lowest = pins("constraints-lowest.txt")
+    for name, bound in requirements().items():
+        found, promised = version(lowest[name]), version(bound)
+        assert found[: len(promised)] == promised, name
