@@ -25,13 +25,12 @@ def blocks_of(text):
 
 
 def run_blocks(blocks, filename):
-    """Runs ```python blocks one after another; what each prints is what the page says it does."""
-    names = {"__name__": "page"}
+    """Runs each ```python block by itself; what it prints is what the page says it does."""
     for block in blocks:
         if block.info == "python":
             code = compile("\n" * block.line + block.text, filename, "exec")
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(code, names)
+                exec(code, {"__name__": "page"})
             if block.expected is not None:
                 where = f"{filename}, line {block.line}"
                 assert stripped(printed.getvalue()) == stripped(block.expected), where
