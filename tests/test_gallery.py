@@ -74,10 +74,10 @@ def test_a_picture_names_examples_and_heads_and_shows_the_first_few():
     widths = np.arange(6).reshape(2, 3)
     titles = [a.get_title("left") for a in show(sliding_window(widths), 5, 5).axes[::2]]
     assert titles == [
-        "example 0, head 0",
-        "example 0, head 1",
-        "example 0, head 2",
-        "example 1, head 0",
+        "example 0, head 0: what each query sees",
+        "example 0, head 1: what each query sees",
+        "example 0, head 2: what each query sees",
+        "example 1, head 0: what each query sees",
     ]
 
 

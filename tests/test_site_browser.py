@@ -11,6 +11,8 @@ VIEWS = {
     "desk": {"viewport": {"width": 1300, "height": 900}, "color_scheme": "light"},
     "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
 }
+CUT_OFF = """[...document.querySelectorAll("article .table-wrapper")]
+  .filter((box) => box.scrollWidth > box.clientWidth).length"""
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -23,7 +25,7 @@ def pages():
 
 @pytest.fixture(scope="module", params=VIEWS)
 def visits(browser, pages, request):
-    """By page: its troubles, its width beyond the screen's, its headings, its background."""
+    """By page: troubles, width beyond the screen's, headings, background, tables cut off."""
     found = {}
     for path in pages:
         with opened(browser, path.as_uri(), **VIEWS[request.param]) as (page, troubles):
@@ -32,6 +34,7 @@ def visits(browser, pages, request):
                 page.evaluate("document.documentElement.scrollWidth - innerWidth"),
                 page.locator("h1").all_inner_texts(),
                 page.evaluate(BACKGROUND),
+                page.evaluate(CUT_OFF),
             )
     return request.param, found
 
@@ -44,12 +47,18 @@ def test_pages_have_no_trouble_and_ask_for_nothing_from_elsewhere(visits):
 
 def test_pages_fit_the_screen_and_say_what_they_are(visits):
     assert {name: wide for name, (_, wide, *_) in visits[1].items() if wide > 0} == {}
-    assert all(len(headings) == 1 for _, _, headings, _ in visits[1].values())
+    assert all(len(headings) == 1 for _, _, headings, *_ in visits[1].values())
+
+
+def test_no_table_is_cut_off_on_a_desk(visits):
+    view, found = visits
+    if view == "desk":
+        assert {name: cut for name, (*_, cut) in found.items() if cut} == {}
 
 
 def test_pages_are_light_or_dark_as_the_reader_prefers(visits):
     view, found = visits
-    for _, _, _, color in found.values():
+    for _, _, _, color, _ in found.values():
         brightness = [int(part.strip("rgba() ")) for part in color.split(",")[:3]]
         assert (min(brightness) > 200) if view == "desk" else (max(brightness) < 60)
 

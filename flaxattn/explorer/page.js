@@ -150,11 +150,11 @@ function drawLegend() {
   const steps = Array.from({ length: 17 }, (_, i) => css(colour(i / 16)));
   $("scale").style.background = `linear-gradient(to right, ${steps.join(", ")})`;
   $("top").textContent = now.toMost ? inDigits(top(layer(), now.head)) : "1";
-  $("most").setAttribute("aria-pressed", now.toMost);
+  $("most").textContent = now.toMost ? "Scale to 1" : "Scale to this head's largest";
   const { queries, keys, writes } = layer();
   $("writes-key").hidden = !writes;
   $("hidden-key").hidden = !queries.some((_, q) => keys.some((_, k) => isHidden(layer(), now.head, q, k)));
-  $("theme").setAttribute("aria-pressed", isDark());
+  $("theme").textContent = isDark() ? "Light colours" : "Dark colours";
 }
 
 function drawOne() {

@@ -60,8 +60,8 @@ def show(mask: Mask, q_len: int, kv_len: int, *, block: int | None = None) -> Pi
     for row in range(count):
         _draw_cells(axes[row, 0], cells[row % len(cells)])
         _draw_blocks(axes[row, 1], states[row % len(states)], plan)
-        if mask.lead:
-            axes[row, 0].set_title(_place(mask.lead, row), fontsize=9, color=INK, loc="left")
+        seen = ": ".join(filter(None, (_place(mask.lead, row), "what each query sees")))
+        axes[row, 0].set_title(seen, fontsize=9, color=INK, loc="left")
     axes[0, 1].set_title(_skipped(plan), fontsize=9, color=INK, loc="left")
     return figure
 

@@ -23,7 +23,7 @@ def draw(name: str, entry: Entry) -> str:
       █▄     ▒▒··
       ███▄   ██▒▒
     <BLANKLINE>
-      blocks of 2: 25% of the work skipped
+      left: what each query sees; right: blocks of 2, 25% of the work skipped
     """
     mask = entry.mask
     plan = mask.plan(entry.q_len, entry.kv_len, block_q=entry.block, block_kv=entry.block)
@@ -38,7 +38,8 @@ def draw(name: str, entry: Entry) -> str:
             "",
             *(f"{MARGIN}{left:<{entry.kv_len}}   {right}".rstrip() for left, right in lines),
             "",
-            f"{MARGIN}blocks of {entry.block}: {share_skipped(plan):.0%} of the work skipped",
+            f"{MARGIN}left: what each query sees; right: blocks of {entry.block}, "
+            f"{share_skipped(plan):.0%} of the work skipped",
         ]
     )
 

@@ -85,6 +85,7 @@ def _translate_test(
     prepared: Prepared, trained: Trained, decoding: DecodingConfig, screen: Screen
 ) -> list[str]:
     sources = [source for source, _ in prepared.corpus.test]
+    screen.say(f"Translating the {len(sources)} sentences of the test split.")
     with screen.progress("translating", len(sources)) as progress:
         return translate(
             prepared.model,
