@@ -21,6 +21,8 @@ from flaxattn.layers import rotary as rotary
 from flaxattn.layers import segment_positions as segment_positions
 from flaxattn.layers import sinusoidal as sinusoidal
 from flaxattn.masks import BlockPlan as BlockPlan
+from flaxattn.masks import Blocks as Blocks
+from flaxattn.masks import Bounds as Bounds
 from flaxattn.masks import Mask as Mask
 from flaxattn.masks import causal as causal
 from flaxattn.masks import chunked as chunked
@@ -28,7 +30,10 @@ from flaxattn.masks import dilated as dilated
 from flaxattn.masks import from_dense as from_dense
 from flaxattn.masks import full as full
 from flaxattn.masks import global_tokens as global_tokens
+from flaxattn.masks import index_leaf as index_leaf
+from flaxattn.masks import leaf as leaf
 from flaxattn.masks import lengths as lengths
+from flaxattn.masks import mask_type as mask_type
 from flaxattn.masks import prefix as prefix
 from flaxattn.masks import same_segment as same_segment
 from flaxattn.masks import sliding_window as sliding_window

@@ -18,6 +18,8 @@ import flaxattn
 ROOT = pathlib.Path(flaxattn.__file__).parents[1]
 PUBLIC = {
     "BlockPlan",
+    "Blocks",
+    "Bounds",
     "Decoder",
     "DecoderLayer",
     "Encoder",
@@ -39,7 +41,10 @@ PUBLIC = {
     "from_dense",
     "full",
     "global_tokens",
+    "index_leaf",
+    "leaf",
     "lengths",
+    "mask_type",
     "prefix",
     "rotary",
     "same_segment",

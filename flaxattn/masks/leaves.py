@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn import checks
+from flaxattn.masks.values import register_for_export
 
 __all__ = [
     "Leaf",
@@ -100,6 +101,8 @@ def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
         return mask
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    register_for_export(cls)
+    cls._is_mask_type = True  # type: ignore[attr-defined]  # of this very class: see `parts_of`
     return cls
 
 
@@ -110,7 +113,13 @@ def fields_of(mask: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 
 def parts_of(mask: Any) -> Iterator[Any]:
-    """What a mask is made of in the order of its fields: a `Leaf` for an array, and children."""
+    """What a mask is made of in the order of its fields: a `Leaf` for an array, and children.
+
+    Raises TypeError for a mask whose class is no `mask_type`, of which jax would see no parts.
+    """
+    if "_is_mask_type" not in vars(type(mask)):
+        name = type(mask).__name__
+        raise TypeError(f"{name} is not registered: put @mask_type above `class {name}`.")
     for field, value in fields_of(mask):
         if "child" in field.metadata:
             yield value

@@ -4,6 +4,7 @@ Masks combine with `&`, `|` and `~`. Arrays inside a mask are leaves of a pytree
 never recompile; Python integers are static. No mask knows a shape: `dense` draws one.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from flaxattn.masks.leaves import (
     parts_of,
 )
 from flaxattn.masks.plan import BlockPlan, make_plan, plan_pays
+from flaxattn.masks.values import equal, hash_of
 
 __all__ = ["And", "Mask", "Not", "Or", "Shifted"]
 
@@ -39,6 +41,11 @@ class Mask:
     >>> mask = causal() & sliding_window(2)
     >>> bool(mask(5, 4)), bool(mask(5, 2)), bool(mask(5, 6))
     (True, False, False)
+
+    It is a value: equal parts make equal masks, and those without arrays can be hashed.
+
+    >>> mask == causal() & sliding_window(2), len({causal(), causal(), full()})
+    (True, 2)
     """
 
     __array_ufunc__ = None  # so that `numpy_array & mask` asks `Mask.__rand__`
@@ -66,6 +73,12 @@ class Mask:
         raise TypeError(
             "a mask has no single truth value; combine masks with & | ~ instead of and, or, not."
         )
+
+    def __eq__(self, other: object) -> bool:
+        return equal(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash_of(self)
 
     def shift(self, q_start: Any = 0, kv_start: Any = 0) -> "Mask":
         """The same mask seen from later positions: index 0 stands for `q_start`, `kv_start`.
@@ -169,6 +182,8 @@ class Mask:
                 part._check_spans(q, kv)
 
     def __repr__(self) -> str:
+        if not dataclasses.is_dataclass(self):  # no `mask_type`, which its use will tell
+            return object.__repr__(self)
         parts = (f"{f.name}={_short(v)}" for f, v in fields_of(self) if v is not f.default)
         return f"{type(self).__name__}({', '.join(parts)})"
 

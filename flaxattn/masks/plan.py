@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from flaxattn.masks.blocks import Blocks, Bounds
+from flaxattn.masks.values import register_for_export
 
 __all__ = ["BlockPlan", "LiveBlocks", "make_plan", "plan_pays"]
 
@@ -74,6 +76,13 @@ class BlockPlan:
     def transpose(self) -> LiveBlocks:
         """The query blocks of every key block: what a pass over keys visits."""
         return _live(Bounds(*(b.swapaxes(-1, -2) for b in self.bounds)))
+
+
+register_for_export(BlockPlan)
+for _part in (Bounds, LiveBlocks):
+    export.register_namedtuple_serialization(
+        _part, serialized_name=f"{_part.__module__}.{_part.__qualname__}"
+    )
 
 
 def make_plan(

@@ -1,0 +1,72 @@
+"""A mask is a value: equal parts make equal masks, and `jax.export` writes them down.
+
+Masks without arrays are hashable, so that one may be a static argument of `jax.jit`: however often
+it is made anew, it is the same mask, and nothing is compiled again.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+__all__ = ["equal", "hash_of", "register_for_export"]
+
+
+def equal(mask: Any, other: Any) -> bool:
+    """Whether two masks have the same structure, the same static parts and the same arrays."""
+    (leaves, structure), (others, structure_of_other) = map(jax.tree.flatten, (mask, other))
+    return structure == structure_of_other and all(map(_same, leaves, others))
+
+
+def _same(x: Any, y: Any) -> bool:
+    if x is y:
+        return True
+    if any(isinstance(a, jax.core.Tracer) or not hasattr(a, "dtype") for a in (x, y)):
+        return False  # what a traced array holds is not known
+    return x.dtype == y.dtype and np.array_equal(x, y)
+
+
+def hash_of(mask: Any) -> int:
+    """That of its structure and static parts. Raises TypeError for a mask with arrays."""
+    leaves, structure = jax.tree.flatten(mask)
+    if leaves:
+        arrays = ", ".join(leaf.name for leaf in mask.leaves())
+        raise TypeError(
+            f"a mask with arrays has no hash ({arrays}): their values may change or be traced. "
+            "Pass it as an ordinary argument, not as a static one; new values do not recompile."
+        )
+    return hash(structure)
+
+
+def register_for_export(cls: type) -> None:
+    """Lets `jax.export` serialise functions that take or give masks, or plans, of this class.
+
+    A rule of one's own, a function, cannot be written down: serialising it raises TypeError.
+    """
+    export.register_pytree_node_serialization(
+        cls,
+        serialized_name=f"{cls.__module__}.{cls.__qualname__}",
+        serialize_auxdata=lambda aux: _written(cls, aux),
+        deserialize_auxdata=_read,
+    )
+
+
+def _written(cls: type, aux: Any) -> bytes:
+    try:
+        return json.dumps(aux).encode()
+    except TypeError as error:
+        raise TypeError(
+            f"{cls.__name__} holds what cannot be written down: {error}; export a function that "
+            "makes the mask itself."
+        ) from error
+
+
+def _read(data: bytes) -> Any:
+    return _tuples(json.loads(data))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
