@@ -16,8 +16,9 @@ __all__ = ["equal", "hash_of", "register_for_export"]
 
 def equal(mask: Any, other: Any) -> bool:
     """Whether two masks have the same structure, the same static parts and the same arrays."""
-    (leaves, structure), (others, structure_of_other) = map(jax.tree.flatten, (mask, other))
-    return structure == structure_of_other and all(map(_same, leaves, others))
+    structures: list[Any] = [jax.tree.structure(m) for m in (mask, other)]
+    leaves, others = (jax.tree.leaves(m) for m in (mask, other))
+    return structures[0] == structures[1] and all(map(_same, leaves, others))
 
 
 def _same(x: Any, y: Any) -> bool:
