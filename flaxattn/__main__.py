@@ -39,16 +39,14 @@ def _parse(words: list[str]) -> Any:
 
 
 def _command(words: list[str], translate: Any) -> Any:
-    import tyro
-
+    from flaxattn.translation.command_line import parsed
     from flaxattn.translation.commands import Export, Score
 
-    return tyro.extras.subcommand_cli_from_dict(
+    return parsed(
         {"translate": translate, "score": Score, "export": Export},
+        words,
         prog="flaxattn",
         description="What one does with a trained model. To train one: train.py --help.",
-        args=words,
-        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 

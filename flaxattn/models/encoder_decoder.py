@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import math
-import typing
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,35 +23,39 @@ from flaxattn.layers import (
 from flaxattn.layers.cache import check_index, index_positions
 from flaxattn.masks import Mask, causal, same_segment, valid
 from flaxattn.products import wide_einsum
+from flaxattn.ranges import FieldError, Range, check_fields
 
 __all__ = ["EncoderDecoder", "EncoderDecoderConfig", "Masks", "build_masks", "shift_right"]
 
-MOST_LAYERS = 1000  # so that a number read from a damaged file is not built
+# So that a number read from a damaged file is not built.
+Width = Annotated[int, Range(1, 1_000_000)]
+Layers = Annotated[int, Range(1, 1000)]
+Rate = Annotated[float, Range(0, 1, below=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderConfig:
     """The architecture: plain data, so that it can be stored beside the parameters."""
 
-    vocab_size: int
+    vocab_size: Annotated[int, Range(1, 10_000_000)]
     """V, the number of tokens of source and target together."""
-    features: int = 256
+    features: Width = 256
     """D, the width of the model."""
-    ff_features: int = 1024
+    ff_features: Width = 1024
     """F, the hidden width of the feed-forward layers."""
-    num_heads: int = 4
+    num_heads: Width = 4
     """N, the number of attention heads."""
-    num_kv_heads: int | None = None
+    num_kv_heads: Width | None = None
     """K, the number of key/value heads, dividing N; None: N."""
-    encoder_layers: int = 3
+    encoder_layers: Layers = 3
     """How many layers the encoder applies."""
-    decoder_layers: int = 3
+    decoder_layers: Layers = 3
     """How many layers the decoder applies."""
     share_layers: bool = False
     """Whether the layers of a stack share one layer's parameters."""
     positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     """How a token's position is told to the model."""
-    max_positions: int = 512
+    max_positions: Annotated[int, Range(1, 10_000_000)] = 512
     """The length of the table of learned positions; nothing else has a maximum length."""
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     """Of the feed-forward layers."""
@@ -60,11 +63,11 @@ class EncoderDecoderConfig:
     """Whether a sublayer is normed before it or after its residual."""
     tie_embeddings: Literal["all", "target", "none"] = "all"
     """One matrix for source, target and output; for target and output; or three matrices."""
-    dropout_rate: float = 0.1
+    dropout_rate: Rate = 0.1
     """On embeddings and on the output of every sublayer."""
-    attention_dropout_rate: float = 0.0
+    attention_dropout_rate: Rate = 0.0
     """On the attention weights."""
-    activation_dropout_rate: float = 0.0
+    activation_dropout_rate: Rate = 0.0
     """On the hidden units of the feed-forward layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of computation; softmax and logits are float32 always."""
@@ -74,14 +77,11 @@ class EncoderDecoderConfig:
     """Whether layers are computed anew in the backward pass to save memory."""
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            allowed = typing.get_args(kind)
-            if typing.get_origin(kind) is Literal and getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {allowed}.")
-            if kind is int:
-                most = MOST_LAYERS if name.endswith("_layers") else 2**31 - 1
-                if not 1 <= getattr(self, name) <= most:
-                    raise ValueError(f"{name} is {getattr(self, name)}; expected 1 to {most}.")
+        check_fields(self)
+        for name, of in (("features", "num_heads"), ("num_heads", "num_kv_heads")):
+            size, divisor = getattr(self, name), getattr(self, of) or 1
+            if size % divisor:
+                raise FieldError(name, f"is {size}; expected a multiple of {of}, {divisor}.")
 
 
 class Masks(NamedTuple):

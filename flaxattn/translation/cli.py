@@ -5,9 +5,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 
-import tyro
-import tyro.conf
-
+from flaxattn.translation.command_line import parsed
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.ending import EXIT_CODES, exit_code
 from flaxattn.translation.run import run
@@ -80,11 +78,10 @@ class Command:
 
 
 def _parse(name: str, presets: Mapping[str, RunConfig], words: list[str]) -> Command:
-    return tyro.cli(
+    return parsed(
         Command,
+        words,
         prog="train.py",
         description=HELP.format(presets=", ".join(presets), preset=name, exit_codes=EXIT_CODES),
         default=Command(presets[name]),
-        args=words,
-        config=(tyro.conf.OmitArgPrefixes,),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import tyro
 
+from flaxattn.ranges import Range, check_fields
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.storage.json_data import from_older, read_object
 from flaxattn.translation.text.lines import missing_file, read_lines
@@ -40,21 +41,22 @@ class Translate:
     """A file of one text per line. None: standard input."""
     output: Path | None = None
     """The file to write to. None: standard output."""
-    n_best: int = 1
+    n_best: Annotated[int, Range(1, 1000)] = 1
     """Translations given for each text, best first, one per line."""
     scores: bool = False
     """Write the score and a tab before each translation."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Range(1, 100_000)] = 64
     """Texts translated together, at most."""
     explain: Path | None = None
     """Also write a page on which the attention in each translation is seen (.html), or a figure
     of it in one translation (.png)."""
     decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")] = DecodingConfig()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def run(self) -> None:
         """Answers every text, in order; blank lines with blank lines."""
-        if self.n_best < 1 or self.batch_size < 1:
-            raise ValueError("--n-best and --batch-size: expected at least 1.")
         if self.texts and self.input:
             raise ValueError("--input: expected either a file or texts as arguments, not both.")
         self._check_explained(len(self.texts))

@@ -4,9 +4,10 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from flaxattn.models import EncoderDecoderConfig
+from flaxattn.ranges import FieldError, Range, check_fields
 from flaxattn.translation.storage.json_data import from_older, same_fields
 
 __all__ = [
@@ -21,13 +22,19 @@ __all__ = [
 ]
 
 
+NO_OPTION = {"option": False}  # of fields that a run keeps but nobody gives
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 
 
-def _check(holds: bool, name: str, expected: str) -> None:
-    if not holds:
-        option = name.replace("_", "-")
-        raise ValueError(f"--{option}: expected {expected}.")
+# Steps are counted exactly in float32, seeds in int32; what is kept or shown has no end but sense.
+Steps = Annotated[int, Range(1, 10_000_000)]
+StepsOrZero = Annotated[int, Range(0, 10_000_000)]
+Count = Annotated[int, Range(1, 10_000)]
+CountOrZero = Annotated[int, Range(0, 10_000)]
+Size = Annotated[int, Range(1, 1_000_000)]
+Share = Annotated[float, Range(0, 1, below=True)]
+Seed = Annotated[int, Range(0, 2**31 - 1)]
+Ratio = Annotated[float, Range(0, 100)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,71 +50,84 @@ class DataConfig:
     """Validation text. None: pairs held out of the training text."""
     test: tuple[str, ...] = ()
     """Test text. None: pairs held out of the training text."""
-    held_out: int = 1000
+    held_out: Annotated[int, Range(1, 10_000_000)] = 1000
     """How many pairs to hold out for each split that has no files; at most a tenth of all."""
-    builtin_pairs: int = 30_000
+    builtin_pairs: Size = 30_000
     """How many training pairs to draw from the built-in corpus."""
     invalid_lines: Literal["error", "skip"] = "error"
     """What to do about lines that are not valid UTF-8 or have a NUL: stop at the first, or leave
     their pairs out and count them."""
     bleu_tokenizer: str = "13a"
     """SacreBLEU's tokenizer for the target language: 13a, zh, ja-mecab, ko-mecab, intl, char."""
-    character_coverage: float = 0.9998
+    character_coverage: Annotated[float, Range(0.98, 1)] = 0.9998
     """Share of the characters of the text that get tokens of their own; the rest become bytes."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.bleu_tokenizer not in BLEU_TOKENIZERS:
+            expected = ", ".join(BLEU_TOKENIZERS)
+            raise FieldError(
+                "bleu_tokenizer", f"is {self.bleu_tokenizer!r}; expected one of {expected}."
+            )
+        for split in ("train", "valid", "test"):
+            if len(files := getattr(self, split)) > 2:
+                raise FieldError(
+                    split, f"has {len(files)} files; expected two aligned files, or one TSV file."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """How the model is trained."""
 
-    steps: int = 1000
+    steps: Steps = 1000
     """Updates of the parameters."""
-    rows: int = 32
+    rows: Size = 32
     """Packed rows in a batch, all devices and microbatches together."""
-    row_length: int = 64
+    row_length: Size = 64
     """Cells in a row, source and target each; longer sentences are left out and counted."""
-    microbatches: int = 1
+    microbatches: Size = 1
     """Parts a batch is computed in, one after another, to save memory; they divide `rows`."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Range(0, 10, above=True)] = 2e-3
     """The highest rate, reached at the end of the warm-up."""
-    warmup_steps: int = 400
+    warmup_steps: StepsOrZero = 400
     """Steps of linear warm-up; then the rate falls with the inverse square root of the step."""
-    cooldown_steps: int = 0
+    cooldown_steps: StepsOrZero = 0
     """The last steps, in which the rate falls linearly to zero."""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     """Share of the probability that the loss spreads over all tokens."""
-    r_drop: float = 0.0
+    r_drop: Annotated[float, Range(0, 1000)] = 0.0
     """Weight of the divergence between two passes with different dropout (arXiv:2106.14448); it
     doubles the cost of a step. 0: one pass."""
-    subword_dropout: float = 0.0
+    subword_dropout: Share = 0.0
     """Share of BPE's merges left out at random in training text, anew in each epoch
     (arXiv:1910.13267)."""
-    adam_b1: float = 0.9
+    adam_b1: Share = 0.9
     """Adam's decay of the mean of gradients."""
-    adam_b2: float = 0.98
+    adam_b2: Share = 0.98
     """Adam's decay of the mean of squared gradients."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 100)] = 0.0
     """Decoupled weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Range(0, 1e9, above=True)] = 1.0
     """Gradients are scaled down to at most this global norm."""
-    ema_decay: float = 0.0
+    ema_decay: Share = 0.0
     """Decay per step of a moving average of the parameters, which is validated and used instead
     of them. 0: none."""
-    seed: int = 0
+    seed: Seed = 0
     """Of parameters, data order, subword dropout and dropout."""
-    log_every: int = 20
+    log_every: Steps = 20
     """Steps between lines of the log."""
-    valid_every: int = 500
+    valid_every: Steps = 500
     """Steps between validations; checkpoints are written then, too."""
     metric: Literal["nll", "bleu", "chrf"] = "nll"
     """What the best models are best at, on the validation split; scores cost a translation."""
-    patience: int = 0
+    patience: CountOrZero = 0
     """Validations without a better metric after which training stops early. 0: never."""
-    samples: int = 2
+    samples: CountOrZero = 2
     """Validation sentences translated for the log at every validation."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """How many of the latest checkpoints are kept, to resume from."""
-    average: int = 1
+    average: Count = 1
     """How many models, one for each validation, are averaged in the end."""
     select: Literal["best", "last"] = "best"
     """Which models those are."""
@@ -115,41 +135,55 @@ class TrainingConfig:
     """Folder of a run whose parameters and tokenizer training starts from."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are, by path, e.g. encoder or */layer_0/*; see --dry-run."""
+    ended_at: tuple[Steps, ...] = dataclasses.field(default=(), metadata=NO_OPTION)
+    """The `steps` with which the run had ended each time before it was continued."""
+    cooled_for: tuple[StepsOrZero, ...] = dataclasses.field(default=(), metadata=NO_OPTION)
+    """The `cooldown_steps` it had then."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.rows % self.microbatches:
+            raise FieldError(
+                "rows", f"is {self.rows}; expected a multiple of microbatches, {self.microbatches}."
+            )
+        ends = (*self.ended_at, self.steps)
+        if sorted(set(ends)) != [*ends] or len(self.cooled_for) != len(self.ended_at):
+            raise FieldError(
+                "ended_at", f"is {self.ended_at}; expected rising numbers below steps."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
     """How a translation is sought."""
 
-    beam_size: int = 5
+    beam_size: Annotated[int, Range(1, 1000)] = 5
     """Prefixes that are pursued side by side; 1: the most likely token, one after another."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Range(0, 5)] = 1.0
     """Exponent of the length penalty by which log-probabilities are divided (arXiv:1609.08144)."""
-    max_ratio: float = 1.5
+    max_ratio: Ratio = 1.5
     """The longest translation has so many tokens for each token of the source, and 8 more."""
-    min_ratio: float = 0.0
+    min_ratio: Ratio = 0.0
     """The shortest translation has so many tokens for each token of the source."""
-    max_source: int = 1024
+    max_source: Annotated[int, Range(1, 100_000)] = 1024
     """Tokens of a source that are read; of a longer one the rest is left out, with a warning."""
     sampling: bool = False
     """Draw tokens at random instead of seeking the most likely translation."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(1e-6, 1000)] = 1.0
     """Of sampling: logits are divided by it."""
-    top_k: int | None = None
+    top_k: Size | None = None
     """Of sampling: draw from so many of the most likely tokens. None: from all."""
-    top_p: float | None = None
+    top_p: Annotated[float, Range(0, 1, above=True)] | None = None
     """Of sampling: draw from the most likely tokens that together have this probability."""
-    sampling_seed: int = 0
+    sampling_seed: Seed = 0
     """Of sampling."""
 
     def __post_init__(self) -> None:
-        _check(self.beam_size >= 1, "beam_size", "at least 1")
-        _check(self.length_penalty >= 0, "length_penalty", "at least 0")
-        _check(0 <= self.min_ratio <= self.max_ratio, "min_ratio", "from 0 to max_ratio")
-        _check(self.max_source >= 1, "max_source", "at least 1")
-        _check(self.temperature > 0, "temperature", "more than 0")
-        _check(self.top_k is None or self.top_k >= 1, "top_k", "at least 1")
-        _check(self.top_p is None or 0 < self.top_p <= 1, "top_p", "more than 0 and at most 1")
+        check_fields(self)
+        if self.min_ratio > self.max_ratio:
+            raise FieldError(
+                "min_ratio", f"is {self.min_ratio}; expected at most max_ratio, {self.max_ratio}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,36 +198,14 @@ class RunConfig:
     decoding: DecodingConfig = DecodingConfig()
 
     def __post_init__(self) -> None:
-        training, model, data = self.training, self.model, self.data
-        for part, names in (
-            (training, "steps rows row_length microbatches log_every valid_every"),
-            (training, "keep_checkpoints average"),
-            (model, "vocab_size features ff_features num_heads encoder_layers decoder_layers"),
-            (data, "held_out builtin_pairs"),
-        ):
-            for name in names.split():
-                _check(getattr(part, name) >= 1, name, "at least 1")
-        for name in "seed patience samples r_drop weight_decay".split():
-            _check(getattr(training, name) >= 0, name, "at least 0")
-        for part, names in (
-            (training, "label_smoothing subword_dropout ema_decay"),
-            (model, "dropout_rate attention_dropout_rate activation_dropout_rate"),
-        ):
-            for name in names.split():
-                _check(0 <= getattr(part, name) < 1, name, "at least 0 and less than 1")
+        model, r_drop = self.model, self.training.r_drop
         rates = (model.dropout_rate, model.attention_dropout_rate, model.activation_dropout_rate)
-        _check(
-            any(rates) or not training.r_drop,
-            "r_drop",
-            "0, since without dropout both passes are the same, or --dropout-rate above 0",
-        )
-        _check(training.rows % training.microbatches == 0, "rows", "a multiple of microbatches")
-        _check(model.features % model.num_heads == 0, "features", "a multiple of num_heads")
-        known = data.bleu_tokenizer in BLEU_TOKENIZERS
-        _check(known, "bleu_tokenizer", f"one of {', '.join(BLEU_TOKENIZERS)}")
-        for split in ("train", "valid", "test"):
-            files = getattr(self.data, split)
-            _check(len(files) <= 2, split, "two aligned files, or one TSV file")
+        if r_drop and not any(rates):
+            raise FieldError(
+                "r_drop",
+                f"is {r_drop}; expected 0, since without dropout both passes are the same, or "
+                "--dropout-rate above 0.",
+            )
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

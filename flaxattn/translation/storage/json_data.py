@@ -82,10 +82,11 @@ def same_fields(data: Any, names: list[str], where: str) -> None:
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:  # of any length, as JSON's lists are
-        return isinstance(value, list) and all(_fits(x, typing.get_args(hint)[0]) for x in value)
+        lists = isinstance(value, list | tuple)
+        return lists and all(_fits(x, typing.get_args(hint)[0]) for x in value)
     if hint is float:
         return type(value) in (float, int)
     return type(value) is hint
