@@ -13,7 +13,7 @@ from flaxattn.translation.parameters.initial import init_params
 from flaxattn.translation.text.corpus import load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.training.train_step import learning_rate
+from flaxattn.translation.training.schedule import learning_rate
 
 __all__ = ["PaddedPairs", "Problem", "by_length", "evenly", "pad", "prepare"]
 

@@ -16,9 +16,9 @@ from flaxattn.translation.devices import data_mesh, place
 from flaxattn.translation.parameters.initial import init_params
 from flaxattn.translation.text.packing import Batch, PackedPairs
 from flaxattn.translation.training.loss import batch_loss
+from flaxattn.translation.training.schedule import learning_rate
 from flaxattn.translation.training.train_step import (
     init_state,
-    learning_rate,
     make_eval_step,
     make_optimizer,
     make_train_step,

@@ -10,7 +10,7 @@ import pytest
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import TrainingConfig
 from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.training.train_step import learning_rate
+from flaxattn.translation.training.schedule import learning_rate
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 UPDATES = 3

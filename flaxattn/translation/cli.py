@@ -5,9 +5,10 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 
-from flaxattn.translation.command_line import parsed
+from flaxattn.translation.command_line import given, parsed
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.ending import EXIT_CODES, exit_code
+from flaxattn.translation.options import completed
 from flaxattn.translation.run import run
 from flaxattn.translation.screen import sturdy_streams
 
@@ -46,8 +47,10 @@ def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = Non
 def _train(presets: Mapping[str, RunConfig], words: list[str]) -> None:
     name = _take_preset(words, list(presets))
     command = _parse(name, presets, words)
+    config, remarks = completed(command.config, presets[name], given(words))
     run(
-        command.config,
+        config,
+        remarks=remarks,
         stop_before_training=command.dry_run,
         accept_changed_data=command.accept_changed_data,
     )

@@ -248,12 +248,16 @@ def portable(data: dict[str, Any]) -> dict[str, Any]:
     """A configuration as JSON-able data, less the places that differ from machine to machine.
 
     As data files keep their names but not their folder, so does the run that training starts from.
+    Of a run that was never continued nothing is said of that, either.
     """
-    start = data["training"].get("init_from", "")
-    name = Path(start).absolute().name if start else ""
+    training = data["training"]
+    start = training.get("init_from", "")
+    training = training | {"init_from": Path(start).absolute().name if start else ""}
+    if not training.get("ended_at"):
+        training = _without(_without(training, "ended_at"), "cooled_for")
     return _without(data, "output") | {
         "data": _without(data["data"], "data_dir"),
-        "training": data["training"] | {"init_from": name},
+        "training": training,
     }
 
 

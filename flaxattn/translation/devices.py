@@ -11,11 +11,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["data_mesh", "describe_devices", "idle_accelerator", "keep_memory", "place", "split_cpu"]
+__all__ = [
+    "data_mesh",
+    "describe_devices",
+    "device_memory",
+    "idle_accelerator",
+    "keep_memory",
+    "place",
+    "split_cpu",
+]
 
 MIN_ROWS = 4  # for each CPU device, below which spreading rows gains nothing
 HOST_DEVICES = "--xla_force_host_platform_device_count"
 KEEPING = {-1: -1, -4: 0, -8: 1}  # glibc's M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX: malloc.h
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+UNLIMITED = 2**62
 INSTALL_HINTS = {"NVIDIA GPU": "jax[cuda13] or jax[cuda12]", "TPU": "jax[tpu]"}
 
 
@@ -76,6 +89,14 @@ def describe_devices() -> str:
     return f"{len(devices)} × {kind} ({platform_name}), jax {jax.__version__}"
 
 
+def device_memory() -> int:
+    """The bytes of memory of all local devices together; CPU devices share the machine's."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all("bytes_limit" in each for each in stats):
+        return sum(each["bytes_limit"] for each in stats)
+    return min(_machine_memory(), *map(_limit, CGROUP_LIMITS))
+
+
 def idle_accelerator() -> str | None:
     """A warning if this machine has an accelerator that jax does not use, else None."""
     if jax.default_backend() != "cpu":
@@ -91,6 +112,22 @@ def idle_accelerator() -> str | None:
                 f"Install {INSTALL_HINTS[name]} to use it."
             )
     return None
+
+
+def _machine_memory() -> int:
+    """The machine's memory, where the system tells; else more than any has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return UNLIMITED
+
+
+def _limit(path: Path) -> int:
+    """What the control group of a container allows it."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # "max", or no such group
+        return UNLIMITED
 
 
 def _cores() -> int:

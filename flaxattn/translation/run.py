@@ -1,23 +1,27 @@
 """A run from text to score: prepare, train, translate the test split, score it, keep it all."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, to_json
-from flaxattn.translation.decoding.translator import translate
+from flaxattn.translation.decoding.translator import check_translating, translate
 from flaxattn.translation.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
 from flaxattn.translation.dry_run import dry_run
+from flaxattn.translation.memory import check_training
 from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.files import write_whole
 from flaxattn.translation.text.scoring import Score, check_tokenizer, score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import EXPORTED, Loaded
+from flaxattn.translation.training.continuing import continued
 from flaxattn.translation.training.loop import Trained, train
 from flaxattn.translation.training.preparation import Prepared, prepare
 from flaxattn.translation.training.run_folder import check_folder, opened
+from flaxattn.translation.training.schedule import describe, shortfall
 
 __all__ = ["run"]
 
@@ -25,7 +29,11 @@ SAMPLES = 5  # translations shown at the end
 
 
 def run(
-    config: RunConfig, *, stop_before_training: bool = False, accept_changed_data: bool = False
+    config: RunConfig,
+    *,
+    stop_before_training: bool = False,
+    accept_changed_data: bool = False,
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Trains and scores as `config` says, and returns the row of results.
 
@@ -33,11 +41,12 @@ def run(
     `models/`, `log.jsonl`, `speed.jsonl`, `tensorboard/`, the test split as `test.source`,
     `test.reference` and `test.hypothesis`, `result.json`, and `model/`, the exported model. A run
     that was interrupted goes on from its latest whole checkpoint, to the same bytes as one that was
-    not.
+    not; one that has ended goes on if it is given more steps.
 
     Args:
       stop_before_training: prepare, show what would be trained, compile, write nothing, stop.
       accept_changed_data: take a run further although its data is not what it began with.
+      remarks: what there is to say of how `config` came to be.
 
     Raises:
       ValueError or OSError that says what to change, before any long work; what `train` raises.
@@ -49,10 +58,13 @@ def run(
     if warning := idle_accelerator():
         screen.warn(warning)
     check_tokenizer(config.data.bleu_tokenizer)
+    check_training(config)
+    config = continued(config)
     if not stop_before_training:
         check_folder(config)
     prepared = prepare(config, None if stop_before_training else Path(config.output))
-    _describe(prepared, config, screen)
+    check_translating(prepared.model, prepared.tokenizer, _sources(prepared), config.decoding)
+    _describe(prepared, config, remarks, screen)
     if stop_before_training:
         dry_run(prepared, config, screen)
         return None
@@ -64,7 +76,9 @@ def run(
         return _finish(config, prepared, trained, hypotheses, folder, screen)
 
 
-def _describe(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
+def _describe(
+    prepared: Prepared, config: RunConfig, remarks: Sequence[str], screen: Screen
+) -> None:
     corpus, training = prepared.corpus, config.training
     screen.say(
         f"Sentence pairs: {len(corpus.train)} to train, {len(corpus.valid)} to validate, "
@@ -79,12 +93,17 @@ def _describe(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
         f"{training.steps} steps of {training.rows} rows of {training.row_length} tokens: "
         f"{training.steps / prepared.train.batches_per_epoch:.1f} epochs."
     )
+    for remark in remarks:
+        screen.say(remark)
+    screen.say(describe(training))
+    if warning := shortfall(training):
+        screen.warn(warning)
 
 
 def _translate_test(
     prepared: Prepared, trained: Trained, decoding: DecodingConfig, screen: Screen
 ) -> list[str]:
-    sources = [source for source, _ in prepared.corpus.test]
+    sources = _sources(prepared)
     screen.say(f"Translating the {len(sources)} sentences of the test split.")
     with screen.progress("translating", len(sources)) as progress:
         return translate(
@@ -95,6 +114,10 @@ def _translate_test(
             decoding,
             progress=progress.advance,
         )
+
+
+def _sources(prepared: Prepared) -> list[str]:
+    return [source for source, _ in prepared.corpus.test]
 
 
 def _finish(

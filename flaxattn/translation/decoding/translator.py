@@ -12,9 +12,10 @@ from flaxattn.search import Hypotheses
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.devices import data_mesh, place
+from flaxattn.translation.memory import check_decoding
 from flaxattn.translation.text.tokenizer import Tokenizer
 
-__all__ = ["Translation", "Translator", "rounded", "translate"]
+__all__ = ["Translation", "Translator", "check_translating", "rounded", "translate"]
 
 SHORTEST = 16  # source lengths are rounded up to this times a power of two: few compilations
 EXTRA = 8  # tokens a translation may have beyond `max_ratio` times those of the source
@@ -116,6 +117,15 @@ class Translator:
         config, pad_id = self._config, self._tokenizer.pad_id
         length = rounded(max(map(len, sources)))
         rows = _rows(len(sources), self._batch_size, self._mesh.size)
+        max_length = int(length * config.max_ratio) + EXTRA
+        check_decoding(
+            self._model.config,
+            config,
+            rows=rows,
+            source_length=length,
+            target_length=max_length,
+            n_best=n_best,
+        )
         source = np.full((rows, length), pad_id, np.int32)
         limits, minimums = np.zeros((2, rows), np.int32)  # rows without a text end at once
         for row, ids in enumerate(sources):
@@ -129,7 +139,7 @@ class Translator:
             *place((source, limits, minimums, keys), self._mesh, "data"),
             config=config,
             n_best=n_best,
-            max_length=int(length * config.max_ratio) + EXTRA,
+            max_length=max_length,
             bos_id=self._tokenizer.bos_id,
             eos_id=self._tokenizer.eos_id,
             mesh=self._mesh,
@@ -167,6 +177,30 @@ def translate(
         return [""] * len(texts)
     translator = Translator(model, params, tokenizer, config, batch_size=batch_size)
     return [best[0].text for best in translator.translate(texts, progress=progress)]
+
+
+def check_translating(
+    model: EncoderDecoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    config: DecodingConfig,
+    *,
+    batch_size: int = 64,
+) -> None:
+    """Raises ValueError if the longest of the texts take more memory together than there is.
+
+    Args: as of `translate`.
+    """
+    lengths = [len(tokenizer.encode_start(text, config.max_source)[0]) for text in texts]
+    length = rounded(max(lengths, default=1))
+    together = min(batch_size, sum(rounded(n) == length for n in lengths))
+    check_decoding(
+        model.config,
+        config,
+        rows=_rows(together, batch_size, 1),
+        source_length=length,
+        target_length=int(length * config.max_ratio) + EXTRA,
+    )
 
 
 def _keys(seed: int, numbers: list[int], rows: int) -> jax.Array:

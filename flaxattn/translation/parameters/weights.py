@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save
 
@@ -65,7 +66,15 @@ def read_weights(path: Path, like: Any) -> Any:
     ]
     if problems:
         raise ValueError(f"{path}: other arrays than the architecture has: {'; '.join(problems)}.")
+    _check_finite(path, found)
     return nested(found)
+
+
+def _check_finite(path: Path, arrays: Mapping[str, jax.Array]) -> None:
+    """Raises ValueError that names the first array which holds what is no number."""
+    for name, array in sorted(arrays.items()):
+        if not np.isfinite(np.asarray(array, np.float32)).all():
+            raise ValueError(f"{path}: {name} holds NaN or infinity; no translation comes of it.")
 
 
 def _kind(array: Any) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "TOKENIZER",
     "WEIGHTS",
     "Loaded",
+    "architecture",
     "is_exported",
     "load",
     "load_exported",
@@ -58,6 +59,20 @@ def load(folder: Path) -> Loaded:
     if is_exported(folder):
         return load_exported(folder)
     return load_exported(folder / EXPORTED) if (folder / EXPORTED).exists() else load_run(folder)
+
+
+def architecture(folder: Path) -> EncoderDecoderConfig:
+    """The architecture of the model that `load` would give, as its configuration has it.
+
+    Raises:
+      ValueError or OSError if there is none, or it is damaged.
+    """
+    exported = folder if is_exported(folder) else folder / EXPORTED
+    if exported.exists():
+        path = exported / CONFIG
+        kept = read_object(path).get("architecture")
+        return from_older(EncoderDecoderConfig, kept, f"{path}, architecture")
+    return from_json(read_object(folder / CONFIG), str(folder / CONFIG)).model
 
 
 def is_exported(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from flaxattn.translation.devices import data_mesh, place
 from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.checkpoints import Checkpoints, Models, size_of
 from flaxattn.translation.trained.loading import MODELS
+from flaxattn.translation.training.continuing import CHECKPOINTS
 from flaxattn.translation.training.interruption import InterruptedRun, Interruption
 from flaxattn.translation.training.metrics import Metrics, Tally
 from flaxattn.translation.training.preparation import Prepared
@@ -17,8 +18,6 @@ from flaxattn.translation.training.train_step import init_state, make_optimizer,
 from flaxattn.translation.training.validation import Validation, stale
 
 __all__ = ["Trained", "train"]
-
-CHECKPOINTS = "checkpoints"
 
 
 class Trained(NamedTuple):
@@ -55,6 +54,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
     ):
         state, progress = checkpoints.restore_latest(state)
         tally, start = Tally(**progress), int(state.step)
+        ends = {*training.ended_at, training.steps}
         if start:
             screen.say(f"Resumed from the checkpoint of step {start}.")
         with (
@@ -71,7 +71,7 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
                 batch = place(prepared.train.batch(step - 1), mesh, "data")
                 state, sums = step_once(state, batch)
                 metrics.add(step, sums)
-                validate = step % training.valid_every == 0 or step == training.steps
+                validate = step % training.valid_every == 0 or step in ends
                 if validate:
                     metrics.flush(step)
                     tally.history.append(_validate(validation, step, state.model, log, screen))

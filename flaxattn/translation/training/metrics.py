@@ -13,7 +13,7 @@ from flaxattn.translation.screen import Progress, duration
 from flaxattn.translation.training.compilations import count_compilations
 from flaxattn.translation.training.loss import Sums, means, total
 from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.train_step import learning_rate
+from flaxattn.translation.training.schedule import learning_rate
 
 __all__ = ["DivergedError", "Metrics", "Tally"]
 

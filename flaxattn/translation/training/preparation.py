@@ -16,7 +16,7 @@ from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import TOKENIZER, Loaded, load
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "free_to_differ", "prepare"]
 
 
 class Prepared(NamedTuple):
@@ -60,16 +60,20 @@ def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
 
 def check_architecture(start: EncoderDecoderConfig, wanted: EncoderDecoderConfig) -> None:
     """Raises ValueError if the parameters of `start` do not fit the model that is wanted."""
-    free = {"dtype", "remat"} | {name for name in vars(wanted) if name.endswith("dropout_rate")}
     differing = [
-        f"--{name.replace('_', '-')} {value}"
+        f"--{name.replace('_', '-')} {value} (here {getattr(wanted, name)})"
         for name, value in vars(start).items()
-        if name not in free and value != getattr(wanted, name)
+        if not free_to_differ(name) and value != getattr(wanted, name)
     ]
     if differing:
         raise ValueError(
             f"--init-from: that run's model has {', '.join(differing)}; give the same here."
         )
+
+
+def free_to_differ(name: str) -> bool:
+    """Whether a model may have another value of this field than the one it starts from."""
+    return name in ("dtype", "remat") or name.endswith("dropout_rate")
 
 
 def _load_start(folder: str) -> Loaded:

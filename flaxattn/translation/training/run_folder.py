@@ -5,23 +5,27 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flaxattn.translation.config import RunConfig, config_hash, from_json, portable, to_json
+from flaxattn.translation.config import RunConfig, config_hash, portable, to_json
 from flaxattn.translation.storage.files import free_bytes, telling_of_room, write_whole
 from flaxattn.translation.storage.json_data import read_object
 from flaxattn.translation.storage.manifest import sha256
 from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import CONFIG, TOKENIZER
+from flaxattn.translation.training.continuing import DATA, check_schedule, kept_run, run_name
 
 __all__ = ["check_folder", "check_space", "data_digests", "opened", "run_name"]
 
-DATA = "data.json"
 LOCK = "lock"
 CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
+SCHEDULE = {"steps", "cooldown_steps", "ended_at", "cooled_for"}  # checked by the steps made
+# What the digests of the sentence pairs tell of, and what is looked at in the end alone.
+OF_PAIRS = {"train", "valid", "test", "held_out", "builtin_pairs", "invalid_lines"}
+OF_SCORES = {"bleu_tokenizer"}
 
 
 def check_folder(config: RunConfig) -> None:
@@ -41,15 +45,17 @@ def check_folder(config: RunConfig) -> None:
 
 def _check_kept(folder: Path, config: RunConfig) -> None:
     """Raises ValueError if the folder holds a run with other settings, or a damaged one."""
-    if (folder / CONFIG).exists():
-        kept = from_json(read_object(folder / CONFIG), str(folder / CONFIG))
-        differing = _differences(to_json(kept), to_json(config))
-        if differing:
-            raise ValueError(
-                f"{folder} holds a run with other settings ({', '.join(differing)}). "
-                "Name another folder with --output, or delete that one."
-            )
-        _check_tokenizer(folder)
+    kept = kept_run(folder)
+    if kept is None:
+        return
+    differing = _differences(to_json(kept.config), to_json(config))
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(differing)}). Name another "
+            f"folder with --output; with --init-from {folder} its training starts from this model."
+        )
+    check_schedule(kept, config.training, folder)
+    _check_tokenizer(folder)
 
 
 @contextlib.contextmanager
@@ -75,7 +81,7 @@ def opened(
         _check_kept(folder, config)  # again: another process may have begun a run meanwhile
         digests = data_digests(corpus)
         if (folder / DATA).exists() and not accept_changed_data:
-            _check_data(folder, digests)
+            _check_data(folder, digests, config)
         tokenizer.save(folder / TOKENIZER)
         about = {
             "run": run_name(folder) or config_hash(config),
@@ -85,11 +91,6 @@ def opened(
         write_whole(folder / DATA, json.dumps(about, indent=2) + "\n")
         write_whole(folder / CONFIG, json.dumps(to_json(config), indent=2) + "\n")
         yield folder
-
-
-def run_name(folder: Path) -> str | None:
-    """What the run in a folder has been called since it began; None if it has not begun."""
-    return read_object(folder / DATA).get("run") if (folder / DATA).exists() else None
 
 
 def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
@@ -121,13 +122,17 @@ def data_digests(corpus: Corpus) -> dict[str, str]:
     return digests
 
 
-def _check_data(folder: Path, digests: dict[str, str]) -> None:
+def _check_data(folder: Path, digests: dict[str, str], config: RunConfig) -> None:
+    """Raises ValueError if the pairs that training and validation read are others; test may be."""
     kept = read_object(folder / DATA).get("sentence_pairs")
     kept = kept if isinstance(kept, dict) else {}
-    changed = [split for split, digest in digests.items() if kept.get(split) != digest]
+    changed = [split for split in ("train", "valid") if kept.get(split) != digests[split]]
     if changed:
+        before = read_object(folder / CONFIG)["data"] if (folder / CONFIG).exists() else {}
+        names = _differing(before, to_json(config)["data"], OF_PAIRS & before.keys())
+        other = f" ({', '.join(names)} changed)" if names else ""
         raise ValueError(
-            f"{folder} holds a run that began with other {' and '.join(changed)} data. Name "
+            f"{folder} holds a run that began with other {' and '.join(changed)} data{other}. Name "
             "another folder with --output, or go on with the new data: --accept-changed-data."
         )
 
@@ -173,6 +178,10 @@ def _held(folder: Path) -> Iterator[None]:
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The settings that differ and matter to the steps already made."""
     kept, wanted = (d["data"] | d["model"] | d["training"] for d in map(portable, (kept, wanted)))
-    free = CHANGE_NO_MODEL | ({"steps"} if not kept["cooldown_steps"] else set())
-    names = (kept.keys() | wanted.keys()) - free
+    free = CHANGE_NO_MODEL | SCHEDULE | OF_PAIRS
+    free |= OF_SCORES if kept["metric"] != "bleu" else set()
+    return _differing(kept, wanted, (kept.keys() | wanted.keys()) - free)
+
+
+def _differing(kept: dict[str, Any], wanted: dict[str, Any], names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if kept.get(name) != wanted.get(name))

@@ -13,11 +13,11 @@ from flaxattn.translation.parameters.averaging import follow
 from flaxattn.translation.parameters.freezing import freeze
 from flaxattn.translation.text.packing import Batch
 from flaxattn.translation.training.loss import Sums, batch_loss
+from flaxattn.translation.training.schedule import learning_rate
 
 __all__ = [
     "TrainState",
     "init_state",
-    "learning_rate",
     "make_eval_step",
     "make_optimizer",
     "make_train_step",
@@ -36,22 +36,6 @@ class TrainState(NamedTuple):
     def model(self) -> Any:
         """The parameters to translate with."""
         return self.params if self.ema is None else self.ema
-
-
-def learning_rate(config: TrainingConfig) -> optax.Schedule:
-    """Linear warm-up, fall with the inverse square root of the step, linear cool-down to zero.
-
-    The first two are equation 3 of Vaswani et al. (2017), scaled to a given peak.
-    """
-    warmup, cooldown = max(config.warmup_steps, 1), max(config.cooldown_steps, 1)
-
-    def rate(step: jax.Array) -> jax.Array:
-        update = jnp.asarray(step, jnp.float32) + 1.0
-        warm = jnp.minimum(update / warmup, jnp.sqrt(warmup / update))
-        cool = jnp.clip((config.steps + 1.0 - update) / cooldown, 0.0, 1.0)
-        return config.learning_rate * warm * cool
-
-    return rate
 
 
 def make_optimizer(config: TrainingConfig, params: Any = None) -> optax.GradientTransformation:

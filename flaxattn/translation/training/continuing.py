@@ -1,0 +1,100 @@
+"""A run that is there already: how far it has come, and with what configuration it goes on."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from flaxattn.translation.config import RunConfig, TrainingConfig, from_json
+from flaxattn.translation.storage.json_data import read_object
+from flaxattn.translation.storage.manifest import DamagedError, read_manifest
+from flaxattn.translation.trained.loading import CONFIG
+from flaxattn.translation.training.schedule import same_until
+
+__all__ = ["CHECKPOINTS", "DATA", "Kept", "check_schedule", "continued", "kept_run", "run_name"]
+
+CHECKPOINTS, DATA = "checkpoints", "data.json"
+
+
+class Kept(NamedTuple):
+    """A run as its folder has it."""
+
+    config: RunConfig
+    made: int  # steps
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all its steps have been made."""
+        return self.made >= self.config.training.steps
+
+
+def kept_run(folder: Path) -> Kept | None:
+    """The run in a folder, if one has begun there.
+
+    Raises:
+      ValueError if its configuration is damaged.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        return None
+    return Kept(from_json(read_object(path), str(path)), _steps_made(folder))
+
+
+def continued(config: RunConfig) -> RunConfig:
+    """The configuration with which `config` is trained: what the run in its folder was is kept.
+
+    More steps for a run that has ended begin where it did, and its end and cool-down are told. The
+    same configuration given again goes on with that.
+    """
+    with contextlib.suppress(ValueError, OSError):  # told of when the folder is checked
+        kept = kept_run(Path(config.output))
+        if kept is not None:
+            return dataclasses.replace(config, training=_continued(config.training, kept))
+    return config
+
+
+def run_name(folder: Path) -> str | None:
+    """What the run in a folder has been called since it began; None if it has not begun."""
+    return read_object(folder / DATA).get("run") if (folder / DATA).exists() else None
+
+
+def check_schedule(kept: Kept, config: TrainingConfig, folder: Path) -> None:
+    """Raises ValueError if the steps already made were not made under this schedule."""
+    before, made = kept.config.training, kept.made
+    if config.steps < made:
+        raise ValueError(
+            f"{folder} holds a run that has made {made} steps; --steps is {config.steps}. Give at "
+            "least as many, or name another folder with --output."
+        )
+    if not same_until(made, before, _scheduled(before, config)):
+        raise ValueError(
+            f"{folder} holds a run that has made {made} steps and is to cool down in the last "
+            f"{before.cooldown_steps} of {before.steps}. Let it end first, with --steps "
+            f"{before.steps} --cooldown-steps {before.cooldown_steps}; then it can be continued "
+            "with more."
+        )
+
+
+def _continued(wanted: TrainingConfig, kept: Kept) -> TrainingConfig:
+    before = kept.config.training
+    ends, cooldowns = before.ended_at, before.cooled_for
+    if kept.has_ended and wanted.steps > before.steps:
+        ends, cooldowns = (*ends, before.steps), (*cooldowns, before.cooldown_steps)
+    return dataclasses.replace(wanted, ended_at=ends, cooled_for=cooldowns)
+
+
+def _scheduled(before: TrainingConfig, wanted: TrainingConfig) -> TrainingConfig:
+    """`before` with the end and the cool-down that are wanted now."""
+    names = ("steps", "cooldown_steps", "ended_at", "cooled_for")
+    return dataclasses.replace(before, **{name: getattr(wanted, name) for name in names})
+
+
+def _steps_made(folder: Path) -> int:
+    """The last step of which the run has a checkpoint, whole or not."""
+    made, checkpoints = [0], folder / CHECKPOINTS
+    for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        with contextlib.suppress(DamagedError):
+            about = read_manifest(path)["about"]
+            if path.name == str(about.get("step")) and about.get("run") == run_name(folder):
+                made.append(int(path.name))
+    return max(made)
