@@ -1,5 +1,7 @@
 """Starting from a run's model, and leaving parts of a model as they are."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from flaxattn.translation.config import TrainingConfig
 from flaxattn.translation.parameters.freezing import labels, path_of
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load_run
+from flaxattn.translation.training.preparation import check_architecture
 from flaxattn.translation.training.train_step import make_optimizer
 
 # ---- Frozen parameters -----------------------------------------------------------------------
@@ -99,7 +102,7 @@ def test_a_wrong_pattern_leaves_no_folder_behind(tmp_path, capsys):
 
 
 def test_a_start_is_exactly_the_model_and_tokenizer_of_that_run(finished, tmp_path, monkeypatch):
-    options = {"--init-from": finished.folder, "--seed": 5, "--vocab-size": 300}
+    options = {"--init-from": finished.folder, "--seed": 5}
     prepared = prepared_by(monkeypatch, tmp_path / "run", options)
     jax.tree.map(np.testing.assert_array_equal, prepared.params, finished.trained.params)
     kept = (finished.folder / "tokenizer.model").read_bytes()
@@ -137,21 +140,24 @@ def test_a_run_starts_from_another_and_leaves_frozen_parts_as_they_were(
 
 
 @pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"--features": 32}, ["--features 16"]),
-        ({"--encoder-layers": 2, "--ff-features": 8}, ["--encoder-layers 1", "--ff-features 16"]),
-        ({"--positions": "rotary"}, ["--positions sinusoidal"]),
-    ],
+    "option, value, other", [("--features", 32, 16), ("--positions", "rotary", "sinusoidal")]
 )
 def test_another_architecture_is_refused_with_what_it_must_be(
-    finished, tmp_path, capsys, options, words
+    finished, tmp_path, capsys, option, value, other
 ):
-    options = options | {"--init-from": finished.folder}
+    options = {option: value, "--init-from": finished.folder}
     assert tiny(tmp_path / "run", options) == 2
     error = capsys.readouterr().err
-    assert "--init-from" in error and all(word in error for word in words)
+    assert f"{option} is {value}" in error
+    assert f"--init-from {finished.folder} has {option} {other}" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_the_parameters_are_compared_with_the_model_whoever_asks(finished):
+    start = load_run(finished.folder).model.config
+    check_architecture(start, dataclasses.replace(start, dropout_rate=0.3, dtype="bfloat16"))
+    with pytest.raises(ValueError, match=r"--init-from.*--features 16 \(here 32\)"):
+        check_architecture(start, dataclasses.replace(start, features=32))
 
 
 def test_other_dropout_is_no_other_architecture(finished, tmp_path, monkeypatch):

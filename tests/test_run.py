@@ -28,7 +28,6 @@ from run_cases import (
 )
 from sacrebleu.metrics import BLEU, CHRF
 
-import flaxattn.translation.run as run_module
 from configs import PRESETS
 from flaxattn import EncoderDecoder
 from flaxattn.translation.config import (
@@ -255,11 +254,12 @@ def test_a_finished_run_given_again_keeps_the_time_and_speed_of_its_training(fin
         assert first[name] / 2 < again[name] < first[name] * 2, name
 
 
-def test_a_result_claims_the_steps_that_were_trained(finished, tmp_path, monkeypatch):
-    folder = copy_of(finished, tmp_path)
-    decode_to(monkeypatch, [Tokenizer.eos_id])
-    if tiny(folder, {"--steps": 6}) == 0:
-        assert json.loads((folder / "result.json").read_text())["steps"] == 12
+def test_fewer_steps_than_were_made_are_refused(finished, capsys):
+    before = contents(finished.folder)
+    assert tiny(finished.folder, {"--steps": 6}) == 2
+    error = capsys.readouterr().err
+    assert "has made 12 steps" in error and "--steps is 6" in error
+    assert contents(finished.folder) == before
 
 
 def test_a_translation_with_a_line_break_stays_one_line_of_the_file(
@@ -306,7 +306,9 @@ def test_settings_that_change_no_model_may_change(finished):
     others = {"keep_checkpoints": 5, "log_every": 3, "patience": 7, "samples": 0}
     other = dataclasses.replace(
         kept,
-        data=dataclasses.replace(kept.data, data_dir="elsewhere"),
+        data=dataclasses.replace(
+            kept.data, data_dir="elsewhere", test=("a.tsv",), bleu_tokenizer="char"
+        ),
         training=dataclasses.replace(kept.training, **others),
         decoding=dataclasses.replace(kept.decoding, beam_size=2, length_penalty=0.5),
     )
@@ -322,39 +324,6 @@ def test_a_dry_run_shows_the_settings_given_whatever_run_the_folder_holds(finish
     prepared = prepared_by(monkeypatch, finished.folder, {"--vocab-size": 350})
     assert prepared.tokenizer.vocab_size == prepared.model.config.vocab_size == 350
     assert contents(finished.folder) == before
-
-
-def steps_taken_up(monkeypatch, capsys, folder, first, second):
-    """What is said when a run is given again with other options, up to the start of training."""
-
-    def stop(*arguments):
-        raise ValueError("training begins")
-
-    monkeypatch.setattr(run_module, "train", stop)
-    assert tiny(folder, {"--builtin-pairs": 60} | first) == 2
-    assert "training begins" in capsys.readouterr().err
-    assert tiny(folder, {"--builtin-pairs": 60} | second) == 2
-    return capsys.readouterr().err
-
-
-def test_a_finished_run_may_be_trained_on(tmp_path, monkeypatch, capsys):
-    error = steps_taken_up(monkeypatch, capsys, tmp_path / "run", {}, {"--steps": 20})
-    assert "training begins" in error
-
-
-@pytest.mark.parametrize(
-    "first, second, name",
-    [
-        ({"--cooldown-steps": 5}, {"--cooldown-steps": 5, "--steps": 20}, "steps"),
-        ({}, {"--cooldown-steps": 5}, "cooldown_steps"),
-    ],
-)
-def test_a_run_that_cools_down_is_not_trained_on(
-    tmp_path, monkeypatch, capsys, first, second, name
-):
-    error = steps_taken_up(monkeypatch, capsys, tmp_path / "run", first, second)
-    assert "training begins" not in error
-    assert re.search(rf"\b{name}\b", error)
 
 
 # ---- Files of one's own ----------------------------------------------------------------------

@@ -103,7 +103,10 @@ def _split_tsv(path: Path, number: int, line: str | None) -> tuple[str, str] | N
         return None
     fields = line.split("\t")
     if len(fields) < 2:
-        raise ValueError(f"{path}, line {number}: expected source TAB target, found no tab.")
+        raise ValueError(
+            f"{path}, line {number}: expected source TAB target, found no tab. One file is read as "
+            "TSV; of two aligned files both are named: --train my.en my.de."
+        )
     return fields[0], fields[1]
 
 
