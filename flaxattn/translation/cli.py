@@ -22,10 +22,12 @@ usage: train.py [PRESET] [OPTIONS]
   train.py small --train my.en my.de              your own two aligned files
   train.py small --train my.tsv --test a.en a.de  a TSV file, and a test set of your own
   train.py multi30k --data-dir ~/multi30k         a preset and the folder its files are in
+  train.py small --train my.tsv --steps 500       fewer steps; what counts steps scales with them
   train.py small --train my.tsv --dry-run         show what would be done, and stop
 
 Presets: {presets}. The options below show the values of preset "{preset}".
-A run that was interrupted goes on when the same command is given again.
+A run that was interrupted goes on when the same command is given again; one that has ended, when it
+is given more --steps. With --init-from another run starts from its model.
 
 Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one at once.
 {exit_codes}

@@ -42,7 +42,8 @@ class DataConfig:
     """Which sentence pairs are learned and scored."""
 
     data_dir: str = "."
-    """The folder that the files below are relative to."""
+    """The folder that the files below are relative to. Files given without it are relative to the
+    current folder."""
     train: tuple[str, ...] = ()
     """Training text: two aligned files (source target), or one TSV file (source TAB target).
     None: the built-in English-German corpus."""
@@ -81,7 +82,8 @@ class TrainingConfig:
     """How the model is trained."""
 
     steps: Steps = 1000
-    """Updates of the parameters."""
+    """Updates of the parameters. With others than the preset's, the counts of steps below scale
+    unless they are given; more of them continue a run that has ended."""
     rows: Size = 32
     """Packed rows in a batch, all devices and microbatches together."""
     row_length: Size = 64
@@ -132,7 +134,7 @@ class TrainingConfig:
     select: Literal["best", "last"] = "best"
     """Which models those are."""
     init_from: str = ""
-    """Folder of a run whose parameters and tokenizer training starts from."""
+    """Folder of a run whose parameters, architecture and tokenizer training starts from."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are, by path, e.g. encoder or */layer_0/*; see --dry-run."""
     ended_at: tuple[Steps, ...] = dataclasses.field(default=(), metadata=NO_OPTION)
