@@ -8,6 +8,7 @@ import typing
 from typing import Annotated, Literal
 
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 
@@ -25,6 +26,7 @@ from flaxattn.translation.config import (
     from_json,
     to_json,
 )
+from flaxattn.translation.parameters.weights import read_weights, write_weights
 
 PARTS = {
     "model": EncoderDecoderConfig,
@@ -144,7 +146,8 @@ def test_a_number_outside_its_range_is_refused_by_translate(capsys, name):
 def test_help_shows_every_range(capsys):
     with pytest.raises(SystemExit):
         main(PRESETS, ["--help"])
-    shown = capsys.readouterr().out.translate({ord(x): None for x in "│╭╮╰╯─\n "})
+    options = capsys.readouterr().out.partition("config options")[2]
+    shown = options.translate({ord(x): None for x in "│╭╮╰╯─\n "})
     for part, name in OPTIONS:
         within, default = ranges(PARTS[part])[name], getattr(getattr(PRESETS["tiny"], part), name)
         hint = f"({within}; default: {default})".replace(" ", "")
@@ -205,3 +208,18 @@ def test_ends_of_a_range_that_it_holds_are_taken():
 )
 def test_numbers_that_do_not_fit_together_are_refused_by_option(capsys, given, option):
     assert f"error: {option} " in refusal(capsys, main, PRESETS, ["tiny", *given])
+
+
+# ---- Numbers that are not chosen but read -----------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_hold_no_numbers_are_refused_by_name(tmp_path, odd, dtype):
+    params = {"encoder": {"norm": jnp.ones(5, dtype)}, "wi": jnp.ones((3, 70_000), dtype)}
+    write_weights(tmp_path / "model.safetensors", params)
+    read_weights(tmp_path / "model.safetensors", params)
+    params["wi"] = params["wi"].at[2, 69_999].set(odd)
+    write_weights(tmp_path / "model.safetensors", params)
+    with pytest.raises(ValueError, match=r"model\.safetensors: wi holds NaN or infinity"):
+        read_weights(tmp_path / "model.safetensors", params)

@@ -65,11 +65,12 @@ def training_bytes(config: RunConfig, devices: int) -> int:
 def decoding_bytes(
     model: EncoderDecoderConfig, beams: int, *, rows: int, source_length: int, target_length: int
 ) -> int:
-    """A lower bound: keys and values that are kept, the tree of beams, and the logits."""
+    """A lower bound: keys and values that are kept, what beams may see of each other, logits."""
     cells = beams * target_length
     heads = (model.num_kv_heads or model.num_heads) * (model.features // model.num_heads)
     of_cell = 2 * model.decoder_layers * heads * ITEM_BYTES[model.dtype]
-    tree = 4 * cells + beams * cells if beams > 1 else 0
+    seen = (1 + 4 * model.num_heads) * beams * cells  # a mask, and dense attention under it
+    tree = 4 * cells + seen if beams > 1 else 0
     return rows * ((cells + source_length) * of_cell + tree + 4 * beams * model.vocab_size)
 
 
