@@ -53,10 +53,7 @@ def run(
     """
     keep_memory()
     split_cpu(config.training.rows // config.training.microbatches)
-    screen = Screen()
-    screen.headline(f"Device: {describe_devices()}")
-    if warning := idle_accelerator():
-        screen.warn(warning)
+    screen = _screen()
     check_tokenizer(config.data.bleu_tokenizer)
     check_training(config)
     config = continued(config)
@@ -74,6 +71,15 @@ def run(
         trained = train(prepared, config, folder, screen)
         hypotheses = _translate_test(prepared, trained, config.decoding, screen)
         return _finish(config, prepared, trained, hypotheses, folder, screen)
+
+
+def _screen() -> Screen:
+    """The screen, on which the devices stand first."""
+    screen = Screen()
+    screen.headline(f"Device: {describe_devices()}")
+    if warning := idle_accelerator():
+        screen.warn(warning)
+    return screen
 
 
 def _describe(
