@@ -7,20 +7,20 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from flaxattn.translation.config import RunConfig, config_hash, from_json, portable, to_json
-from flaxattn.translation.storage.files import free_bytes, telling_of_room, write_whole
-from flaxattn.translation.storage.json_data import read_object
-from flaxattn.translation.storage.manifest import sha256
+from flaxattn.translation.config import RunConfig, config_hash, data_path, portable, to_json
+from flaxattn.translation.storage.files import free_bytes, make_folder, telling_of_room
+from flaxattn.translation.storage.layout import CONFIG, DATA, LOCK, OF_RUN, START, TOKENIZER
+from flaxattn.translation.storage.manifest import sha256, write_sealed
+from flaxattn.translation.storage.weights import write_weights
 from flaxattn.translation.text.corpus import Corpus
-from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.trained.loading import CONFIG, TOKENIZER
+from flaxattn.translation.trained.record import has_begun, read_data, read_run
+from flaxattn.translation.training.home import Home
+from flaxattn.translation.training.preparation import Prepared
 
-__all__ = ["check_folder", "check_space", "data_digests", "opened", "run_name"]
+__all__ = ["check_folder", "check_space", "data_digests", "opened"]
 
-DATA = "data.json"
-LOCK = "lock"
 CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
 
 
@@ -28,11 +28,12 @@ def check_folder(config: RunConfig) -> None:
     """Looks, before any long work, whether the run can be begun or taken further in its folder.
 
     Raises:
-      ValueError if the folder holds a run with other settings or a damaged one, or another
-      process works there; OSError if nothing can be written to it.
+      ValueError if the folder holds a run with other settings or a damaged one, another process
+      works there, or the run would write over its data; OSError if nothing can be written to it.
     """
     folder = Path(config.output)
     _check_writable(folder)
+    _check_data_apart(folder, config)
     if (folder / LOCK).exists():
         with telling_of_room(folder), _held(folder):
             pass
@@ -41,25 +42,23 @@ def check_folder(config: RunConfig) -> None:
 
 def _check_kept(folder: Path, config: RunConfig) -> None:
     """Raises ValueError if the folder holds a run with other settings, or a damaged one."""
-    if (folder / CONFIG).exists():
-        kept = from_json(read_object(folder / CONFIG), str(folder / CONFIG))
-        differing = _differences(to_json(kept), to_json(config))
+    if has_begun(folder):
+        differing = _differences(to_json(read_run(folder)), to_json(config))
         if differing:
             raise ValueError(
                 f"{folder} holds a run with other settings ({', '.join(differing)}). "
                 "Name another folder with --output, or delete that one."
             )
-        _check_tokenizer(folder)
 
 
 @contextlib.contextmanager
 def opened(
-    config: RunConfig, tokenizer: Tokenizer, corpus: Corpus, *, accept_changed_data: bool = False
-) -> Iterator[Path]:
+    config: RunConfig, prepared: Prepared, *, accept_changed_data: bool = False
+) -> Iterator[Home]:
     """The run's folder, made if need be, for this process alone while the block runs.
 
-    It then holds the configuration, the tokenizer, and `data.json` with the SHA-256 of the sentence
-    pairs and of the tokenizer, and the name of the run.
+    It then holds the configuration, the tokenizer, the parameters that --init-from began with, and
+    `data.json` with the name of the run and the SHA-256 of the sentence pairs and of the two.
 
     Args:
       accept_changed_data: take the run further even if its data is not what it began with.
@@ -70,26 +69,49 @@ def opened(
     """
     folder = Path(config.output)
     _check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with telling_of_room(folder), _held(folder):
-        _check_kept(folder, config)  # again: another process may have begun a run meanwhile
-        digests = data_digests(corpus)
-        if (folder / DATA).exists() and not accept_changed_data:
-            _check_data(folder, digests)
-        tokenizer.save(folder / TOKENIZER)
-        about = {
-            "run": run_name(folder) or config_hash(config),
-            "sentence_pairs": digests,
-            "tokenizer": sha256(folder / TOKENIZER),
-        }
-        write_whole(folder / DATA, json.dumps(about, indent=2) + "\n")
-        write_whole(folder / CONFIG, json.dumps(to_json(config), indent=2) + "\n")
-        yield folder
+    make_folder(folder)
+    with telling_of_room(folder), _held(folder) as lock:
+        digests = data_digests(prepared.corpus)
+        if has_begun(folder):
+            _check_kept(folder, config)  # again: another process may have begun a run meanwhile
+            data = _taken_further(folder, prepared, digests, accept_changed_data)
+        else:
+            data = _begun(folder, config, prepared, digests)
+        write_sealed(folder / DATA, data)
+        name = {"run": data["run"]} if "start" in data else {}
+        write_sealed(folder / CONFIG, to_json(config) | name)  # last: now it has begun
+        with Home(folder, data["run"], lock) as home:
+            yield home
 
 
-def run_name(folder: Path) -> str | None:
-    """What the run in a folder has been called since it began; None if it has not begun."""
-    return read_object(folder / DATA).get("run") if (folder / DATA).exists() else None
+def _begun(
+    folder: Path, config: RunConfig, prepared: Prepared, digests: dict[str, str]
+) -> dict[str, Any]:
+    """Writes what the run begins with, and gives what `data.json` is to hold."""
+    prepared.tokenizer.save(folder / TOKENIZER)
+    if config.training.init_from:
+        write_weights(folder / START, prepared.params)
+    about = {
+        "sentence_pairs": digests,
+        "tokenizer": sha256(folder / TOKENIZER),
+        "start": sha256(folder / START) if config.training.init_from else None,
+    }
+    name = json.dumps([config_hash(config), about], sort_keys=True)
+    return {"run": hashlib.sha256(name.encode()).hexdigest()[:12]} | about
+
+
+def _taken_further(
+    folder: Path, prepared: Prepared, digests: dict[str, str], accept_changed_data: bool
+) -> dict[str, Any]:
+    """Checks that the run goes on from what it began with, and gives what `data.json` holds."""
+    data = read_data(folder)
+    if data and not accept_changed_data:
+        _check_data(folder, data, digests)
+    if (folder / TOKENIZER).read_bytes() != prepared.tokenizer.model:
+        raise ValueError(f"{folder}: another process has begun a run there. Try again.")
+    return (
+        {"run": None, "tokenizer": sha256(folder / TOKENIZER)} | data | {"sentence_pairs": digests}
+    )
 
 
 def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
@@ -121,8 +143,8 @@ def data_digests(corpus: Corpus) -> dict[str, str]:
     return digests
 
 
-def _check_data(folder: Path, digests: dict[str, str]) -> None:
-    kept = read_object(folder / DATA).get("sentence_pairs")
+def _check_data(folder: Path, data: dict[str, Any], digests: dict[str, str]) -> None:
+    kept = data.get("sentence_pairs")
     kept = kept if isinstance(kept, dict) else {}
     changed = [split for split, digest in digests.items() if kept.get(split) != digest]
     if changed:
@@ -132,14 +154,16 @@ def _check_data(folder: Path, digests: dict[str, str]) -> None:
         )
 
 
-def _check_tokenizer(folder: Path) -> None:
-    if (folder / DATA).exists() and (folder / TOKENIZER).exists():
-        kept = read_object(folder / DATA).get("tokenizer")
-        if kept != sha256(folder / TOKENIZER):
-            raise ValueError(
-                f"{folder / TOKENIZER}: its SHA-256 is not that in {folder / DATA}. "
-                "Restore the file, or name another folder with --output."
-            )
+def _check_data_apart(folder: Path, config: RunConfig) -> None:
+    """Raises ValueError if a file of the data is one that the run writes."""
+    written = [folder / name for name in OF_RUN if (folder / name).is_file()]
+    for split in ("train", "valid", "test"):
+        for path in (data_path(config.data, name) for name in getattr(config.data, split)):
+            if path.exists() and any(path.samefile(other) for other in written):
+                raise ValueError(
+                    f"--{split}: {path} is a file that the run in {folder} writes. Copy it "
+                    "elsewhere, or name another folder with --output."
+                )
 
 
 def _check_writable(folder: Path) -> None:
@@ -152,7 +176,7 @@ def _check_writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path) -> Iterator[TextIO]:
     """Keeps other processes out of the folder while the block runs, or is kept out by one."""
     with (folder / LOCK).open("a+") as lock:
         try:
@@ -167,7 +191,7 @@ def _held(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
-        yield
+        yield lock
 
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
