@@ -106,7 +106,7 @@ class Translate:
         if self.explain:
             written["--explain"] = self.explain
         read: dict[str, Path | int] = {
-            f"the model's {name}": path / name
+            f"the model's {path / name}": path / name
             for path in (self.folder, self.folder / EXPORTED)
             for name in OF_RUN | OF_EXPORTED
         }
@@ -317,6 +317,9 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     kept = lambda partial: _say(f"what was translated is kept in {partial}")  # noqa: E731
-    with replacing(path, kept) as file, io.TextIOWrapper(file, "utf-8") as text:
-        yield text
-        text.detach()
+    with replacing(path, kept) as file:
+        text = io.TextIOWrapper(file, "utf-8", write_through=True)
+        try:
+            yield text
+        finally:
+            text.detach()  # else it would close the file

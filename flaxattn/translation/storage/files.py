@@ -112,7 +112,8 @@ def replacing(path: Path, kept: Callable[[Path], None] | None = None) -> Iterato
     """
     place = _end_of_links(path)
     if place is None:
-        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), "wb") as stream:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        with _telling_of(path), open(handle, "wb") as stream:
             yield stream
         return
     partial = beside(place)
