@@ -22,10 +22,8 @@ from flaxattn.translation.storage.layout import (
     EXPORTED,
     OF_EXPORTED,
     OF_RUN,
-    RESULT,
     TEST,
 )
-from flaxattn.translation.storage.manifest import DamagedError, read_sealed, sha256
 from flaxattn.translation.text.lines import missing_file, read_lines
 from flaxattn.translation.text.streaming import chunks
 
@@ -218,24 +216,13 @@ class Score:
             raise ValueError(
                 "score: expected the folder of a run, or two files, translations and references."
             )
-        from flaxattn.translation.trained.record import has_begun, read_run
+        from flaxattn.translation.trained.record import has_begun, read_result, read_run
 
         folder = self.files[0]
         kept = read_run(folder).data.bleu_tokenizer if has_begun(folder) else "13a"
-        _check_test(folder)
+        read_result(folder)  # if it is as it was written
         tokenizer = self.bleu_tokenizer or kept
         return folder / TEST["hypothesis"], folder / TEST["reference"], tokenizer
-
-
-def _check_test(folder: Path) -> None:
-    """Raises DamagedError if the translations of a run are not those it wrote."""
-    result = read_sealed(folder / RESULT) if (folder / RESULT).exists() else {}
-    for name, digest in result.get("files", {}).items():
-        if (folder / name).exists() and sha256(folder / name) != digest:
-            raise DamagedError(
-                f"{folder / name}: damaged or changed; its SHA-256 is not that in "
-                f"{folder / RESULT}. To score it as it is, name the two files."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,18 +241,17 @@ class Export:
         """Writes the folder, or refuses."""
         from flaxattn.translation.trained.exporting import check_target, export
         from flaxattn.translation.trained.loading import is_exported, load
-        from flaxattn.translation.trained.record import read_run, run_name
+        from flaxattn.translation.trained.record import read_result, read_run, run_name
 
         if is_exported(self.run_folder):
             raise ValueError(f"{self.run_folder} is an exported model already; copy it.")
         check_target(self.folder)
         loaded = load(self.run_folder)
-        result = self.run_folder / RESULT
         export(
             self.folder,
             loaded,
             run=to_json(read_run(self.run_folder)),
-            result=read_sealed(result) if result.exists() else None,
+            result=read_result(self.run_folder),
             name=run_name(self.run_folder),
         )
         _say(f"wrote {self.folder}; {self.folder / 'README.md'} tells of it")

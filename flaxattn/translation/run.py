@@ -114,7 +114,7 @@ def _finish(
         write_whole(folder / TEST[side], "".join(f"{line}\n" for line in lines))
     row = _result_row(config, trained, scores)
     files = {name: sha256(folder / name) for name in TEST.values()}
-    write_sealed(folder / RESULT, row | {"files": files})
+    write_sealed(folder / RESULT, row | {"run": home.run, "files": files})
     loaded = Loaded(prepared.model, trained.params, prepared.tokenizer, config.decoding)
     export(folder / EXPORTED, loaded, run=to_json(config), result=row, name=home.run)
     for i in range(0, len(sources), max(len(sources) // SAMPLES, 1))[:SAMPLES]:

@@ -15,7 +15,7 @@ __all__ = ["model_card"]
 
 METRICS = {"bleu": "BLEU", "bleu_lc": "BLEU, lower-cased", "chrf": "chrF"}
 LEFT_OUT = {"init_from"}  # a path of the machine that trained
-UNSAID = {"scores", "files"}  # of the result: those have a table, these are for checks
+UNSAID = {"scores", "run", "files"}  # of the result: a table of their own; what is for checks
 
 USE = """\
 With flaxattn and its `train` extra installed, where this folder is called `model`:

@@ -84,7 +84,7 @@ def load_exported(folder: Path, run: str | None = None) -> Loaded:
     _check_files(folder, (CONFIG, TOKENIZER, WEIGHTS), "an exported model")
     if (folder / MANIFEST).exists():
         about = verify(folder, (CONFIG, TOKENIZER))
-        if None is not run != about.get("run"):
+        if run and about.get("run", run) != run:
             raise DamagedError(f"{folder}: is of another run.")
     path, config = folder / CONFIG, read_object(folder / CONFIG)
     _check_format(path, config)

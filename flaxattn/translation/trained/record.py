@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from flaxattn.translation.config import RunConfig, from_json
-from flaxattn.translation.storage.layout import CONFIG, DATA, START, TOKENIZER
+from flaxattn.translation.storage.layout import CONFIG, DATA, RESULT, START, TOKENIZER
 from flaxattn.translation.storage.manifest import DamagedError, read_sealed, sha256
 
-__all__ = ["has_begun", "read_data", "read_run", "run_name"]
+__all__ = ["has_begun", "read_data", "read_result", "read_run", "run_name"]
 
 DIGESTS = {"tokenizer": TOKENIZER, "start": START}  # in `data.json`: of which files
 
@@ -51,3 +51,21 @@ def read_data(folder: Path) -> dict[str, Any]:
 def run_name(folder: Path) -> str | None:
     """What the run in a folder has been called since it began; None if it has not begun."""
     return read_data(folder).get("run")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The row of results of a run; nothing, if there is none.
+
+    Raises:
+      ValueError if it, or the translated test split, is damaged, changed or of another run.
+    """
+    result = read_sealed(folder / RESULT) if (folder / RESULT).exists() else {}
+    if "run" in result and result["run"] != run_name(folder):
+        raise DamagedError(f"{folder / RESULT}: is of another run.")
+    for name, digest in result.get("files", {}).items():
+        if (folder / name).exists() and sha256(folder / name) != digest:
+            raise DamagedError(
+                f"{folder / name}: damaged or changed; its SHA-256 is not that in "
+                f"{folder / RESULT}. To score it as it is, name the two files."
+            )
+    return result

@@ -109,9 +109,8 @@ def _taken_further(
         _check_data(folder, data, digests)
     if (folder / TOKENIZER).read_bytes() != prepared.tokenizer.model:
         raise ValueError(f"{folder}: another process has begun a run there. Try again.")
-    return (
-        {"run": None, "tokenizer": sha256(folder / TOKENIZER)} | data | {"sentence_pairs": digests}
-    )
+    data = data or {"run": None, "tokenizer": sha256(folder / TOKENIZER)}
+    return data | {"sentence_pairs": digests}
 
 
 def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
