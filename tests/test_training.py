@@ -79,9 +79,10 @@ def train(tmp_path, monkeypatch):
         monkeypatch.setattr(Validation, "measure", measure)
         settings = {"valid_every": 1, "steps": len(values), "metric": name} | settings
         config = RunConfig("", EncoderDecoderConfig(10), training=TrainingConfig(**settings))
-        return training.train(PREPARED, config, Home(train.folder), Screen()), measured
+        with train.home(train.folder) as home:
+            return training.train(PREPARED, config, home, Screen()), measured
 
-    train.folder = tmp_path
+    train.folder, train.home = tmp_path, Home
     return train
 
 

@@ -21,7 +21,7 @@ DTYPES = {
     f"{letters}{bits}": f"{name}{bits}"
     for letters, name in {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}.items()
     for bits in (8, 16, 32, 64)
-}  # by their names in a header; others, as those of 8-bit floats, are shown as they stand
+} | {"BOOL": "bool"}  # by their names in a header; others, as 8-bit floats, are shown as they stand
 
 
 def named(params: Any) -> dict[str, jax.Array]:

@@ -48,7 +48,8 @@ class Home:
         is called almost like it.
         """
         folder = self.path
-        if folder.exists() and not self._is_ours():
+        taken = (folder / LOCK).exists() or (folder / CONFIG).exists()  # else: what we still wrote
+        if taken and not self._is_ours():
             names = (folder.with_name(f"{folder.name}.rescued{n or ''}") for n in itertools.count())
             folder = next(path for path in names if not path.exists())
         make_folder(folder)
