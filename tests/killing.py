@@ -12,6 +12,7 @@ with those of a run that nobody disturbed.
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -110,25 +111,25 @@ def leaves(path: str, tree) -> dict[str, bytes]:
 def kill_runs(place: Path, *, kills: int, steps: int, seed: int, say=print) -> list[str]:
     """Kills processes of one run after another, and gives what differs at their ends."""
     chance, differing, killed = random.Random(seed), [], 0
-    began = time.monotonic()
-    assert train(place / "whole", steps).wait() == 0, (place / "whole.log").read_text()
-    startup = (time.monotonic() - began) / 2
+    undisturbed, began = train(place / "whole", steps), time.monotonic()
+    wait(undisturbed, lambda: size_of_log(place / "whole") > 0)
+    startup = time.monotonic() - began
+    assert undisturbed.wait() == 0, (place / "whole.log").read_text()
     expected, whole = outcome(place / "whole"), size_of_log(place / "whole")
+    lives, runs = itertools.cycle(MOMENTS), itertools.count(1)
     while killed < kills:
-        folder, moments = place / f"killed-{killed}", []
-        while True:
-            when = MOMENTS[(killed + len(moments)) % len(MOMENTS)]
+        folder, moments = place / f"killed-{next(runs)}", []
+        while killed + len(moments) < kills:
+            when = next(lives)
             code = live(folder, steps, when, chance, startup)
             if code == 0:
                 break
             moments.append(when)
-            # SIGTERM is a request while it trains; before and after that it ends the process.
+            # SIGTERM is a request while it trains; after that it ends the process.
             asked = {KEPT} | ({-signal.SIGTERM} if size_of_log(folder) == whole else set())
             allowed = asked if when == "asked" else {-signal.SIGKILL}
             assert code in allowed, (when, code, (place / f"{folder.name}.log").read_text())
-            if killed + len(moments) == kills:
-                assert train(folder, steps).wait() == 0
-                break
+        assert train(folder, steps).wait() == 0, (place / f"{folder.name}.log").read_text()
         killed += len(moments)
         found = outcome(folder)
         wrong = [n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)]

@@ -28,7 +28,8 @@ usage: train.py [PRESET] [OPTIONS]
 Presets: {presets}. The options below show the values of preset "{preset}".
 A run that was interrupted goes on when the same command is given again.
 
-Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one at once.
+Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one at once, if
+it comes a second or more after the first.
 {exit_codes}
 """
 
