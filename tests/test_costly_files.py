@@ -104,12 +104,12 @@ def test_what_would_cost_much_is_refused_in_no_time(folder, capsys, make, sealed
         if make in (with_a_huge_array, with_a_huge_configuration):
             return  # to seal such a file would cost as much
         seal(folder, {}, ["README.md"])
-    began = time.monotonic()
+    began = time.process_time()
     expected = COSTLY[make] if sealed or not manifest.exists() else "damaged|expected at most"
     with pytest.raises(ValueError, match=expected) as refused:
         load(folder)
     assert main(["translate", str(folder), "a"]) == 2
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert len(str(refused.value)) < 600
     assert "Traceback" not in capsys.readouterr().err
 
