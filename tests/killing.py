@@ -1,17 +1,18 @@
 """Kills a training process again and again, and looks whether its end is the same to the byte.
 
-    python tests/killing.py --kills 100
+    python tests/killing.py --kills 50
 
 Each life of the process is ended with SIGKILL: while it starts, while it trains, or while it writes
-a checkpoint. Then the same command is given again, until the run has ended by itself; its
-parameters, optimizer state, moving average, log and translations are compared with those of a run
-that nobody disturbed.
+a checkpoint; or with SIGTERM twice at once, as parents that forward it do, upon which it must have
+kept its step. Then the same command is given again, until the run has ended by itself, which early
+stopping decides. Its parameters, optimizer state, moving average, log and translations are compared
+with those of a run that nobody disturbed.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -26,20 +27,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
+KEPT = 75  # the exit code of training that was asked to stop
+MOMENTS = ["starting", "training", "asked", "writing"]  # of lives, one after another
 OPTIONS = """
     --features 16 --ff-features 16 --num-heads 2 --encoder-layers 1 --decoder-layers 1
     --dropout-rate 0.1 --vocab-size 400 --builtin-pairs 300 --held-out 8 --rows 4 --row-length 64
     --warmup-steps 50 --r-drop 0.5 --subword-dropout 0.1 --ema-decay 0.9 --average 2
-    --log-every 7 --valid-every 10 --samples 1 --beam-size 1
+    --log-every 7 --valid-every 10 --samples 1 --beam-size 1 --microbatches 2 --learning-rate 0.03
+    --metric chrf --patience 4
 """.split()
-
-
-@dataclasses.dataclass
-class Life:
-    """What became of one process."""
-
-    code: int | None  # None: it was killed
-    when: str  # the moment it was killed at
 
 
 def train(folder: Path, steps: int) -> subprocess.Popen:
@@ -52,22 +48,24 @@ def train(folder: Path, steps: int) -> subprocess.Popen:
         )
 
 
-def live(folder: Path, steps: int, chance: random.Random, startup: float) -> Life:
-    """One process, from its start until it is killed or has ended."""
+MOMENTS = ["starting", "training", "writing", "writing", "asked", "asked"]
+
+
+def live(folder: Path, steps: int, when: str, chance: random.Random, startup: float) -> int:
+    """One process, from its start until it is killed or asked to stop, or has ended: its code."""
     process = train(folder, steps)
-    when = chance.choice(["starting", "training", "training", "writing", "writing"])
     before = size_of_log(folder)
     if when == "starting":
         wait(process, lambda: False, chance.uniform(0, startup))
-    elif when == "training":
-        wait(process, lambda: size_of_log(folder) != before)
-        wait(process, lambda: False, chance.uniform(0, 1.5))
-    else:
+    elif when == "writing":
         wait(process, lambda: is_writing(folder))
         wait(process, lambda: False, chance.uniform(0, 0.1))
-    process.send_signal(signal.SIGKILL)
-    code = process.wait()
-    return Life(None if code == -signal.SIGKILL else code, when)
+    else:
+        wait(process, lambda: size_of_log(folder) != before)
+        wait(process, lambda: False, chance.uniform(0, 1.5))
+    for _ in range(2 if when == "asked" else 1):
+        process.send_signal(signal.SIGTERM if when == "asked" else signal.SIGKILL)
+    return process.wait()
 
 
 def wait(process: subprocess.Popen, until, seconds: float = 600.0) -> None:
@@ -113,19 +111,27 @@ def leaves(path: str, tree) -> dict[str, bytes]:
 def kill_runs(place: Path, *, kills: int, steps: int, seed: int, say=print) -> list[str]:
     """Kills processes of one run after another, and gives what differs at their ends."""
     chance, differing, killed = random.Random(seed), [], 0
-    began = time.monotonic()
-    assert train(place / "whole", steps).wait() == 0, (place / "whole.log").read_text()
-    startup = (time.monotonic() - began) / 2
-    expected = outcome(place / "whole")
+    undisturbed, began = train(place / "whole", steps), time.monotonic()
+    wait(undisturbed, lambda: size_of_log(place / "whole") > 0)
+    startup = time.monotonic() - began
+    assert undisturbed.wait() == 0, (place / "whole.log").read_text()
+    expected, whole = outcome(place / "whole"), size_of_log(place / "whole")
+    lives, runs = itertools.cycle(MOMENTS), itertools.count(1)
     while killed < kills:
-        folder, moments = place / f"killed-{killed}", []
-        while (life := live(folder, steps, chance, startup)).code is None:
-            moments.append(life.when)
-            if killed + len(moments) == kills:
-                life = Life(train(folder, steps).wait(), "")
+        folder, moments = place / f"killed-{next(runs)}", []
+        while killed + len(moments) < kills:
+            when = next(lives)
+            code = live(folder, steps, when, chance, startup)
+            if code == 0:
                 break
+            moments.append(when)
+            # SIGTERM is a request while it trains; after that it ends the process.
+            asked = {KEPT} | ({-signal.SIGTERM} if size_of_log(folder) == whole else set())
+            allowed = asked if when == "asked" else {-signal.SIGKILL}
+            assert code in allowed, (when, code, (place / f"{folder.name}.log").read_text())
+        else:
+            assert train(folder, steps).wait() == 0, (place / f"{folder.name}.log").read_text()
         killed += len(moments)
-        assert life.code == 0, (place / f"{folder.name}.log").read_text()
         found = outcome(folder)
         wrong = [n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)]
         parts = sorted({"/".join(name.split("/")[:3]) for name in wrong})
@@ -137,7 +143,7 @@ def kill_runs(place: Path, *, kills: int, steps: int, seed: int, say=print) -> l
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=400, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, help="a JSON file to keep the result in")

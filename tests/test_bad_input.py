@@ -335,7 +335,7 @@ def test_a_damaged_tokenizer_is_refused(begun, tmp_path, capsys):
     content[-9] ^= 4
     path.write_bytes(content)
     assert begun() == 2
-    assert re.search(r"tokenizer\.model: its SHA-256", capsys.readouterr().err)
+    assert re.search(r"tokenizer\.model: damaged; its SHA-256", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"output": 1}', "not JSON"])
@@ -375,7 +375,7 @@ def test_a_disk_that_fills_up_is_told_with_place_and_bytes(tmp_path, monkeypatch
     def full(path, content):
         raise OSError(kind, os.strerror(kind), str(path))
 
-    monkeypatch.setattr(run_folder, "write_whole", full)
+    monkeypatch.setattr(run_folder, "write_sealed", full)
     code, error = refusal(capsys, tiny, tmp_path / "run")
     assert code == 1
     assert f"{tmp_path / 'run' / 'data.json'}: could not be written: {os.strerror(kind)}" in error

@@ -26,13 +26,17 @@ from flaxattn.__main__ import main
 from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, to_json
 from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.storage.checkpoints import Models
+from flaxattn.translation.storage.manifest import seal
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded, load, load_run
 
 WORDS = "the small cat sleeps on a red mat and dogs run over long bridges".split()
 TEXTS = [" ".join(WORDS[i : i + 3]) for i in range(3)]
-FILES = ["README.md", "config.json", "model.safetensors", "stablehlo", "tokenizer.model"]
+FILES = [
+    *("README.md", "config.json", "manifest.json", "model.safetensors"),
+    *("stablehlo", "tokenizer.model"),
+]
 DECODING = DecodingConfig(beam_size=2, max_ratio=1.25)
 
 
@@ -389,16 +393,17 @@ DAMAGES = {
         r"special_ids",
     ),
     "newer format": (
-        edit("config.json", lambda c: c.update(format_version=2)),
-        r"format version 2; .* reads 1",
+        edit("config.json", lambda c: c.update(format_version=3)),
+        r"format version 3; .* reads 1 to 2",
     ),
     "another format": (edit("config.json", lambda c: c.update(format="other")), r'"format"'),
 }
 
 
 @pytest.mark.parametrize("damage, error", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_folder_is_refused_by_name(copy, damage, error, capsys):
+def test_what_does_not_fit_is_refused_by_name_though_its_checksums_do(copy, damage, error, capsys):
     damage(copy)
+    seal(copy, {}, ["README.md"])
     with pytest.raises((ValueError, FileNotFoundError), match=error) as found:
         load(copy)
     assert str(copy) in str(found.value)

@@ -1,18 +1,24 @@
 """Starting from a run's model, and leaving parts of a model as they are."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from run_cases import SMALL, decode_to, prepared_by, record_states, tiny
+from run_cases import SMALL, contents, decode_to, prepared_by, record_states, tiny
 
+import flaxattn.translation.run as run_module
 from flaxattn.translation.config import TrainingConfig
 from flaxattn.translation.parameters.freezing import labels, path_of
+from flaxattn.translation.text import builtin
 from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import load_run
+from flaxattn.translation.training.interruption import InterruptedRun
 from flaxattn.translation.training.preparation import check_architecture
 from flaxattn.translation.training.train_step import make_optimizer
 
@@ -177,3 +183,83 @@ def test_a_folder_without_a_run_is_refused_by_name(finished, tmp_path, capsys, l
     error = capsys.readouterr().err
     assert "--init-from" in error and str(start) in error and "validated" in error
     assert sorted(start.iterdir()) == before and not (tmp_path / "run").exists()
+
+
+# ---- Going on --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(finished, tmp_path, monkeypatch):
+    """The folder of a run that started from another, which was stopped, that other, the options."""
+    start = shutil.copytree(finished.folder, tmp_path / "start")
+    decode_to(monkeypatch, [Tokenizer.eos_id])
+    options = {"--init-from": start, "--steps": 2, "--metric": "nll", "--samples": 0}
+
+    def stop(*_):
+        raise InterruptedRun(0)
+
+    with monkeypatch.context() as context:
+        context.setattr(run_module, "train", stop)
+        assert tiny(tmp_path / "run", options) == 75
+    return tmp_path / "run", start, options
+
+
+def gone(start):
+    shutil.rmtree(start)
+
+
+def changed(start):
+    """The other run has become another: tokenizer, parameters and architecture."""
+    texts = [f"{i} other words altogether" for i in range(300)]
+    (start / "tokenizer.model").write_bytes(Tokenizer.train(texts, 320).model)
+    shutil.rmtree(start / "model")
+    shutil.rmtree(start / "models")
+
+
+@pytest.mark.parametrize("happen", [gone, changed])
+def test_a_run_goes_on_from_what_it_began_with_whatever_became_of_it(
+    finished, started, monkeypatch, happen
+):
+    folder, start, options = started
+    kept = (finished.folder / "tokenizer.model").read_bytes()
+    happen(start)
+    before = contents(folder)
+    found = []
+    with monkeypatch.context() as context:
+        context.setattr(run_module, "train", lambda prepared, *_: found.append(prepared) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiny(folder, options)
+    (prepared,) = found
+    jax.tree.map(np.testing.assert_array_equal, prepared.params, finished.trained.params)
+    assert prepared.tokenizer.model == kept
+    names = {path.name for path, content in contents(folder).items() if before[path] != content}
+    assert names == {"lock"}, names
+    assert tiny(folder, options) == 0
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "start.safetensors"])
+def test_what_a_run_began_with_is_refused_where_it_has_changed(started, capsys, name):
+    folder, _, options = started
+    content = bytearray((folder / name).read_bytes())
+    content[-3] ^= 1
+    (folder / name).write_bytes(content)
+    before = contents(folder)
+    assert tiny(folder, options) == 2
+    assert f"{name}: damaged" in capsys.readouterr().err
+    assert contents(folder).keys() == before.keys()
+
+
+def test_a_run_of_an_older_version_refuses_a_start_with_another_tokenizer(started, capsys):
+    folder, start, options = started
+    (folder / "start.safetensors").unlink()
+    for name, fields in (("data.json", ["start", "sha256"]), ("config.json", ["run", "sha256"])):
+        data = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({k: v for k, v in data.items() if k not in fields}))
+    before = (folder / "data.json").read_bytes()
+    texts = [text for pair in builtin.pairs("train", 250) for text in pair]
+    other = Tokenizer.train(texts, 400)
+    loaded = load_run(start)._replace(tokenizer=other)
+    export(start / "model", loaded)
+    assert tiny(folder, options) == 2
+    assert "has another tokenizer" in capsys.readouterr().err
+    assert (folder / "data.json").read_bytes() == before

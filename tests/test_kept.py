@@ -19,12 +19,13 @@ import jax
 import numpy as np
 import pytest
 
-from flaxattn.translation.config import DecodingConfig, from_json
+from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.parameters.initial import init_params
 from flaxattn.translation.storage.checkpoints import Checkpoints
 from flaxattn.translation.trained.loading import load, load_exported, load_run
-from flaxattn.translation.training.run_folder import check_folder, run_name
+from flaxattn.translation.trained.record import read_run, run_name
+from flaxattn.translation.training.run_folder import check_folder
 from flaxattn.translation.training.train_step import init_state, make_optimizer
 
 KEPT = sorted((Path(__file__).parent / "kept").iterdir())
@@ -49,7 +50,7 @@ def test_a_kept_model_translates_as_it_did(folder, loaded_by):
 
 
 def test_a_kept_run_can_be_taken_further(folder):
-    config = from_json(json.loads((folder / "config.json").read_text()), "config.json")
+    config = read_run(folder)
     check_folder(config)
     model, *_ = load_run(folder)
     optimizer = make_optimizer(config.training)

@@ -1,7 +1,11 @@
 """A run that is killed goes on to the same bytes: the short form of `killing.py`."""
 
+import json
+
 import killing
 
 
 def test_killed_runs_end_in_the_same_bytes(tmp_path):
-    assert killing.kill_runs(tmp_path, kills=4, steps=40, seed=1) == []
+    assert killing.kill_runs(tmp_path, kills=4, steps=400, seed=1) == []
+    log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] < 400  # it stopped early

@@ -26,7 +26,7 @@ from flaxattn.translation.config import (
     from_json,
     to_json,
 )
-from flaxattn.translation.parameters.weights import read_weights, write_weights
+from flaxattn.translation.storage.weights import read_weights, write_weights
 
 PARTS = {
     "model": EncoderDecoderConfig,

@@ -34,7 +34,6 @@ from flaxattn.translation.config import (
     DecodingConfig,
     RunConfig,
     config_hash,
-    from_json,
     to_json,
 )
 from flaxattn.translation.decoding.translator import translate
@@ -42,6 +41,7 @@ from flaxattn.translation.screen import Screen
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load_run
+from flaxattn.translation.trained.record import read_run
 from flaxattn.translation.training.reporting import RunLog
 from flaxattn.translation.training.run_folder import check_folder
 
@@ -88,6 +88,9 @@ def test_the_result_holds_every_field(finished):
     assert result.pop("training_seconds") > 0
     assert result.pop("target_tokens_per_second") > 0
     assert result.pop("hardware") in finished.printed[0]
+    assert result.pop("run") == json.loads((finished.folder / "data.json").read_text())["run"]
+    assert {"test.source", "test.reference", "test.hypothesis"} == result.pop("files").keys()
+    assert re.fullmatch("[0-9a-f]{64}", result.pop("sha256"))
     parameters = sum(x.size for x in jax.tree.leaves(finished.trained.params))
     assert result == {"seed": 0, "parameters": parameters, "steps": 12}
     assert list(scores) == ["bleu", "bleu_lc", "chrf"]
@@ -275,7 +278,7 @@ def test_a_translation_with_a_line_break_stays_one_line_of_the_file(
 
 def read_config(folder):
     """The configuration that a run has kept."""
-    return from_json(json.loads((folder / "config.json").read_text()), "config.json")
+    return read_run(folder)
 
 
 @pytest.mark.parametrize(

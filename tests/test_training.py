@@ -3,9 +3,11 @@
 import concurrent.futures
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
+import flaxattn.translation.training.interruption as interruption
 import flaxattn.translation.training.loop as training
 from flaxattn import EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig, TrainingConfig
@@ -22,6 +25,7 @@ from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.checkpoints import Models
 from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.text.packing import Batch
+from flaxattn.translation.training.home import Home
 from flaxattn.translation.training.interruption import InterruptedRun, Interruption
 from flaxattn.translation.training.loss import Sums
 from flaxattn.translation.training.metrics import DivergedError
@@ -75,9 +79,10 @@ def train(tmp_path, monkeypatch):
         monkeypatch.setattr(Validation, "measure", measure)
         settings = {"valid_every": 1, "steps": len(values), "metric": name} | settings
         config = RunConfig("", EncoderDecoderConfig(10), training=TrainingConfig(**settings))
-        return training.train(PREPARED, config, train.folder, Screen()), measured
+        with train.home(train.folder) as home:
+            return training.train(PREPARED, config, home, Screen()), measured
 
-    train.folder = tmp_path
+    train.folder, train.home = tmp_path, Home
     return train
 
 
@@ -262,9 +267,10 @@ LONG = [7.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.4, 1.3, 1.2, 1.1]
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [1, 4, 5, 9, 12])
 def test_a_run_asked_to_stop_keeps_its_step_and_goes_on_to_the_same_log(
-    train, stop_in_step, tmp_path_factory, number, step
+    train, stop_in_step, tmp_path_factory, monkeypatch, number, step
 ):
     whole, interrupted = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("interrupted")
+    monkeypatch.setattr(interruption, "SECOND_WISH", 0.01)
     train.folder = whole
     expected, _ = train(LONG, **SETTINGS)
     train.folder = interrupted
@@ -282,18 +288,83 @@ def test_a_run_asked_to_stop_keeps_its_step_and_goes_on_to_the_same_log(
     assert (interrupted / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
 
 
-def test_the_second_request_is_obeyed_at_once(tmp_path):
-    code = """
-import os, signal
-from flaxattn.translation.training.interruption import Interruption
-with Interruption() as interruption:
-    os.kill(os.getpid(), signal.SIGINT)
-    print(interruption.requested, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    print("still here", flush=True)
+ASKED = """
+import os, signal, sys, time
+from flaxattn.translation.training.interruption import InterruptedRun, Interruption
+
+asked = []
+try:
+    with Interruption() as interruption:
+        print("ready", flush=True)
+        end = time.monotonic() + 60
+        while not interruption.requested and time.monotonic() < end:
+            time.sleep(0.001)
+        if "busy" in sys.argv:
+            import ctypes
+            ctypes.CDLL(None).usleep(60_000_000)  # C code, in which no handler of Python runs
+        raise InterruptedRun(1)
+except InterruptedRun:
+    sys.exit(75)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "True\n")
+
+# What forwards the signals that it gets to the process that it has started, as `uv run` does.
+FORWARDING = """
+import signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, _: child.send_signal(number))
+sys.exit(child.wait())
+"""
+
+
+def asked(code, *arguments):
+    """A process in a group of its own, which is ready to be asked to stop."""
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_delivered_twice_is_one_request(number):
+    with asked(ASKED) as process:
+        process.send_signal(number)
+        process.send_signal(number)
+        assert process.wait(30) == 75
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_of_a_parent_that_forwards_it_is_one_request(number):
+    with asked(FORWARDING, ASKED) as process:
+        os.killpg(process.pid, number)
+        assert process.wait(30) == 75
+
+
+def test_a_signal_that_comes_while_all_is_put_away_is_still_the_same_request():
+    with asked(ASKED) as process:
+        for _ in range(8):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        assert process.wait(30) == 75
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_well_after_the_first_is_obeyed_at_once_whatever_the_process_does(number):
+    with asked(ASKED, "busy") as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(interruption.SECOND_WISH + 0.2)
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+        assert time.monotonic() - began < 2
+
+
+def test_after_the_block_signals_do_what_they_did_before():
+    code = ASKED.replace("sys.exit(75)", "signal.raise_signal(signal.SIGTERM)")
+    with asked(code) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_outside_the_main_thread_there_are_no_requests():

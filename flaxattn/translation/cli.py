@@ -29,7 +29,8 @@ Presets: {presets}. The options below show the values of preset "{preset}".
 A run that was interrupted goes on when the same command is given again; one that has ended, when it
 is given more --steps. With --init-from another run starts from its model.
 
-Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one at once.
+Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; a second one at once, if
+it comes a second or more after the first.
 {exit_codes}
 """
 

@@ -1,18 +1,30 @@
 """What one does with a trained model on the command line: translate, score, and export."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
+import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import tyro
 
 from flaxattn.ranges import Range, check_fields
-from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.config import DecodingConfig, to_json
+from flaxattn.translation.storage.files import replacing
 from flaxattn.translation.storage.json_data import from_older, read_object
+from flaxattn.translation.storage.layout import (
+    CONFIG,
+    EXPORTED,
+    OF_EXPORTED,
+    OF_RUN,
+    TEST,
+)
 from flaxattn.translation.text.lines import missing_file, read_lines
 from flaxattn.translation.text.streaming import chunks
 
@@ -20,7 +32,9 @@ if TYPE_CHECKING:
     from flaxattn.translation.decoding.translator import Translation
     from flaxattn.translation.trained.loading import Loaded
 
-__all__ = ["Export", "Score", "Translate", "kept_decoding"]
+__all__ = ["Export", "Score", "Translate", "check_apart", "kept_decoding"]
+
+STDIN, STDOUT = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +54,8 @@ class Translate:
     input: Path | None = None
     """A file of one text per line. None: standard input."""
     output: Path | None = None
-    """The file to write to. None: standard output."""
+    """The file to write to; until all is translated, what has been lies beside it, in a file that
+    ends in .partial. None: standard output."""
     n_best: Annotated[int, Range(1, 1000)] = 1
     """Translations given for each text, best first, one per line."""
     scores: bool = False
@@ -60,22 +75,44 @@ class Translate:
         if self.texts and self.input:
             raise ValueError("--input: expected either a file or texts as arguments, not both.")
         self._check_explained(len(self.texts))
-        loaded = self._loaded()
+        if self.input and not self.input.exists():
+            raise missing_file(self.input)
+        check_apart(*self._files())
+        with _opened(self.output) as output:
+            loaded = self._loaded()
+            explained = self._translate(loaded, output)
+        if self.explain:
+            self._explain(self.explain, loaded, explained)
+
+    def _translate(self, loaded: "Loaded", output: TextIO) -> "list[tuple[str, list[Translation]]]":
+        """Writes the translations of every text, and gives both if they are to be explained."""
         from flaxattn.translation.decoding.translator import Translator
 
         translator, done = Translator(*loaded, batch_size=self.batch_size), 0
         explained: list[tuple[str, list[Translation]]] = []
-        with _opened(self.output) as output:
-            for texts in self._pieces():
-                self._check_explained(done + len(texts))
-                found = translator.translate(texts, n_best=self._sought(), first=done)
-                for translations in found:
-                    output.writelines(map(self._line, translations[: self.n_best]))
-                output.flush()
-                done += len(texts)
-                explained += zip(texts, found, strict=True) if self.explain else ()
+        for texts in self._pieces():
+            self._check_explained(done + len(texts))
+            found = translator.translate(texts, n_best=self._sought(), first=done)
+            for translations in found:
+                output.writelines(map(self._line, translations[: self.n_best]))
+            output.flush()
+            done += len(texts)
+            explained += zip(texts, found, strict=True) if self.explain else ()
+        return explained
+
+    def _files(self) -> tuple[dict[str, Path | int], dict[str, Path | int]]:
+        """What is written and what is read, by what people call it."""
+        written: dict[str, Path | int] = {"--output": self.output or STDOUT}
         if self.explain:
-            self._explain(self.explain, loaded, explained)
+            written["--explain"] = self.explain
+        read: dict[str, Path | int] = {
+            f"the model's {path / name}": path / name
+            for path in (self.folder, self.folder / EXPORTED)
+            for name in OF_RUN | OF_EXPORTED
+        }
+        if not self.texts:
+            read["--input"] = self.input or STDIN
+        return written, read
 
     def _check_explained(self, texts: int) -> None:
         """Raises ValueError if so many texts cannot be explained, if they are to be."""
@@ -181,12 +218,13 @@ class Score:
             raise ValueError(
                 "score: expected the folder of a run, or two files, translations and references."
             )
+        from flaxattn.translation.trained.record import has_begun, read_result, read_run
+
         folder = self.files[0]
-        kept: dict[str, Any] = {}
-        if (folder / "config.json").exists():
-            kept = read_object(folder / "config.json").get("data", {})
-        tokenizer = self.bleu_tokenizer or kept.get("bleu_tokenizer", "13a")
-        return folder / "test.hypothesis", folder / "test.reference", tokenizer
+        kept = read_run(folder).data.bleu_tokenizer if has_begun(folder) else "13a"
+        read_result(folder)  # if it is as it was written
+        tokenizer = self.bleu_tokenizer or kept
+        return folder / TEST["hypothesis"], folder / TEST["reference"], tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,17 +243,18 @@ class Export:
         """Writes the folder, or refuses."""
         from flaxattn.translation.trained.exporting import check_target, export
         from flaxattn.translation.trained.loading import is_exported, load
+        from flaxattn.translation.trained.record import read_result, read_run, run_name
 
         if is_exported(self.run_folder):
             raise ValueError(f"{self.run_folder} is an exported model already; copy it.")
         check_target(self.folder)
         loaded = load(self.run_folder)
-        result = self.run_folder / "result.json"
         export(
             self.folder,
             loaded,
-            run=read_object(self.run_folder / "config.json"),
-            result=read_object(result) if result.exists() else None,
+            run=to_json(read_run(self.run_folder)),
+            result=read_result(self.run_folder),
+            name=run_name(self.run_folder),
         )
         _say(f"wrote {self.folder}; {self.folder / 'README.md'} tells of it")
 
@@ -226,24 +265,49 @@ def kept_decoding(folder: Path) -> DecodingConfig:
     Raises:
       ValueError if that is damaged.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     kept = read_object(path).get("decoding", {}) if path.is_file() else {}
     return from_older(DecodingConfig, kept, f"{path}, decoding")
+
+
+def check_apart(written: Mapping[str, Path | int], read: Mapping[str, Path | int]) -> None:
+    """Raises ValueError if something written is also read, or written twice, under any name.
+
+    Args:
+      written, read: paths or descriptors of open files, by what people call them.
+    """
+    for number, (name, path) in enumerate(written.items()):
+        earlier = list(written.items())[:number]
+        for other_name, other in [*read.items(), *earlier]:
+            if _same_file(path, other):
+                raise ValueError(f"{name}: is the same file as {other_name}. Name another one.")
+
+
+def _same_file(one: Path | int, other: Path | int) -> bool:
+    """Whether two are the same regular file, or will be."""
+    try:
+        found = os.stat(one), os.stat(other)
+    except OSError:
+        if isinstance(one, int) or isinstance(other, int):
+            return False
+        return one.resolve() == other.resolve()
+    return os.path.samestat(*found) and stat.S_ISREG(found[0].st_mode)
 
 
 def _say(text: str) -> None:
     print(f"flaxattn: {text}", file=sys.stderr, flush=True)
 
 
-class _opened:
-    """The file at a path, or standard output."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._file: TextIO = sys.stdout if path is None else path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> TextIO:
-        return self._file
-
-    def __exit__(self, *exception: object) -> None:
-        if self._file is not sys.stdout:
-            self._file.close()
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    """The file at a path, which is replaced once all is in it, or standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    kept = lambda partial: _say(f"what was translated is kept in {partial}")  # noqa: E731
+    with replacing(path, kept) as file:
+        text = io.TextIOWrapper(file, "utf-8", write_through=True)
+        try:
+            yield text
+        finally:
+            text.detach()  # else it would close the file

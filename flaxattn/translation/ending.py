@@ -12,7 +12,7 @@ from flaxattn.translation.training.metrics import DivergedError
 __all__ = ["EXIT_CODES", "exit_code"]
 
 FAILED, WRONG_INPUT, KEPT, ABORTED, UNREAD = 1, 2, 75, 130, 141
-EXIT_CODES = """Exit codes: 0 done, 1 failed (no room, no finite loss), 2 wrong input,
+EXIT_CODES = """Exit codes: 0 done, 1 failed (no room, folder gone, no finite loss), 2 wrong input,
 75 interrupted and kept, 130 interrupted outside training, 141 nobody reads the output."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 

@@ -1,6 +1,5 @@
 """A run from text to score: prepare, train, translate the test split, score it, keep it all."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,14 @@ from flaxattn.translation.devices import describe_devices, idle_accelerator, kee
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.memory import check_training
 from flaxattn.translation.screen import Screen
-from flaxattn.translation.storage.files import write_whole
+from flaxattn.translation.storage.files import SaveError, write_whole
+from flaxattn.translation.storage.layout import EXPORTED, RESULT, TEST
+from flaxattn.translation.storage.manifest import sha256, write_sealed
 from flaxattn.translation.text.scoring import Score, check_tokenizer, score
 from flaxattn.translation.trained.exporting import export
-from flaxattn.translation.trained.loading import EXPORTED, Loaded
+from flaxattn.translation.trained.loading import Loaded
 from flaxattn.translation.training.continuing import continued
+from flaxattn.translation.training.home import Home
 from flaxattn.translation.training.loop import Trained, train
 from flaxattn.translation.training.preparation import Prepared, prepare
 from flaxattn.translation.training.run_folder import check_folder, opened
@@ -65,12 +67,10 @@ def run(
     if stop_before_training:
         dry_run(prepared, config, screen)
         return None
-    with opened(
-        config, prepared.tokenizer, prepared.corpus, accept_changed_data=accept_changed_data
-    ) as folder:
-        trained = train(prepared, config, folder, screen)
+    with opened(config, prepared, accept_changed_data=accept_changed_data) as home:
+        trained = train(prepared, config, home, screen)
         hypotheses = _translate_test(prepared, trained, config.decoding, screen)
-        return _finish(config, prepared, trained, hypotheses, folder, screen)
+        return _finish(config, prepared, trained, hypotheses, home, screen)
 
 
 def _screen() -> Screen:
@@ -131,25 +131,32 @@ def _finish(
     prepared: Prepared,
     trained: Trained,
     hypotheses: list[str],
-    folder: Path,
+    home: Home,
     screen: Screen,
 ) -> dict[str, Any]:
     """Scores, keeps and shows the translations."""
+    folder = home.path if home.is_whole() else home.made_anew({})
     sources, references = (list(side) for side in zip(*prepared.corpus.test, strict=True))
     scores = score(hypotheses, references, tokenizer=config.data.bleu_tokenizer)
     texts = {"source": sources, "reference": references, "hypothesis": hypotheses}
-    for name, lines in texts.items():
-        write_whole(folder / f"test.{name}", "".join(f"{line}\n" for line in lines))
+    for side, lines in texts.items():
+        write_whole(folder / TEST[side], "".join(f"{line}\n" for line in lines))
     row = _result_row(config, trained, scores)
-    write_whole(folder / "result.json", json.dumps(row, indent=2) + "\n")
+    files = {name: sha256(folder / name) for name in TEST.values()}
+    write_sealed(folder / RESULT, row | {"run": home.run, "files": files})
     loaded = Loaded(prepared.model, trained.params, prepared.tokenizer, config.decoding)
-    export(folder / EXPORTED, loaded, run=to_json(config), result=row)
+    export(folder / EXPORTED, loaded, run=to_json(config), result=row, name=home.run)
     for i in range(0, len(sources), max(len(sources) // SAMPLES, 1))[:SAMPLES]:
         screen.say(f"\n  source       {sources[i]}")
         screen.say(f"  reference    {references[i]}\n  translation  {hypotheses[i]}")
     screen.headline(", ".join(f"{s.name} {s.value:.2f}" for s in scores))
     for s in scores:
         screen.say(f"{s.name:<8} {s.value:6.2f}  {s.signature}")
+    if not home.is_whole():
+        raise SaveError(
+            f"{home.path} was deleted or moved while the test split was translated. Translations, "
+            f"scores and the model are in {folder}; checkpoints and log are not."
+        )
     screen.say(f"Trained {trained.seconds:.0f} s. Everything is in {folder}.")
     return row
 

@@ -15,13 +15,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from flaxattn.translation.parameters.averaging import mean
-from flaxattn.translation.storage.files import SaveError, free_bytes
+from flaxattn.translation.storage.files import PARTIAL, SaveError, free_bytes, sync
 from flaxattn.translation.storage.manifest import DamagedError, read_manifest, seal, verify
 
 __all__ = ["Checkpoints", "Models", "size_of"]
 
 TREE = "state"  # orbax's folder within that of a step
-PARTIAL = ".partial"  # ends the name of a folder that is being written or deleted
 
 About = dict[str, Any]  # what a step's manifest says of it
 
@@ -33,7 +32,7 @@ class _Kept(abc.ABC):
     and writes, and `7/manifest.json`.
 
     Args:
-      folder: made when the first step is written.
+      folder: made when the first step is written, in one that must be there.
       run: names the run; what other runs have written is skipped. None: reads that of any.
       warn: is told of every folder that is skipped.
     """
@@ -77,16 +76,13 @@ class _Kept(abc.ABC):
     def _write(self, step: int, tree: Any, about: About) -> None:
         partial = self._folder / f"{step}{PARTIAL}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for path in self._folder.glob(f"*{PARTIAL}"):  # left by a process that was killed
-                shutil.rmtree(path)
+            self._make_folder()
             if free_bytes(self._folder) < size_of(tree):  # else orbax finds out, array by array
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
                 orbax.save(partial / TREE, args=ocp.args.StandardSave(tree))
             seal(partial, about)
-            self._delete(step)
-            partial.rename(self._folder / str(step))
+            self._replace(step, partial)
             self._prune(step)
         except Exception as error:  # orbax and tensorstore raise many kinds
             shutil.rmtree(partial, ignore_errors=True)
@@ -102,12 +98,29 @@ class _Kept(abc.ABC):
             + (f"Step {kept[-1]} is kept as it was." if kept else "No earlier step is kept.")
         )
 
+    def _make_folder(self) -> None:
+        """Makes the folder, or deletes what a process that was killed has left there."""
+        self._folder.mkdir(exist_ok=True)
+        sync(self._folder.parent)
+        for path in self._folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(path)
+
+    def _replace(self, step: int, new: Path) -> None:
+        """Gives a folder the name of `step`, for good, before any other is deleted."""
+        folder, old = self._folder / str(step), self._folder / f"{step}.old{PARTIAL}"
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        sync(self._folder)
+        if old.exists():
+            shutil.rmtree(old)
+
     def _delete(self, step: int) -> None:
         """Deletes the folder of `step`, which is at no time there in part."""
-        folder, partial = self._folder / str(step), self._folder / f"{step}.old{PARTIAL}"
-        if folder.exists():
-            folder.rename(partial)
-            shutil.rmtree(partial)
+        old = self._folder / f"{step}.old{PARTIAL}"
+        (self._folder / str(step)).rename(old)
+        sync(self._folder)
+        shutil.rmtree(old)
 
     def _prune(self, last: int) -> None:
         """Deletes what is no longer worth keeping.

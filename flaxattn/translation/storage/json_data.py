@@ -4,10 +4,16 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["from_data", "from_older", "read_object", "same_fields"]
+from flaxattn.translation.storage.files import read_regular
+
+__all__ = ["from_data", "from_older", "read_object", "same_fields", "some"]
+
+MOST_BYTES = 1 << 26  # of a file: no configuration or manifest comes near
+MOST_NAMES = 5  # in a message
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -16,8 +22,9 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
       FileNotFoundError if there is no such file, ValueError if it holds anything else.
     """
+    content = read_regular(path, MOST_BYTES)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON: {error}") from error
     if not isinstance(data, dict):
@@ -68,7 +75,7 @@ def same_fields(data: Any, names: list[str], where: str) -> None:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(data).__name__}.")
     problems = [
-        f"{what} field{'s' * (len(found) > 1)} {', '.join(found)}"
+        f"{what} field{'s' * (len(found) > 1)} {some(found)}"
         for what, found in (
             ("unknown", [name for name in data if name not in names]),
             ("missing", [name for name in names if name not in data]),
@@ -77,6 +84,16 @@ def same_fields(data: Any, names: list[str], where: str) -> None:
     ]
     if problems:
         raise ValueError(f"{where}: {'; '.join(problems)}.")
+
+
+def some(names: Sequence[str], separator: str = ", ") -> str:
+    """The first of the names, and how many more there are.
+
+    >>> some(list("abcdefgh"))
+    'a, b, c, d, e and 3 more'
+    """
+    more = len(names) - MOST_NAMES
+    return separator.join(names[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from flaxattn.translation.storage.files import write_whole
+from flaxattn.translation.storage.files import read_regular, write_whole
 from flaxattn.translation.text.subword_dropout import SubwordDropout
 
 __all__ = ["Tokenizer"]
@@ -64,7 +64,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """The tokenizer kept in a file."""
-        return cls(path.read_bytes())
+        return cls(read_regular(path))
 
     def save(self, path: Path) -> None:
         """Writes a standard SentencePiece model file."""

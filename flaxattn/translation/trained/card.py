@@ -15,6 +15,7 @@ __all__ = ["model_card"]
 
 METRICS = {"bleu": "BLEU", "bleu_lc": "BLEU, lower-cased", "chrf": "chrF"}
 LEFT_OUT = {"init_from"}  # a path of the machine that trained
+UNSAID = {"scores", "run", "files"}  # of the result: a table of their own; what is for checks
 
 USE = """\
 With flaxattn and its `train` extra installed, where this folder is called `model`:
@@ -35,23 +36,35 @@ print(translator.translate(["A text."])[0][0].text)
 ALONE = """\
 `stablehlo/` holds the encoder and the decode step as programs of `jax.export`, for {platforms}, any
 batch and any source of up to {longest} tokens, padding included. They need `jax`, `flatbuffers` and
-the weights, but not flaxattn:
+the weights, but not flaxattn. A damaged program may run and give other numbers: what is read is
+compared with its SHA-256 in `manifest.json`.
 
 ```python
+import hashlib
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import sentencepiece
 from jax import export
-from safetensors.flax import load_file
+from safetensors.flax import load
 
 folder = Path("model")
-weights = load_file(folder / "model.safetensors")
-tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+files = json.loads((folder / "manifest.json").read_text())["files"]
+
+
+def read(name):
+    content = (folder / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == files[name]["sha256"], name
+    return content
+
+
+weights = load(read("model.safetensors"))
+tokenizer = sentencepiece.SentencePieceProcessor(model_proto=read("tokenizer.model"))
 encode, decode_step = (
-    jax.jit(export.deserialize((folder / "stablehlo" / name).read_bytes()).call)
-    for name in ("encode.bin", "decode_step.bin")
+    jax.jit(export.deserialize(read(f"stablehlo/{{name}}.bin")).call)
+    for name in ("encode", "decode_step")
 )
 
 source = np.array([tokenizer.encode("A text.", add_eos=True)], np.int32)  # [B, S]
@@ -147,7 +160,7 @@ def _scores(result: Mapping[str, Any]) -> str:
 
 
 def _training(run: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    rows = [(name.replace("_", " "), value) for name, value in result.items() if name != "scores"]
+    rows = [(name.replace("_", " "), value) for name, value in result.items() if name not in UNSAID]
     settings = {k: v for k, v in run.get("training", {}).items() if k not in LEFT_OUT}
     parts = [_table(("of the run", ""), rows)] if rows else []
     if settings:

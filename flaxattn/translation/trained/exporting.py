@@ -8,25 +8,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxattn.translation.parameters.weights import write_weights
-from flaxattn.translation.storage.manifest import sha256
-from flaxattn.translation.trained.card import model_card
-from flaxattn.translation.trained.loading import (
+from flaxattn.translation.storage.files import beside, make_folder, sync, write_whole
+from flaxattn.translation.storage.layout import (
+    CARD,
     CONFIG,
-    FORMAT,
-    FORMAT_VERSION,
-    SEALED,
-    SPECIAL_IDS,
+    OF_EXPORTED,
+    STABLEHLO,
     TOKENIZER,
     WEIGHTS,
-    Loaded,
 )
+from flaxattn.translation.storage.manifest import seal
+from flaxattn.translation.storage.weights import write_weights
+from flaxattn.translation.trained.card import model_card
+from flaxattn.translation.trained.loading import FORMAT, FORMAT_VERSION, SPECIAL_IDS, Loaded
 from flaxattn.translation.trained.stablehlo import programs
 
-__all__ = ["CARD", "STABLEHLO", "check_target", "export"]
-
-CARD, STABLEHLO = "README.md", "stablehlo"
-NAMES = {CARD, CONFIG, STABLEHLO, TOKENIZER, WEIGHTS}
+__all__ = ["check_target", "export"]
 
 
 def export(
@@ -35,9 +32,11 @@ def export(
     *,
     run: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> None:
     """Writes `model.safetensors`, `config.json`, `tokenizer.model`, `README.md` and `stablehlo/`.
 
+    `manifest.json` holds the SHA-256 of all but the card, which may be edited.
     `loading.load(folder)` gives the same model back, bit by bit. The folder appears once it is
     whole; an exported model that is there already is replaced then.
 
@@ -46,6 +45,7 @@ def export(
       loaded: the model.
       run: the configuration of the run that trained it, as its `config.json` has it.
       result: what came of the run, as its `result.json` has it. The card tells of both.
+      name: of the run, for the manifest.
 
     Raises:
       ValueError if the folder holds anything else.
@@ -54,11 +54,12 @@ def export(
     with _replacing(folder) as new:
         write_weights(new / WEIGHTS, loaded.params)
         loaded.tokenizer.save(new / TOKENIZER)
-        (new / CONFIG).write_text(json.dumps(_config(loaded, new), indent=2) + "\n", "utf-8")
+        write_whole(new / CONFIG, json.dumps(_config(loaded), indent=2) + "\n")
         (new / STABLEHLO).mkdir()
-        for name, program in programs(loaded.model, loaded.tokenizer.bos_id)._asdict().items():
-            (new / STABLEHLO / f"{name}.bin").write_bytes(program)
-        (new / CARD).write_text(model_card(loaded, run or {}, result or {}), "utf-8")
+        for part, program in programs(loaded.model, loaded.tokenizer.bos_id)._asdict().items():
+            write_whole(new / STABLEHLO / f"{part}.bin", program)
+        write_whole(new / CARD, model_card(loaded, run or {}, result or {}))
+        seal(new, {"run": name} if name else {}, leave_out=[CARD])
 
 
 def check_target(folder: Path) -> None:
@@ -67,7 +68,7 @@ def check_target(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; expected the folder to export to.")
-    others = sorted(path.name for path in folder.iterdir() if path.name not in NAMES)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in OF_EXPORTED)
     if others:
         raise ValueError(
             f"{folder} holds {', '.join(others[:3])}, which is no part of an exported model; name "
@@ -75,28 +76,31 @@ def check_target(folder: Path) -> None:
         )
 
 
-def _config(loaded: Loaded, folder: Path) -> dict[str, Any]:
+def _config(loaded: Loaded) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "architecture": dataclasses.asdict(loaded.model.config),
         "special_ids": SPECIAL_IDS,
         "decoding": dataclasses.asdict(loaded.decoding),
-        "sha256": {name: sha256(folder / name) for name in SEALED},
     }
 
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which takes the place of `folder` once all went well."""
+    """A folder to write in, which takes the place of `folder`, for good, once all went well."""
     folder = folder.resolve()
-    beside = folder.with_name(f".{folder.name}.partial")
-    new, old = beside / "new", beside / "old"
-    shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed
+    make_folder(folder.parent)
+    hidden = beside(folder.with_name(f".{folder.name}"))
+    new, old = hidden / "new", hidden / "old"
+    _recover(folder, hidden, old)
     try:
-        new.mkdir(parents=True)
+        hidden.mkdir()
+        sync(folder.parent)
+        new.mkdir()
         yield new
         if folder.exists():
+            shutil.copymode(folder, new)
             folder.rename(old)
         try:
             new.rename(folder)
@@ -104,5 +108,17 @@ def _replacing(folder: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(folder)
             raise
+        sync(folder.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _recover(folder: Path, hidden: Path, old: Path) -> None:
+    """Clears away what a process that was killed has left, and gives back what it had replaced."""
+    if hidden.is_symlink():
+        hidden.unlink()
+    elif hidden.exists():
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+            sync(folder.parent)
+        shutil.rmtree(hidden)

@@ -8,23 +8,26 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.config import DecodingConfig, from_json
+from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.parameters.weights import read_weights
 from flaxattn.translation.storage.json_data import from_older, read_object, same_fields
-from flaxattn.translation.storage.manifest import sha256
+from flaxattn.translation.storage.layout import (
+    CONFIG,
+    EXPORTED,
+    MANIFEST,
+    MODELS,
+    TOKENIZER,
+    WEIGHTS,
+)
+from flaxattn.translation.storage.manifest import DamagedError, sha256, verify
+from flaxattn.translation.storage.weights import check_weights, read_header, read_weights
 from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained.record import read_run, run_name
 
 __all__ = [
-    "CONFIG",
-    "EXPORTED",
     "FORMAT",
     "FORMAT_VERSION",
-    "MODELS",
-    "SEALED",
     "SPECIAL_IDS",
-    "TOKENIZER",
-    "WEIGHTS",
     "Loaded",
     "architecture",
     "is_exported",
@@ -33,11 +36,8 @@ __all__ = [
     "load_run",
 ]
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.model"  # in both kinds of folder
-MODELS, EXPORTED = "models", "model"  # in a run's folder
-WEIGHTS = "model.safetensors"  # in an exported folder
-SEALED = (WEIGHTS, TOKENIZER)  # whose SHA-256 the configuration of an exported model holds
-FORMAT, FORMAT_VERSION = "flaxattn", 1
+SEALED = (WEIGHTS, TOKENIZER)  # whose SHA-256 the configuration holds in version 1 of the format
+FORMAT, FORMAT_VERSION = "flaxattn", 2
 SPECIAL_IDS = {name: getattr(Tokenizer, name) for name in ("pad_id", "bos_id", "eos_id", "unk_id")}
 
 
@@ -58,7 +58,9 @@ def load(folder: Path) -> Loaded:
     """
     if is_exported(folder):
         return load_exported(folder)
-    return load_exported(folder / EXPORTED) if (folder / EXPORTED).exists() else load_run(folder)
+    if (folder / EXPORTED).exists():
+        return load_exported(folder / EXPORTED, run_name(folder))
+    return load_run(folder)
 
 
 def architecture(folder: Path) -> EncoderDecoderConfig:
@@ -72,23 +74,33 @@ def architecture(folder: Path) -> EncoderDecoderConfig:
         path = exported / CONFIG
         kept = read_object(path).get("architecture")
         return from_older(EncoderDecoderConfig, kept, f"{path}, architecture")
-    return from_json(read_object(folder / CONFIG), str(folder / CONFIG)).model
+    return read_run(folder).model
 
 
 def is_exported(folder: Path) -> bool:
     """Whether `folder` holds an exported model, not a run."""
     path = folder / CONFIG
-    return path.is_file() and "format_version" in read_object(path)
+    return (folder / MANIFEST).exists() or (path.exists() and "format_version" in read_object(path))
 
 
-def load_exported(folder: Path) -> Loaded:
+def load_exported(folder: Path, run: str | None = None) -> Loaded:
     """The model in an exported folder, bit by bit as it was written. Nothing in it is run.
+
+    Every file is checked against the manifest, save the card, and in folders of version 1, which
+    had none, configuration and programs. Sizes and headers are looked at before contents.
+
+    Args:
+      run: the name of the run it must be of, unless it does not say.
 
     Raises:
       FileNotFoundError if a file is missing, ValueError if one is damaged, does not fit the
       others, or is of a newer format: each names the file and what was expected.
     """
     _check_files(folder, (CONFIG, TOKENIZER, WEIGHTS), "an exported model")
+    if (folder / MANIFEST).exists():
+        about = verify(folder, (CONFIG, TOKENIZER))
+        if run and about.get("run", run) != run:
+            raise DamagedError(f"{folder}: is of another run.")
     path, config = folder / CONFIG, read_object(folder / CONFIG)
     _check_format(path, config)
     architecture = from_older(EncoderDecoderConfig, config["architecture"], f"{path}, architecture")
@@ -100,31 +112,57 @@ def load_exported(folder: Path) -> Loaded:
             f"{architecture.vocab_size}."
         )
     model = EncoderDecoder(architecture, pad_id=tokenizer.pad_id)
+    shapes = _fitting_shapes(folder, model)
+    _check_contents(folder, config)
+    return Loaded(model, read_weights(folder / WEIGHTS, shapes), tokenizer, decoding)
+
+
+def _fitting_shapes(folder: Path, model: EncoderDecoder) -> Any:
+    """The parameters' shapes and dtypes, which the header of the weights was found to have."""
+    header = read_header(folder / WEIGHTS)
+    for side in ("encoder", "decoder"):  # what has a thousand layers takes minutes to trace
+        layers = {name.split(".")[1] for name in header if name.startswith(f"{side}.layer_")}
+        wanted = 1 if model.config.share_layers else getattr(model.config, f"{side}_layers")
+        if len(layers) != wanted:
+            raise ValueError(
+                f"{folder / WEIGHTS}: other arrays than the architecture has: the {side} has "
+                f"{len(layers)} layers, expected {wanted}."
+            )
     try:
         shapes = _shapes(model)
     except ValueError as error:
-        raise ValueError(f"{path}, architecture: {error}") from error
-    params = read_weights(folder / WEIGHTS, shapes)
+        raise ValueError(f"{folder / CONFIG}, architecture: {error}") from error
+    check_weights(folder / WEIGHTS, header, shapes)
+    return shapes
+
+
+def _check_contents(folder: Path, config: dict[str, Any]) -> None:
+    """Raises ValueError if a file is not what was written."""
+    if config["format_version"] > 1:
+        verify(folder)
+        return
     for name in SEALED:
         if sha256(folder / name) != config["sha256"].get(name):
-            raise ValueError(f"{folder / name}: damaged; its SHA-256 is not that in {path}.")
-    return Loaded(model, params, tokenizer, decoding)
+            raise ValueError(
+                f"{folder / name}: damaged; its SHA-256 is not that in {folder / CONFIG}."
+            )
 
 
 def load_run(folder: Path) -> Loaded:
     """The model of a run: the mean of those that it kept.
 
     Raises:
-      ValueError or FileNotFoundError if there is no such run, or it has kept no model yet.
+      ValueError or FileNotFoundError if there is no such run, it has kept no model yet, or it is
+      damaged.
     """
     from flaxattn.translation.storage.checkpoints import Models  # so late that others need no orbax
 
     _check_files(folder, (CONFIG, TOKENIZER, MODELS), "a run that has been validated at least once")
-    config = from_json(read_object(folder / CONFIG), str(folder / CONFIG))
+    config = read_run(folder)
     tokenizer = _read_tokenizer(folder / TOKENIZER)
     architecture = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(architecture, pad_id=tokenizer.pad_id)
-    with Models(folder / MODELS) as models:
+    with Models(folder / MODELS, run=run_name(folder)) as models:
         return Loaded(
             model, models.average(_on_one_device(_shapes(model))), tokenizer, config.decoding
         )
@@ -146,14 +184,15 @@ def _check_format(path: Path, config: dict[str, Any]) -> None:
             f'{path}: expected "format": "{FORMAT}" and a "format_version"; this is no exported '
             "model."
         )
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"{path}: format version {version}; this version of flaxattn reads {FORMAT_VERSION}. "
-            "Install the version that wrote it, or a newer one."
+            f"{path}: format version {version}; this version of flaxattn reads 1 to "
+            f"{FORMAT_VERSION}. Install the version that wrote it, or a newer one."
         )
-    names = ["format", "format_version", "architecture", "special_ids", "decoding", "sha256"]
-    same_fields(config, names, str(path))
-    same_fields(config["sha256"], list(SEALED), f"{path}, sha256")
+    names = ["format", "format_version", "architecture", "special_ids", "decoding"]
+    same_fields(config, names + ["sha256"] * (version == 1), str(path))
+    if version == 1:
+        same_fields(config["sha256"], list(SEALED), f"{path}, sha256")
     if config["special_ids"] != SPECIAL_IDS:
         raise ValueError(
             f"{path}: special_ids are {config['special_ids']}; expected {SPECIAL_IDS}."

@@ -16,7 +16,7 @@ from jax import export
 
 from flaxattn.models import EncoderDecoder
 from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.parameters.weights import named, nested
+from flaxattn.translation.storage.weights import named, nested
 
 __all__ = ["EXTRA", "LONGEST", "PLATFORMS", "RATIO", "Programs", "programs"]
 

@@ -5,15 +5,13 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from flaxattn.translation.config import RunConfig, TrainingConfig, from_json
-from flaxattn.translation.storage.json_data import read_object
+from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.storage.layout import CHECKPOINTS
 from flaxattn.translation.storage.manifest import DamagedError, read_manifest
-from flaxattn.translation.trained.loading import CONFIG
+from flaxattn.translation.trained.record import has_begun, read_run, run_name
 from flaxattn.translation.training.schedule import same_until
 
-__all__ = ["CHECKPOINTS", "DATA", "Kept", "check_schedule", "continued", "kept_run", "run_name"]
-
-CHECKPOINTS, DATA = "checkpoints", "data.json"
+__all__ = ["Kept", "check_schedule", "continued", "kept_run"]
 
 
 class Kept(NamedTuple):
@@ -32,12 +30,9 @@ def kept_run(folder: Path) -> Kept | None:
     """The run in a folder, if one has begun there.
 
     Raises:
-      ValueError if its configuration is damaged.
+      ValueError if it is damaged.
     """
-    path = folder / CONFIG
-    if not path.exists():
-        return None
-    return Kept(from_json(read_object(path), str(path)), _steps_made(folder))
+    return Kept(read_run(folder), _steps_made(folder)) if has_begun(folder) else None
 
 
 def continued(config: RunConfig) -> RunConfig:
@@ -51,11 +46,6 @@ def continued(config: RunConfig) -> RunConfig:
         if kept is not None:
             return dataclasses.replace(config, training=_continued(config.training, kept))
     return config
-
-
-def run_name(folder: Path) -> str | None:
-    """What the run in a folder has been called since it began; None if it has not begun."""
-    return read_object(folder / DATA).get("run") if (folder / DATA).exists() else None
 
 
 def check_schedule(kept: Kept, config: TrainingConfig, folder: Path) -> None:

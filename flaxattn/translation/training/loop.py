@@ -1,19 +1,18 @@
 """The training loop: dispatch a step, read the metrics of earlier ones, validate, checkpoint."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.devices import data_mesh, place
 from flaxattn.translation.screen import Screen
-from flaxattn.translation.storage.checkpoints import Checkpoints, Models, size_of
-from flaxattn.translation.trained.loading import MODELS
-from flaxattn.translation.training.continuing import CHECKPOINTS
+from flaxattn.translation.storage.checkpoints import size_of
+from flaxattn.translation.training.home import Home
 from flaxattn.translation.training.interruption import InterruptedRun, Interruption
+from flaxattn.translation.training.keeping import Keeping
 from flaxattn.translation.training.metrics import Metrics, Tally
 from flaxattn.translation.training.preparation import Prepared
 from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.run_folder import check_space, run_name
+from flaxattn.translation.training.run_folder import check_space
 from flaxattn.translation.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.training.validation import Validation, stale
 
@@ -29,15 +28,15 @@ class Trained(NamedTuple):
     target_tokens: float
 
 
-def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -> Trained:
-    """Trains as `config` says, from the latest whole checkpoint in `folder` if there is one.
+def train(prepared: Prepared, config: RunConfig, home: Home, screen: Screen) -> Trained:
+    """Trains as `config` says, from the latest whole checkpoint in `home` if there is one.
 
     Nothing waits for the device inside the loop, save to validate and to write a checkpoint.
 
     Raises:
       InterruptedRun if the process was asked to stop, DivergedError if the loss ceased to be
-      finite, SaveError or OSError if there is no room; whatever is raised, what the last
-      checkpoint holds is kept.
+      finite, SaveError or OSError if there is no room or the folder is gone; whatever is raised,
+      what the last checkpoint holds is kept.
     """
     training, mesh = config.training, data_mesh()
     optimizer = make_optimizer(training, prepared.params)
@@ -46,19 +45,14 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
     validation = Validation(prepared, config, mesh)
     state = place(init_state(prepared.params, optimizer, training), mesh)
     check_space(config, size_of(state), size_of(state.model))
-    of_run: Any = {"run": run_name(folder), "warn": screen.warn}
-    with (
-        Interruption() as interruption,
-        Checkpoints(folder / CHECKPOINTS, keep=training.keep_checkpoints, **of_run) as checkpoints,
-        Models(folder / MODELS, keep=training.average, select=training.select, **of_run) as models,
-    ):
-        state, progress = checkpoints.restore_latest(state)
+    with Interruption() as interruption, Keeping(home, training, screen.warn) as kept:
+        state, progress = kept.restore(state)
         tally, start = Tally(**progress), int(state.step)
         ends = {*training.ended_at, training.steps}
         if start:
             screen.say(f"Resumed from the checkpoint of step {start}.")
         with (
-            RunLog(folder, start) as log,
+            RunLog(home.path, start) as log,
             screen.progress("training", training.steps, start) as bar,
         ):
             metrics = Metrics(training, log, bar, tally)
@@ -75,14 +69,12 @@ def train(prepared: Prepared, config: RunConfig, folder: Path, screen: Screen) -
                 if validate:
                     metrics.flush(step)
                     tally.history.append(_validate(validation, step, state.model, log, screen))
-                    models.save(step, state.model, tally.history[-1])
                 if validate or interruption.requested:
-                    models.wait()  # so that no checkpoint is without the models before it
-                    checkpoints.save(step, state, metrics.progress())
+                    kept.keep(state, metrics.progress(), log, validated=validate)
                     metrics.restart_clock()
                 if interruption.requested:
                     raise InterruptedRun(step)
-        params = models.average(state.model)
+            params = kept.average(state, metrics.progress(), log)
         if interruption.requested:
             raise InterruptedRun(int(state.step))
         return Trained(params, int(state.step), metrics.seconds, tally.target_tokens)

@@ -11,10 +11,13 @@ from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.parameters.freezing import labels
 from flaxattn.translation.parameters.initial import init_params
+from flaxattn.translation.storage.layout import START, TOKENIZER
+from flaxattn.translation.storage.weights import read_weights
 from flaxattn.translation.text.corpus import Corpus, Pairs, load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.trained.loading import TOKENIZER, Loaded, load
+from flaxattn.translation.trained.loading import Loaded, load
+from flaxattn.translation.trained.record import has_begun, read_data
 
 __all__ = ["Prepared", "free_to_differ", "prepare"]
 
@@ -31,22 +34,23 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
-    """Reads the corpus, learns the tokenizer or loads the one in `folder`, packs, makes the model.
+    """Reads the corpus, learns the tokenizer, packs, makes the model. Nothing is written.
 
-    Nothing is written.
+    Args:
+      folder: of the run. If it has begun there, the tokenizer and what it started from are those
+        kept there, whatever has become of the run they are from.
 
     Raises:
       ValueError or FileNotFoundError that names the file, line or option at fault.
     """
     _check_rows(config)
-    start = _load_start(config.training.init_from) if config.training.init_from else None
+    begun = folder if folder and has_begun(folder) else None
+    start = _start(config, begun)
     corpus = load_corpus(config.data)
-    tokenizer = start.tokenizer if start else _tokenizer(config, corpus, folder)
+    tokenizer = _tokenizer(config, corpus, begun, start)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
-    if start:
-        check_architecture(start.model.config, model_config)
-    params = start.params if start else init_params(model, config.training.seed)
+    params = _first_params(config, model, begun, start)
     labels(params, config.training.freeze)
     return Prepared(
         corpus,
@@ -76,21 +80,47 @@ def free_to_differ(name: str) -> bool:
     return name in ("dtype", "remat") or name.endswith("dropout_rate")
 
 
-def _load_start(folder: str) -> Loaded:
+def _start(config: RunConfig, begun: Path | None) -> Loaded | None:
+    """The model that --init-from names, as far as the run has not kept it itself."""
+    name = config.training.init_from
+    if not name or (begun and read_data(begun).get("start")):
+        return None
     try:
-        return load(Path(folder))
+        start = load(Path(name))
     except (ValueError, OSError) as error:
         raise ValueError(f"--init-from: {error}") from error
+    if begun and start.tokenizer.model != Tokenizer.load(begun / TOKENIZER).model:
+        raise ValueError(
+            f"--init-from: {name} has another tokenizer than when the run in {begun} began. Name "
+            "another folder with --output."
+        )
+    return start
 
 
-def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokenizer:
-    if folder and (folder / TOKENIZER).exists():
-        return Tokenizer.load(folder / TOKENIZER)
+def _tokenizer(
+    config: RunConfig, corpus: Corpus, begun: Path | None, start: Loaded | None
+) -> Tokenizer:
+    if begun:
+        return Tokenizer.load(begun / TOKENIZER)
+    if start:
+        return start.tokenizer
     return Tokenizer.train(
         (text for pair in corpus.train for text in pair),
         config.model.vocab_size,
         character_coverage=config.data.character_coverage,
     )
+
+
+def _first_params(
+    config: RunConfig, model: EncoderDecoder, begun: Path | None, start: Loaded | None
+) -> Any:
+    """The parameters before the first step."""
+    if start:
+        check_architecture(start.model.config, model.config)
+        return start.params
+    if begun and config.training.init_from:
+        return read_weights(begun / START, jax.eval_shape(lambda: init_params(model, 0)))
+    return init_params(model, config.training.seed)
 
 
 def _pack(

@@ -2,17 +2,17 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 import tensorboardX
 
-from flaxattn.translation.storage.files import write_whole
+from flaxattn.translation.storage.files import read_regular, write_whole
+from flaxattn.translation.storage.layout import LOG, SPEED, TENSORBOARD
 
 __all__ = ["RunLog"]
-
-LOG, SPEED = "log.jsonl", "speed.jsonl"
 
 
 class RunLog:
@@ -29,7 +29,7 @@ class RunLog:
     def __init__(self, folder: Path, start: int = 0) -> None:
         self._log, self._speed = (_reopened(folder / name, start) for name in (LOG, SPEED))
         self._board = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start + 1, write_to_disk=True
+            str(folder / TENSORBOARD), purge_step=start + 1, write_to_disk=True
         )
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -47,6 +47,11 @@ class RunLog:
         for name, value in values.items():
             self._board.add_scalar(f"speed/{name}", value, step)
 
+    def contents(self) -> dict[str, bytes]:
+        """What is in the files, which are readable here even if someone has deleted them."""
+        files = {LOG: self._log.fileno(), SPEED: self._speed.fileno()}
+        return {name: os.pread(file, os.fstat(file).st_size, 0) for name, file in files.items()}
+
     def __enter__(self) -> Self:
         return self
 
@@ -58,9 +63,9 @@ class RunLog:
 
 def _reopened(path: Path, start: int) -> TextIO:
     """The file, to append to, with only those of its rows that lie before or at a step."""
-    kept = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    kept = read_regular(path).split(b"\n")[:-1] if path.exists() else []
     write_whole(path, b"".join(row + b"\n" for row in kept if _step_of(row) <= start))
-    return path.open("a", encoding="utf-8")
+    return path.open("a+", encoding="utf-8")
 
 
 def _step_of(row: bytes) -> float:

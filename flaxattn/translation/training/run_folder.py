@@ -7,20 +7,21 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from flaxattn.translation.config import RunConfig, config_hash, portable, to_json
-from flaxattn.translation.storage.files import free_bytes, telling_of_room, write_whole
-from flaxattn.translation.storage.json_data import read_object
-from flaxattn.translation.storage.manifest import sha256
+from flaxattn.translation.config import RunConfig, config_hash, data_path, portable, to_json
+from flaxattn.translation.storage.files import free_bytes, make_folder, telling_of_room
+from flaxattn.translation.storage.layout import CONFIG, DATA, LOCK, OF_RUN, START, TOKENIZER
+from flaxattn.translation.storage.manifest import sha256, write_sealed
+from flaxattn.translation.storage.weights import write_weights
 from flaxattn.translation.text.corpus import Corpus
-from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.trained.loading import CONFIG, TOKENIZER
-from flaxattn.translation.training.continuing import DATA, check_schedule, kept_run, run_name
+from flaxattn.translation.trained.record import has_begun, read_data, read_run
+from flaxattn.translation.training.continuing import check_schedule, kept_run
+from flaxattn.translation.training.home import Home
+from flaxattn.translation.training.preparation import Prepared
 
-__all__ = ["check_folder", "check_space", "data_digests", "opened", "run_name"]
+__all__ = ["check_folder", "check_space", "data_digests", "opened"]
 
-LOCK = "lock"
 CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
 SCHEDULE = {"steps", "cooldown_steps", "ended_at", "cooled_for"}  # checked by the steps made
 # What the digests of the sentence pairs tell of, and what is looked at in the end alone.
@@ -32,11 +33,12 @@ def check_folder(config: RunConfig) -> None:
     """Looks, before any long work, whether the run can be begun or taken further in its folder.
 
     Raises:
-      ValueError if the folder holds a run with other settings or a damaged one, or another
-      process works there; OSError if nothing can be written to it.
+      ValueError if the folder holds a run with other settings or a damaged one, another process
+      works there, or the run would write over its data; OSError if nothing can be written to it.
     """
     folder = Path(config.output)
     _check_writable(folder)
+    _check_data_apart(folder, config)
     if (folder / LOCK).exists():
         with telling_of_room(folder), _held(folder):
             pass
@@ -55,17 +57,16 @@ def _check_kept(folder: Path, config: RunConfig) -> None:
             f"folder with --output; with --init-from {folder} its training starts from this model."
         )
     check_schedule(kept, config.training, folder)
-    _check_tokenizer(folder)
 
 
 @contextlib.contextmanager
 def opened(
-    config: RunConfig, tokenizer: Tokenizer, corpus: Corpus, *, accept_changed_data: bool = False
-) -> Iterator[Path]:
+    config: RunConfig, prepared: Prepared, *, accept_changed_data: bool = False
+) -> Iterator[Home]:
     """The run's folder, made if need be, for this process alone while the block runs.
 
-    It then holds the configuration, the tokenizer, and `data.json` with the SHA-256 of the sentence
-    pairs and of the tokenizer, and the name of the run.
+    It then holds the configuration, the tokenizer, the parameters that --init-from began with, and
+    `data.json` with the name of the run and the SHA-256 of the sentence pairs and of the two.
 
     Args:
       accept_changed_data: take the run further even if its data is not what it began with.
@@ -76,21 +77,52 @@ def opened(
     """
     folder = Path(config.output)
     _check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with telling_of_room(folder), _held(folder):
-        _check_kept(folder, config)  # again: another process may have begun a run meanwhile
-        digests = data_digests(corpus)
-        if (folder / DATA).exists() and not accept_changed_data:
-            _check_data(folder, digests, config)
-        tokenizer.save(folder / TOKENIZER)
-        about = {
-            "run": run_name(folder) or config_hash(config),
-            "sentence_pairs": digests,
-            "tokenizer": sha256(folder / TOKENIZER),
-        }
-        write_whole(folder / DATA, json.dumps(about, indent=2) + "\n")
-        write_whole(folder / CONFIG, json.dumps(to_json(config), indent=2) + "\n")
-        yield folder
+    make_folder(folder)
+    with telling_of_room(folder), _held(folder) as lock:
+        digests = data_digests(prepared.corpus)
+        if has_begun(folder):
+            _check_kept(folder, config)  # again: another process may have begun a run meanwhile
+            data = _taken_further(folder, config, prepared, digests, accept_changed_data)
+        else:
+            data = _begun(folder, config, prepared, digests)
+        write_sealed(folder / DATA, data)
+        name = {"run": data["run"]} if "start" in data else {}
+        write_sealed(folder / CONFIG, to_json(config) | name)  # last: now it has begun
+        with Home(folder, data["run"], lock) as home:
+            yield home
+
+
+def _begun(
+    folder: Path, config: RunConfig, prepared: Prepared, digests: dict[str, str]
+) -> dict[str, Any]:
+    """Writes what the run begins with, and gives what `data.json` is to hold."""
+    prepared.tokenizer.save(folder / TOKENIZER)
+    if config.training.init_from:
+        write_weights(folder / START, prepared.params)
+    about = {
+        "sentence_pairs": digests,
+        "tokenizer": sha256(folder / TOKENIZER),
+        "start": sha256(folder / START) if config.training.init_from else None,
+    }
+    name = json.dumps([config_hash(config), about], sort_keys=True)
+    return {"run": hashlib.sha256(name.encode()).hexdigest()[:12]} | about
+
+
+def _taken_further(
+    folder: Path,
+    config: RunConfig,
+    prepared: Prepared,
+    digests: dict[str, str],
+    accept_changed_data: bool,
+) -> dict[str, Any]:
+    """Checks that the run goes on from what it began with, and gives what `data.json` holds."""
+    data = read_data(folder)
+    if data and not accept_changed_data:
+        _check_data(folder, config, data, digests)
+    if (folder / TOKENIZER).read_bytes() != prepared.tokenizer.model:
+        raise ValueError(f"{folder}: another process has begun a run there. Try again.")
+    data = data or {"run": None, "tokenizer": sha256(folder / TOKENIZER)}
+    return data | {"sentence_pairs": digests}
 
 
 def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
@@ -122,14 +154,16 @@ def data_digests(corpus: Corpus) -> dict[str, str]:
     return digests
 
 
-def _check_data(folder: Path, digests: dict[str, str], config: RunConfig) -> None:
+def _check_data(
+    folder: Path, config: RunConfig, data: dict[str, Any], digests: dict[str, str]
+) -> None:
     """Raises ValueError if the pairs that training and validation read are others; test may be."""
-    kept = read_object(folder / DATA).get("sentence_pairs")
+    kept = data.get("sentence_pairs")
     kept = kept if isinstance(kept, dict) else {}
     changed = [split for split in ("train", "valid") if kept.get(split) != digests[split]]
     if changed:
-        before = read_object(folder / CONFIG)["data"] if (folder / CONFIG).exists() else {}
-        names = _differing(before, to_json(config)["data"], OF_PAIRS & before.keys())
+        before, now = (to_json(c)["data"] for c in (read_run(folder), config))
+        names = _differing(before, now, OF_PAIRS)
         other = f" ({', '.join(names)} changed)" if names else ""
         raise ValueError(
             f"{folder} holds a run that began with other {' and '.join(changed)} data{other}. Name "
@@ -137,14 +171,16 @@ def _check_data(folder: Path, digests: dict[str, str], config: RunConfig) -> Non
         )
 
 
-def _check_tokenizer(folder: Path) -> None:
-    if (folder / DATA).exists() and (folder / TOKENIZER).exists():
-        kept = read_object(folder / DATA).get("tokenizer")
-        if kept != sha256(folder / TOKENIZER):
-            raise ValueError(
-                f"{folder / TOKENIZER}: its SHA-256 is not that in {folder / DATA}. "
-                "Restore the file, or name another folder with --output."
-            )
+def _check_data_apart(folder: Path, config: RunConfig) -> None:
+    """Raises ValueError if a file of the data is one that the run writes."""
+    written = [folder / name for name in OF_RUN if (folder / name).is_file()]
+    for split in ("train", "valid", "test"):
+        for path in (data_path(config.data, name) for name in getattr(config.data, split)):
+            if path.exists() and any(path.samefile(other) for other in written):
+                raise ValueError(
+                    f"--{split}: {path} is a file that the run in {folder} writes. Copy it "
+                    "elsewhere, or name another folder with --output."
+                )
 
 
 def _check_writable(folder: Path) -> None:
@@ -157,7 +193,7 @@ def _check_writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path) -> Iterator[TextIO]:
     """Keeps other processes out of the folder while the block runs, or is kept out by one."""
     with (folder / LOCK).open("a+") as lock:
         try:
@@ -172,7 +208,7 @@ def _held(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
-        yield
+        yield lock
 
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
