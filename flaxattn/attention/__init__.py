@@ -1,7 +1,7 @@
 """softmax(q kᵀ · scale, where mask) v: one definition behind one front door."""
 
-from flaxattn.attention.arguments import Implementation as Implementation
 from flaxattn.attention.attend import attend as attend
 from flaxattn.attention.attend import attend_with_stats as attend_with_stats
-from flaxattn.attention.attend import attention_weights as attention_weights
 from flaxattn.attention.dense import attend_head as attend_head
+from flaxattn.attention.table import ImplementationName as ImplementationName
+from flaxattn.attention.weights import attention_weights as attention_weights

@@ -1,6 +1,6 @@
 """What `attend` is given, checked before anything is computed; errors name the argument."""
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,58 +8,45 @@ import numpy as np
 
 from flaxattn import checks
 from flaxattn.attention.dropout import HIGHEST_RATE
+from flaxattn.attention.options import Options
 from flaxattn.masks import BlockPlan, Mask, from_dense
-from flaxattn.masks.plan import plan_pays
 
 __all__ = [
-    "Implementation",
+    "check_arrays",
     "check_bias",
-    "check_call",
     "check_dropout",
     "check_indices",
     "check_mask",
     "check_query_key",
     "check_scale",
+    "make_options",
 ]
 
-Implementation = Literal["auto", "dense", "blockwise"]
 
-
-def check_call(
-    query: Any,
-    key: Any,
-    value: Any,
-    mask: Any,
-    bias: Any,
-    scale: Any,
-    dropout_rate: float,
-    dropout_key: Any,
-    implementation: str,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arrays and the static arguments of `_run`."""
+def check_arrays(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: Any
+) -> Mask | BlockPlan | None:
+    """Checks the arrays of a call, and its mask against them; gives the mask back as a `Mask`."""
     sizes = check_query_key(query, key)
     checks.check_axes("value", value, "B S K H'", sizes)
     if value.dtype != query.dtype:
         raise TypeError(f"value has dtype {value.dtype}, query {query.dtype}; expected the same.")
-    check_dropout(dropout_rate, dropout_key)
-    if implementation not in get_args(Implementation):
-        raise ValueError(
-            f"implementation is {implementation!r}; expected one of {get_args(Implementation)}."
-        )
-    mask = check_mask(mask, sizes)
-    check_bias(bias, sizes)
+    return check_mask(mask, sizes)
+
+
+def make_options(
+    query: jax.Array,
+    key: jax.Array,
+    bias: jax.Array | None,
+    scale: float | jax.Array | None,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
+) -> Options:
+    """The checked options of a call; without a rate there is no key."""
+    check_bias(bias, check_query_key(query, key))
     check_scale(scale)
-    q_len, kv_len = sizes["T"][0], sizes["S"][0]
-    planned = isinstance(mask, BlockPlan)
-    blockwise = implementation == "blockwise" or (
-        implementation == "auto" and (planned or plan_pays(q_len, kv_len)[0])
-    )
-    blockwise &= 0 not in (*query.shape, *value.shape)  # of nothing the definition is soon made
-    if planned and not blockwise:
-        mask = mask.mask
-    dropout_key = dropout_key if dropout_rate > 0 else None
-    arrays = (query, key, value, mask, bias, scale, dropout_key)
-    return arrays, {"rate": dropout_rate, "blockwise": blockwise}
+    check_dropout(dropout_rate, dropout_key)
+    return Options(bias, scale, dropout_key if dropout_rate > 0 else None, dropout_rate)
 
 
 def check_query_key(query: jax.Array, key: jax.Array) -> dict[str, tuple[int, str]]:

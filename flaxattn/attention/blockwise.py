@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.dense import softmax_dtype
+from flaxattn.attention.dense import attend_dense, softmax_dtype
 from flaxattn.attention.dropout import head_seeds
+from flaxattn.attention.options import Options
 from flaxattn.attention.repair import repair
 from flaxattn.attention.steps import (
     Chunk,
@@ -28,7 +29,7 @@ from flaxattn.attention.steps import (
     zero_varying_like,
 )
 from flaxattn.attention.tiles import Tiling, add_blocks, over_levels, pad_to, take_blocks
-from flaxattn.masks import BlockPlan
+from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.masks.leaves import map_leaves
 from flaxattn.products import wide_einsum
 
@@ -49,25 +50,22 @@ def attend_blockwise(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    plan: BlockPlan,
-    *,
-    bias: jax.Array | None,
-    scale: Any,
-    dropout_key: jax.Array | None,
-    rate: float,
-    has_mask: bool,
+    mask: Mask | BlockPlan | None,
+    options: Options,
 ) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, N, H'] and the float32 log-sum-exp [B, T, N] of attention by blocks.
 
-    Args are those of `attend`; `has_mask` False says that there was no mask, so that what is not
-    finite is not looked for: there is nothing it could be hidden by.
+    Without a mask what is not finite is not looked for: there is nothing it could be hidden by.
     """
+    if 0 in (*query.shape, *value.shape):  # there are no blocks; dense returns at once
+        return attend_dense(query, key, value, mask, options)
     (batch, _, num_heads, head_dim), num_kv_heads = query.shape, key.shape[2]
     dtype = softmax_dtype(query.dtype)
+    plan = _plan_of(mask, query.shape[1], key.shape[1])
     per_head = len(plan.mask.lead) == 2 and plan.mask.lead[1] > 1
     tiling = Tiling.of(batch, num_heads, num_kv_heads, plan, per_head)
     fixed = _split_plan(tiling, plan)
-    if has_mask:
+    if mask is not None:
         query, key, value, q_nan, kv_nan = repair(query, key, value, dtype)
         # If anything is not finite, full blocks are treated as partial ones: those repair.
         broken = jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any()
@@ -76,12 +74,18 @@ def attend_blockwise(
             q_nan=tiling.split_q(q_nan),
             kv_nan=tiling.split_kv(kv_nan),
         )
-    if dropout_key is not None:
-        seeds = head_seeds(dropout_key, batch, num_heads)
+    if options.dropout_key is not None:
+        seeds = head_seeds(options.dropout_key, batch, num_heads)
         fixed = fixed._replace(seeds=tiling.split_heads(seeds))
-    scale = jnp.asarray(head_dim**-0.5 if scale is None else scale, dtype)
-    static = Static(tiling, rate, has_mask)
-    return _attend(static, Inputs(query, key, value, bias, scale), fixed)
+    static = Static(tiling, options.dropout_rate, has_mask=mask is not None)
+    scale = options.scale_for(head_dim, dtype)
+    return _attend(static, Inputs(query, key, value, options.bias, scale), fixed)
+
+
+def _plan_of(mask: Mask | BlockPlan | None, q_len: int, kv_len: int) -> BlockPlan:
+    if isinstance(mask, BlockPlan):
+        return mask
+    return (full() if mask is None else mask).plan(q_len, kv_len)
 
 
 def _split_plan(tiling: Tiling, plan: BlockPlan) -> Fixed:

@@ -11,18 +11,48 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.dropout import keep
+from flaxattn.attention.dropout import head_seeds, keep
+from flaxattn.attention.heads import over_batch_and_heads
+from flaxattn.attention.options import Options
 from flaxattn.attention.repair import repair
+from flaxattn.masks import BlockPlan, Mask
 from flaxattn.products import wide_einsum
 
 __all__ = [
+    "attend_dense",
     "attend_head",
+    "four_axes",
     "log_sum_exp_of_head",
     "logits_of_head",
     "output_of_head",
+    "repaired",
     "softmax_dtype",
     "weights_of_head",
 ]
+
+
+def attend_dense(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | BlockPlan | None,
+    options: Options,
+) -> tuple[jax.Array, jax.Array]:
+    """The definition, `attend_head`, over batch and heads, repaired for all of them at once."""
+    mask = mask.mask if isinstance(mask, BlockPlan) else mask
+    of_query, of_key = repaired(query, key, value, mask)
+    scale, rate, dropout_key = options.scale, options.dropout_rate, options.dropout_key
+
+    def head(of_query: Any, of_key: Any, mask: Any, bias: Any, seeds: Any) -> Any:
+        (query, q_nan), (key, value, kv_nan) = of_query, of_key
+        logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
+        output = output_of_head(weights_of_head(logits, mask), value, mask, rate, seeds)
+        return output, log_sum_exp_of_head(logits, mask)
+
+    batch, q_len, num_heads, _ = query.shape
+    dense = None if mask is None else four_axes(mask.dense(q_len, key.shape[1]))
+    seeds = None if dropout_key is None else head_seeds(dropout_key, batch, num_heads)
+    return over_batch_and_heads(head, of_query, of_key, dense, options.bias, seeds)
 
 
 def attend_head(
@@ -122,3 +152,16 @@ def output_of_head(
 def softmax_dtype(dtype: Any) -> Any:
     """That of logits and sums: float32, or float64 for float64 inputs."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def repaired(query: jax.Array, key: jax.Array, value: jax.Array, mask: Any) -> tuple[Any, Any]:
+    """(query, q_nan) and (key, value, kv_nan) of `repair`; with no mask as they are, and None."""
+    if mask is None:
+        return (query, None), (key, value, None)
+    query, key, value, q_nan, kv_nan = repair(query, key, value, softmax_dtype(query.dtype))
+    return (query, q_nan), (key, value, kv_nan)
+
+
+def four_axes(dense: jax.Array) -> jax.Array:
+    """[T, S], [B, T, S] or [B, N, T, S] -> [B, N, T, S], 1 where shared."""
+    return jnp.expand_dims(dense, {2: (0, 1), 3: (1,), 4: ()}[dense.ndim])

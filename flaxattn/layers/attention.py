@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn import checks
-from flaxattn.attention import Implementation, attend, attention_weights
+from flaxattn.attention import ImplementationName, attend, attention_weights
 from flaxattn.layers.cache import (
     cells_for,
     check_index,
@@ -60,7 +60,7 @@ class MultiHeadAttention(nn.Module):
     param_dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
-    implementation: Implementation = "auto"
+    implementation: ImplementationName = "auto"
 
     @nn.compact
     def __call__(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention import Implementation
+from flaxattn.attention import ImplementationName
 from flaxattn.layers.attention import MultiHeadAttention
 from flaxattn.layers.dropout import Dropout
 from flaxattn.layers.feed_forward import Activation, FeedForward
@@ -58,7 +58,7 @@ class TransformerLayer(nn.Module):
     activation_dropout_rate: float = 0.0
     dtype: Any = None
     param_dtype: Any = jnp.float32
-    implementation: Implementation = "auto"
+    implementation: ImplementationName = "auto"
 
     def attention(self, name: str, *, rotary: bool = False) -> MultiHeadAttention:
         """One of the layer's attentions."""

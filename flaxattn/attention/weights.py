@@ -1,0 +1,102 @@
+"""The weights of attention themselves: all of them, or those of chosen rows and heads."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxattn.attention.arguments import (
+    check_bias,
+    check_indices,
+    check_mask,
+    check_query_key,
+    check_scale,
+)
+from flaxattn.attention.dense import four_axes, logits_of_head, repaired, weights_of_head
+from flaxattn.attention.heads import over_batch_and_heads
+from flaxattn.masks import BlockPlan, Mask
+
+__all__ = ["attention_weights"]
+
+
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    mask: Mask | BlockPlan | jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float | jax.Array | None = None,
+    rows: Any = None,
+    heads: Any = None,
+) -> jax.Array:
+    """The attention weights `attend` mixes values with, all of them or chosen rows and heads.
+
+    Args:
+      query, key, mask, bias, scale: as in `attend`.
+      rows: int `[R]`, the query positions wanted, so that memory is R·S; None: all T. Negative
+        ones count from the end. Traced ones must be in range: they are not checked.
+      heads: int `[M]`, the query heads wanted, likewise; None: all N.
+
+    Returns:
+      `[B, M, R, S]` in float32; each row sums to one, or to zero where nothing is seen.
+
+    Raises:
+      TypeError and ValueError as `attend`, and for rows or heads that are no integers or not
+      there.
+
+    >>> q = k = jnp.ones((1, 3, 2, 8))
+    >>> attention_weights(q, k, causal(), rows=np.array([1]), heads=np.array([0])).tolist()
+    [[[[0.5, 0.5, 0.0]]]]
+    """
+    sizes = check_query_key(query, key)
+    mask = check_mask(mask, sizes)
+    mask = mask.mask if isinstance(mask, BlockPlan) else mask
+    check_bias(bias, sizes)
+    check_scale(scale)
+    rows = _chosen("rows", rows, "T", query.shape[1])
+    heads = _chosen("heads", heads, "N", query.shape[2])
+    return _weights(query, key, mask, bias, scale, rows, heads)
+
+
+@jax.jit
+def _weights(
+    query: jax.Array,
+    key: jax.Array,
+    mask: Mask | None,
+    bias: jax.Array | None,
+    scale: Any,
+    rows: jax.Array,
+    heads: jax.Array,
+) -> jax.Array:
+    """`weights_of_head` of chosen rows and heads -> [B, M, R, S]."""
+
+    def head(of_query: Any, of_key: Any, mask: Any, bias: Any) -> jax.Array:
+        (query, q_nan), (key, _, kv_nan) = of_query, of_key
+        logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
+        return weights_of_head(logits, mask)
+
+    dense = None
+    if mask is not None:
+        dense = _pick(four_axes(mask.outer(rows, jnp.arange(key.shape[1]))), heads, axis=1)
+    if bias is not None:
+        bias = _pick(_pick(bias, heads, axis=1), rows, axis=2)
+    group = query.shape[2] // key.shape[2]
+    query, key = query[:, rows][:, :, heads], key[:, :, heads // group]
+    of_query, of_key = repaired(query, key, key, mask)
+    return over_batch_and_heads(head, of_query, of_key, dense, bias).swapaxes(1, 2)
+
+
+def _chosen(name: str, indices: Any, letter: str, size: int) -> jax.Array:
+    """The indices along an axis, all of them by default; negative ones count from its end."""
+    if indices is None:
+        return jnp.arange(size)
+    indices = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+    check_indices(name, indices, letter, size)
+    indices = jnp.asarray(indices, jnp.int32)
+    return jnp.where(indices < 0, indices + size, indices)
+
+
+def _pick(array: jax.Array, indices: jax.Array, axis: int) -> jax.Array:
+    """`array` at `indices` of `axis`, unless that axis is shared."""
+    return array if array.shape[axis] == 1 else jnp.take(array, indices, axis=axis)
