@@ -1,7 +1,9 @@
 """Lines that come in their own time, and the commands that read them."""
 
+import gzip
 import io
 import os
+import signal
 import threading
 
 import pytest
@@ -59,12 +61,59 @@ def test_invalid_utf8_is_told_by_its_line_after_the_lines_before_it():
 
 def test_an_error_of_the_stream_is_raised_and_nothing_hangs():
     class Broken(io.BytesIO):
-        def readline(self, *_):
+        def read1(self, *_):
             raise OSError("the cable was pulled")
 
     with pytest.raises(OSError, match="the cable was pulled"):
         list(chunks(Broken(), "x"))
-    assert threading.active_count() < 50
+
+
+@pytest.fixture
+def pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as pipe:
+        yield stream, pipe
+
+
+def test_lines_written_together_come_together_and_half_a_line_is_waited_for(pipe):
+    stream, writing = pipe
+    writing.write(b"one\ntwo\nthr")
+    pieces = chunks(stream, "x")
+    assert next(pieces) == ["one", "two"]
+    writing.write(b"ee\n")
+    assert next(pieces) == ["three"]
+
+
+def test_a_bad_byte_ends_it_although_the_stream_stays_open(pipe):
+    stream, writing = pipe
+    writing.write(b"good\nb\xffd\n")
+    pieces = chunks(stream, "x")
+    assert next(pieces) == ["good"]
+    with pytest.raises(ValueError, match="x, line 2"):
+        next(pieces)
+
+
+def test_control_c_while_a_line_is_waited_for_ends_it_and_leaves_the_stream_free(pipe):
+    threads = threading.active_count()
+    alarm = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    alarm.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(chunks(pipe[0], "x"))
+    alarm.join()
+    assert threading.active_count() == threads
+    pipe[1].write(b"after\n")
+    assert pipe[0].readline() == b"after\n"  # nobody holds its lock
+
+
+def test_a_compressed_stream_comes_in_pieces_too():
+    data = gzip.compress(b"x\n" * (2 * streaming.PIECE + 1))
+    pieces = list(chunks(gzip.GzipFile(fileobj=io.BytesIO(data)), "x"))
+    assert list(map(len, pieces)) == [streaming.PIECE, streaming.PIECE, 1]
+
+
+def test_a_line_of_many_reads_is_one_line():
+    line = "ä" * (3 * streaming.READ)
+    assert lines_of(f"{line}\nshort\n{line}".encode()) == [line, "short", line]
 
 
 # ---- score -----------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import tyro
 
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.storage.json_data import from_older, read_object
-from flaxattn.translation.text.lines import missing_file, read_lines
+from flaxattn.translation.text.lines import read_lines
+from flaxattn.translation.text.opening import opened_text
 from flaxattn.translation.text.streaming import chunks
 
 if TYPE_CHECKING:
@@ -125,9 +126,7 @@ class Translate:
         if self.texts:
             yield list(self.texts)
         elif self.input:
-            if not self.input.is_file():
-                raise missing_file(self.input)
-            with self.input.open("rb") as stream:
+            with opened_text(self.input) as stream:
                 yield from chunks(stream, str(self.input))
         else:
             if sys.stdin.isatty():

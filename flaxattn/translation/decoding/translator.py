@@ -12,6 +12,7 @@ from flaxattn.search import Hypotheses
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.devices import data_mesh, place
+from flaxattn.translation.text.lines import on_one_line
 from flaxattn.translation.text.tokenizer import Tokenizer
 
 __all__ = ["Translation", "Translator", "rounded", "translate"]
@@ -145,7 +146,7 @@ class Translator:
     def _translation(self, tokens: Any, score: Any, log_prob: Any, length: Any) -> Translation:
         (text,) = self._tokenizer.decode([tokens])
         ids = tuple(map(int, tokens[: int(length)]))
-        return Translation(" ".join(text.split()), float(score), float(log_prob), ids)
+        return Translation(on_one_line(text), float(score), float(log_prob), ids)
 
 
 def translate(
