@@ -64,7 +64,8 @@ def test_damaged_compressed_text_is_refused_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "start, what", [(b"PK\x03\x04", "ZIP"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"\x04\x22\x4d\x18", "LZ4")]
+    "start, what",
+    [(b"PK\x03\x04", "ZIP"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"\x04\x22\x4d\x18", "LZ4")],
 )
 def test_an_archive_is_called_one(tmp_path, start, what):
     (tmp_path / "text.en").write_bytes(start + bytes(90))

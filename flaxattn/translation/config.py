@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.translation.storage.json_data import from_older, same_fields
@@ -21,6 +21,8 @@ __all__ = [
 ]
 
 
+Normalization = Literal["none", "nfc", "nfkc"]
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 
 
@@ -52,6 +54,10 @@ class DataConfig:
     their pairs out and count them."""
     bleu_tokenizer: str = "13a"
     """SacreBLEU's tokenizer for the target language: 13a, zh, ja-mecab, ko-mecab, intl, char."""
+    normalization: Normalization = "nfc"
+    """How Unicode is spelt, also when translating: nfc brings texts to the form NFC, and every
+    white space in a source to a plain space; nfkc brings sources to NFKC instead, which makes ﬁ fi,
+    ² 2 and Ａ A; none takes texts as they are. A tokenizer that is there already decides it."""
     character_coverage: float = 0.9998
     """Share of the characters of the text that get tokens of their own; the rest become bytes."""
 

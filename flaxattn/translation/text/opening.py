@@ -1,4 +1,4 @@
-"""Text as it lies or comes: plain or compressed, told by its first bytes; in files or from pipes."""
+"""Text in files and from pipes: plain or compressed, which its first bytes tell."""
 
 import bz2
 import contextlib
