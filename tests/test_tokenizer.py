@@ -164,6 +164,27 @@ def test_rare_characters_become_bytes_when_fewer_are_covered():
     assert uncovered.decode(uncovered.encode(["q"])) == ["q"]
 
 
+@pytest.mark.parametrize("how", ["none", "nfc", "nfkc"])
+def test_the_file_remembers_how_texts_were_normalised_and_is_a_model_for_others(tmp_path, how):
+    learned = Tokenizer.train(TEXTS, 340, normalization=how)
+    learned.save(tmp_path / "tokenizer.model")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.model")
+    assert loaded.normalization == learned.normalization == how
+    assert tokenizer().normalization == "none"
+    for text, ids in zip(TRICKY, loaded.encode(TRICKY), strict=True):
+        np.testing.assert_array_equal(ids, one(text))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert model.vocab_size() == loaded.vocab_size
+    assert (
+        loaded.normalize_source("e\u0301\u00a0ﬁ")
+        == {
+            "none": "e\u0301\u00a0ﬁ",
+            "nfc": "é ﬁ",
+            "nfkc": "é fi",
+        }[how]
+    )
+
+
 # ---- Subword dropout -------------------------------------------------------------------------
 
 

@@ -45,8 +45,12 @@ class DataConfig:
     """Validation text. None: pairs held out of the training text."""
     test: tuple[str, ...] = ()
     """Test text. None: pairs held out of the training text."""
+    columns: tuple[str, ...] = ()
+    """The columns of a TSV file that are source and target: two numbers from 1, or two names that
+    stand in its first line. None: the first two."""
     held_out: int = 1000
-    """How many pairs to hold out for each split that has no files; at most a tenth of all."""
+    """How many pairs to hold out for each split that has no files, each with a source of its own;
+    at most a tenth of all."""
     builtin_pairs: int = 30_000
     """How many training pairs to draw from the built-in corpus."""
     invalid_lines: Literal["error", "skip"] = "error"
@@ -197,6 +201,8 @@ class RunConfig:
         _check(model.features % model.num_heads == 0, "features", "a multiple of num_heads")
         known = data.bleu_tokenizer in BLEU_TOKENIZERS
         _check(known, "bleu_tokenizer", f"one of {', '.join(BLEU_TOKENIZERS)}")
+        two = len(data.columns) == len({*data.columns}) == 2
+        _check(two or not data.columns, "columns", "two different columns")
         for split in ("train", "valid", "test"):
             files = getattr(self.data, split)
             _check(len(files) <= 2, split, "two aligned files, or one TSV file")

@@ -51,7 +51,7 @@ def run(
     check_tokenizer(config.data.bleu_tokenizer)
     if not stop_before_training:
         check_folder(config)
-    prepared = prepare(config, None if stop_before_training else Path(config.output))
+    prepared = prepare(config, None if stop_before_training else Path(config.output), screen.say)
     _describe(prepared, config, screen)
     if stop_before_training:
         dry_run(prepared, config, screen)

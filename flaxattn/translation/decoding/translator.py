@@ -87,6 +87,7 @@ class Translator:
     def _encode(self, texts: Sequence[str], first: int) -> list[np.ndarray]:
         """The ids of each text, of long ones only the first; the person is told of these."""
         most = self._config.max_source
+        texts = [self._tokenizer.normalize_source(text) for text in texts]
         if all(self._tokenizer.fits(text, most) for text in texts):
             sources = self._tokenizer.encode(texts)
             if max(map(len, sources), default=0) <= most:

@@ -11,7 +11,7 @@ from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.parameters.freezing import labels
 from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.text.corpus import Corpus, Pairs, load_corpus
+from flaxattn.translation.text.corpus import Corpus, Pairs, Tell, load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import TOKENIZER, Loaded, load
@@ -30,18 +30,23 @@ class Prepared(NamedTuple):
     valid: PackedPairs
 
 
-def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
+def prepare(config: RunConfig, folder: Path | None = None, tell: Tell = print) -> Prepared:
     """Reads the corpus, learns the tokenizer or loads the one in `folder`, packs, makes the model.
 
     Nothing is written.
+
+    Args:
+      tell: as in `load_corpus`.
 
     Raises:
       ValueError or FileNotFoundError that names the file, line or option at fault.
     """
     _check_rows(config)
     start = _load_start(config.training.init_from) if config.training.init_from else None
-    corpus = load_corpus(config.data)
-    tokenizer = start.tokenizer if start else _tokenizer(config, corpus, folder)
+    kept = start.tokenizer if start else _kept_tokenizer(folder)
+    normalization = kept.normalization if kept else config.data.normalization
+    corpus = load_corpus(dataclasses.replace(config.data, normalization=normalization), tell)
+    tokenizer = kept or _learned_tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
     if start:
@@ -79,13 +84,18 @@ def _load_start(folder: str) -> Loaded:
         raise ValueError(f"--init-from: {error}") from error
 
 
-def _tokenizer(config: RunConfig, corpus: Corpus, folder: Path | None) -> Tokenizer:
+def _kept_tokenizer(folder: Path | None) -> Tokenizer | None:
     if folder and (folder / TOKENIZER).exists():
         return Tokenizer.load(folder / TOKENIZER)
+    return None
+
+
+def _learned_tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
     return Tokenizer.train(
         (text for pair in corpus.train for text in pair),
         config.model.vocab_size,
         character_coverage=config.data.character_coverage,
+        normalization=config.data.normalization,
     )
 
 
