@@ -63,6 +63,7 @@ class Translate:
         from flaxattn.translation.decoding.translator import Translator
 
         translator, done = Translator(*loaded, batch_size=self.batch_size), 0
+        at_limit: list[int] = []
         explained: list[tuple[str, list[Translation]]] = []
         with _opened(self.output) as output:
             for texts in self._pieces():
@@ -71,8 +72,12 @@ class Translate:
                 for translations in found:
                     output.writelines(map(self._line, translations[: self.n_best]))
                 output.flush()
+                numbered = enumerate(found, done + 1)
+                at_limit += [number for number, best in numbered if best[0].at_limit]
                 done += len(texts)
                 explained += zip(texts, found, strict=True) if self.explain else ()
+        if at_limit:
+            _say(_of_limit(at_limit))
         if self.explain:
             self._explain(self.explain, loaded, explained)
 
@@ -226,6 +231,14 @@ def kept_decoding(folder: Path) -> DecodingConfig:
     path = folder / "config.json"
     kept = read_object(path).get("decoding", {}) if path.is_file() else {}
     return from_older(DecodingConfig, kept, f"{path}, decoding")
+
+
+def _of_limit(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    return (
+        f"{len(numbers)} translations (of text {shown}) ended at the limit of their length; "
+        "--max-ratio raises it"
+    )
 
 
 def _say(text: str) -> None:

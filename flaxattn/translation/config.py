@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 
+MAX_RATIO = 1.5  # of the length of a translation to that of its source, the least that is chosen
 Normalization = Literal["none", "nfc", "nfkc"]
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
@@ -135,8 +136,9 @@ class DecodingConfig:
     """Prefixes that are pursued side by side; 1: the most likely token, one after another."""
     length_penalty: float = 1.0
     """Exponent of the length penalty by which log-probabilities are divided (arXiv:1609.08144)."""
-    max_ratio: float = 1.5
-    """The longest translation has so many tokens for each token of the source, and 8 more."""
+    max_ratio: float | None = None
+    """The longest translation has so many tokens for each token of the source, and 8 more. None:
+    chosen by training, 1.5 or so much that at most a thousandth of its targets are longer."""
     min_ratio: float = 0.0
     """The shortest translation has so many tokens for each token of the source."""
     max_source: int = 1024
@@ -155,7 +157,8 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         _check(self.beam_size >= 1, "beam_size", "at least 1")
         _check(self.length_penalty >= 0, "length_penalty", "at least 0")
-        _check(0 <= self.min_ratio <= self.max_ratio, "min_ratio", "from 0 to max_ratio")
+        most = MAX_RATIO if self.max_ratio is None else self.max_ratio
+        _check(0 <= self.min_ratio <= most, "min_ratio", f"from 0 to max_ratio, {most}")
         _check(self.max_source >= 1, "max_source", "at least 1")
         _check(self.temperature > 0, "temperature", "more than 0")
         _check(self.top_k is None or self.top_k >= 1, "top_k", "at least 1")

@@ -1,17 +1,20 @@
 """A run from text to score: prepare, train, translate the test split, score it, keep it all."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, to_json
-from flaxattn.translation.decoding.translator import translate
+from flaxattn.translation.config import MAX_RATIO, DecodingConfig, RunConfig, config_hash, to_json
+from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.files import write_whole
+from flaxattn.translation.text.lengths import EXTRA, LONGER, choose_ratio, share_longer
 from flaxattn.translation.text.scoring import Score, check_tokenizer, score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import EXPORTED, Loaded
@@ -53,6 +56,7 @@ def run(
         check_folder(config)
     prepared = prepare(config, None if stop_before_training else Path(config.output), screen.say)
     _describe(prepared, config, screen)
+    config = _limited(config, prepared.train.lengths, screen)
     if stop_before_training:
         dry_run(prepared, config, screen)
         return None
@@ -75,10 +79,39 @@ def _describe(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
             f"{prepared.train.left_out} training pairs are longer than {training.row_length} "
             "tokens and are left out; raise --row-length to keep them."
         )
+    if prepared.valid.left_out:
+        screen.warn(
+            f"{prepared.valid.left_out} validation pairs are longer, too, and are left out of the "
+            "validation loss."
+        )
     screen.say(
         f"{training.steps} steps of {training.rows} rows of {training.row_length} tokens: "
         f"{training.steps / prepared.train.batches_per_epoch:.1f} epochs."
     )
+
+
+def _limited(config: RunConfig, lengths: np.ndarray, screen: Screen) -> RunConfig:
+    """The configuration with the limit of translations chosen, if it is not given.
+
+    Args:
+      lengths: of the training pairs, int [n, 2].
+    """
+    decoding = config.decoding
+    if decoding.max_ratio is None:
+        decoding = dataclasses.replace(decoding, max_ratio=choose_ratio(lengths))
+        if decoding.max_ratio != MAX_RATIO:
+            screen.say(
+                f"Translations may have {decoding.max_ratio:g} tokens for each of the source, and "
+                f"{EXTRA} more, since the training targets are that long: --max-ratio."
+            )
+        return dataclasses.replace(config, decoding=decoding)
+    if (share := share_longer(lengths, decoding.max_ratio)) > LONGER:
+        screen.warn(
+            f"{share:.1%} of the training targets are longer than translations may be: "
+            f"{decoding.max_ratio:g} tokens for each of the source, and {EXTRA} more. Without "
+            "--max-ratio it is chosen to fit them."
+        )
+    return config
 
 
 def _translate_test(
@@ -86,15 +119,15 @@ def _translate_test(
 ) -> list[str]:
     sources = [source for source, _ in prepared.corpus.test]
     screen.say(f"Translating the {len(sources)} sentences of the test split.")
+    translator = Translator(prepared.model, trained.params, prepared.tokenizer, decoding)
     with screen.progress("translating", len(sources)) as progress:
-        return translate(
-            prepared.model,
-            trained.params,
-            prepared.tokenizer,
-            sources,
-            decoding,
-            progress=progress.advance,
+        found = translator.translate(sources, progress=progress.advance)
+    if cut := sum(best[0].at_limit for best in found):
+        screen.warn(
+            f"{cut} of {len(found)} test translations ended at the limit of their length: "
+            f"--max-ratio {decoding.max_ratio:g}."
         )
+    return [best[0].text for best in found]
 
 
 def _finish(

@@ -85,7 +85,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:  # of any length, as JSON's lists are
-        return isinstance(value, list) and all(_fits(x, typing.get_args(hint)[0]) for x in value)
+        return isinstance(value, list | tuple) and all(
+            _fits(x, typing.get_args(hint)[0]) for x in value
+        )
     if hint is float:
         return type(value) in (float, int)
     return type(value) is hint

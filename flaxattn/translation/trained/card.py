@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
+from flaxattn.translation.text.lengths import EXTRA
 from flaxattn.translation.trained.loading import Loaded
-from flaxattn.translation.trained.stablehlo import EXTRA, LONGEST, PLATFORMS, RATIO
+from flaxattn.translation.trained.stablehlo import LONGEST, PLATFORMS, room
 
 __all__ = ["model_card"]
 
@@ -167,7 +168,7 @@ def _alone(loaded: Loaded) -> str:
     return ALONE.format(
         platforms=", ".join(PLATFORMS),
         longest=LONGEST,
-        ratio=RATIO,
+        ratio=room(loaded.decoding),
         extra=EXTRA,
         pad_id=tokenizer.pad_id,
         bos_id=tokenizer.bos_id,

@@ -21,7 +21,7 @@ from flaxattn.translation.trained.loading import (
     WEIGHTS,
     Loaded,
 )
-from flaxattn.translation.trained.stablehlo import programs
+from flaxattn.translation.trained.stablehlo import programs, room
 
 __all__ = ["CARD", "STABLEHLO", "check_target", "export"]
 
@@ -56,7 +56,8 @@ def export(
         loaded.tokenizer.save(new / TOKENIZER)
         (new / CONFIG).write_text(json.dumps(_config(loaded, new), indent=2) + "\n", "utf-8")
         (new / STABLEHLO).mkdir()
-        for name, program in programs(loaded.model, loaded.tokenizer.bos_id)._asdict().items():
+        compiled = programs(loaded.model, loaded.tokenizer.bos_id, room(loaded.decoding))
+        for name, program in compiled._asdict().items():
             (new / STABLEHLO / f"{name}.bin").write_bytes(program)
         (new / CARD).write_text(model_card(loaded, run or {}, result or {}), "utf-8")
 
