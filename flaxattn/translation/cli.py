@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import tyro
 import tyro.conf
 
-from flaxattn.translation.config import RunConfig
+from flaxattn.translation.config import RunConfig, check_sampling
 from flaxattn.translation.ending import EXIT_CODES, exit_code
 from flaxattn.translation.run import run
 from flaxattn.translation.screen import sturdy_streams
+from flaxattn.translation.text.arguments import check_words
 
 __all__ = ["main"]
 
@@ -46,8 +47,10 @@ def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = Non
 
 
 def _train(presets: Mapping[str, RunConfig], words: list[str]) -> None:
+    check_words(words)
     name = _take_preset(words, list(presets))
     command = _parse(name, presets, words)
+    check_sampling(command.config.decoding, presets[name].decoding)
     run(
         command.config,
         stop_before_training=command.dry_run,

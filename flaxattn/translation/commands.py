@@ -56,6 +56,12 @@ class Translate:
         """Answers every text, in order; blank lines with blank lines."""
         if self.n_best < 1 or self.batch_size < 1:
             raise ValueError("--n-best and --batch-size: expected at least 1.")
+        most = self.decoding.beam_size
+        if self.n_best > most and not self.decoding.sampling:
+            raise ValueError(
+                f"--n-best {self.n_best}: expected at most as many as --beam-size, {most}; or "
+                "--sampling."
+            )
         if self.texts and self.input:
             raise ValueError("--input: expected either a file or texts as arguments, not both.")
         self._check_explained(len(self.texts))
@@ -159,7 +165,12 @@ class Score:
 
     def run(self) -> None:
         """Prints BLEU, BLEU lower-cased and chrF with their signatures."""
-        from flaxattn.translation.text.scoring import check_tokenizer, score
+        from flaxattn.translation.text.scoring import (
+            check_tokenizer,
+            doubt_of_spelling,
+            doubt_of_tokenizer,
+            score,
+        )
 
         hypotheses, references, tokenizer = self._sources()
         check_tokenizer(tokenizer)
@@ -169,6 +180,11 @@ class Score:
                 f"{hypotheses} has {len(sides[0])} lines and {references} {len(sides[1])}; line i "
                 "of one must be the translation of line i of the other."
             )
+        if not sides[0]:
+            raise ValueError(f"{hypotheses} and {references} are empty: there is nothing to score.")
+        for doubt in (doubt_of_tokenizer(sides[1], tokenizer), doubt_of_spelling(*sides)):
+            if doubt:
+                _say(f"warning: {doubt}")
         found = score(*sides, tokenizer=tokenizer)
         if self.json:
             print(json.dumps({s.name: {"value": s.value, "signature": s.signature} for s in found}))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,8 @@ __all__ = [
     "DecodingConfig",
     "RunConfig",
     "TrainingConfig",
+    "at_home",
+    "check_sampling",
     "config_hash",
     "from_json",
     "portable",
@@ -211,6 +214,25 @@ class RunConfig:
             _check(len(files) <= 2, split, "two aligned files, or one TSV file")
 
 
+def check_sampling(given: DecodingConfig, default: DecodingConfig) -> None:
+    """Raises ValueError if `given` says how to sample, unlike `default`, but does not sample."""
+    for name in ("temperature", "top_k", "top_p", "sampling_seed"):
+        same = getattr(given, name) == getattr(default, name)
+        option = f"--{name.replace('_', '-')}"
+        if not (given.sampling or same):
+            raise ValueError(f"{option} is for sampling: give --sampling, too, or leave it out.")
+
+
+def at_home(config: RunConfig) -> RunConfig:
+    """The configuration with `~` in the folders of runs replaced by what it stands for."""
+    start = os.path.expanduser(config.training.init_from)
+    return dataclasses.replace(
+        config,
+        output=os.path.expanduser(config.output),
+        training=dataclasses.replace(config.training, init_from=start),
+    )
+
+
 def to_json(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON-able data."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -266,4 +288,4 @@ def _without(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 def data_path(config: DataConfig, name: str) -> Path:
     """Where the file called `name` lies."""
-    return Path(config.data_dir).expanduser() / Path(name).expanduser()
+    return Path(os.path.expanduser(config.data_dir)) / os.path.expanduser(name)

@@ -8,14 +8,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxattn.translation.config import MAX_RATIO, DecodingConfig, RunConfig, config_hash, to_json
+from flaxattn.translation.config import (
+    MAX_RATIO,
+    DecodingConfig,
+    RunConfig,
+    at_home,
+    config_hash,
+    to_json,
+)
 from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.files import write_whole
 from flaxattn.translation.text.lengths import EXTRA, LONGER, choose_ratio, share_longer
-from flaxattn.translation.text.scoring import Score, check_tokenizer, score
+from flaxattn.translation.text.scoring import Score, check_tokenizer, doubt_of_tokenizer, score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import EXPORTED, Loaded
 from flaxattn.translation.training.loop import Trained, train
@@ -45,6 +52,7 @@ def run(
     Raises:
       ValueError or OSError that says what to change, before any long work; what `train` raises.
     """
+    config = at_home(config)
     keep_memory()
     split_cpu(config.training.rows // config.training.microbatches)
     screen = Screen()
@@ -84,6 +92,9 @@ def _describe(prepared: Prepared, config: RunConfig, screen: Screen) -> None:
             f"{prepared.valid.left_out} validation pairs are longer, too, and are left out of the "
             "validation loss."
         )
+    references = [target for _, target in corpus.test]
+    if doubt := doubt_of_tokenizer(references, config.data.bleu_tokenizer):
+        screen.warn(doubt)
     screen.say(
         f"{training.steps} steps of {training.rows} rows of {training.row_length} tokens: "
         f"{training.steps / prepared.train.batches_per_epoch:.1f} epochs."
