@@ -232,6 +232,15 @@ def test_a_huge_line_costs_little_and_is_left_out_and_counted(tmp_path, monkeypa
     assert peak < 30 * len(long)
 
 
+def test_validation_pairs_that_are_too_long_are_counted(tmp_path, monkeypatch, capsys):
+    options = {"--train": write_pairs(tmp_path, "train", own_pairs()), "--data-dir": tmp_path}
+    long = [("dog " * 90, "Hund")] * 2
+    options |= {"--valid": write_pairs(tmp_path, "valid", own_pairs()[:3] + long)}
+    options |= {"--test": options["--valid"]}
+    assert prepared_by(monkeypatch, tmp_path / "run", options).valid.left_out == 2
+    assert "2 validation pairs are longer" in capsys.readouterr().out
+
+
 def test_runs_of_spaces_make_no_line_too_long(tmp_path, monkeypatch):
     pairs = [*own_pairs(), (f"a{' ' * 100_000}b", "c")]
     options = {"--train": write_pairs(tmp_path, "train", pairs), "--data-dir": tmp_path}

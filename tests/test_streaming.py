@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import re
 import signal
 import threading
 
@@ -142,6 +143,19 @@ def test_score_reads_what_a_run_kept_with_its_tokenizer(tmp_path, two_files, cap
     (tmp_path / "config.json").write_text('{"data": {"bleu_tokenizer": "char"}}')
     assert main(["score", str(tmp_path)]) == 0
     assert "tok:char" in capsys.readouterr().out
+
+
+def test_score_doubts_a_tokenizer_and_reads_compressed_files(tmp_path, capsys):
+    (tmp_path / "text.zh").write_bytes(gzip.compress("我喜欢猫。\n".encode()))
+    assert main(["score", *[str(tmp_path / "text.zh")] * 2]) == 0
+    assert "--bleu-tokenizer 13a does not split Chinese" in capsys.readouterr().err
+
+
+def test_score_of_two_empty_files_names_them(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    assert main(["score", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert re.search(r"a and .*b are empty", capsys.readouterr().err)
 
 
 def test_score_refuses_what_does_not_fit(tmp_path, two_files, capsys):

@@ -33,6 +33,12 @@ translator = Translator(*load(Path("model")))
 print(translator.translate(["A text."])[0][0].text)
 ```"""
 
+NORMALISED = """\
+The sources it was trained on were brought to one form, as flaxattn does by itself and the programs
+do not: `re.sub(r"\\s", " ", unicodedata.normalize("{form}", text))`.
+
+"""
+
 ALONE = """\
 `stablehlo/` holds the encoder and the decode step as programs of `jax.export`, for {platforms}, any
 batch and any source of up to {longest} tokens, padding included. They need `jax`, `flatbuffers` and
@@ -165,7 +171,8 @@ def _architecture(loaded: Loaded) -> str:
 
 def _alone(loaded: Loaded) -> str:
     tokenizer = loaded.tokenizer
-    return ALONE.format(
+    how = tokenizer.normalization
+    return (NORMALISED.format(form=how.upper()) if how != "none" else "") + ALONE.format(
         platforms=", ".join(PLATFORMS),
         longest=LONGEST,
         ratio=room(loaded.decoding),
