@@ -294,8 +294,9 @@ def test_splits_share_no_source_where_sources_repeat(tmp_path):
 
 def test_n_pairs_held_out_are_n_and_copies_leave_training_and_are_counted(tmp_path, capsys):
     pairs = numbered_pairs(100) + [("x1 source", f"another {i}") for i in range(50)]
-    pairs += numbered_pairs(100)
+    pairs += numbered_pairs(100) + [(f"x{i} source", f"second {i}") for i in range(100)]
     corpus = hold_out(tmp_path, pairs, 9)
+    assert not sources(corpus.train) & sources(corpus.valid + corpus.test)
     assert len(corpus.valid) == len(corpus.test) == 9
     left = sum(pair[0] in sources(corpus.valid + corpus.test) for pair in pairs) - 18
     assert len(corpus.train) == len(pairs) - 18 - left
