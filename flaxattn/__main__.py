@@ -29,25 +29,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(words: list[str]) -> Any:
     """The command; how a model is decoded by default is known when its folder is."""
     from flaxattn.translation.commands import Translate, kept_decoding
+    from flaxattn.translation.config import check_sampling
+    from flaxattn.translation.text.arguments import check_words
 
+    check_words(words)
     command = _command(words, Translate)
     if isinstance(command, Translate):
         decoding = kept_decoding(command.folder)
         if decoding != Translate.decoding:
-            return _command(words, functools.partial(Translate, decoding=decoding))
+            command = _command(words, functools.partial(Translate, decoding=decoding))
+        check_sampling(command.decoding, decoding)
     return command
 
 
 def _command(words: list[str], translate: Any) -> Any:
     from flaxattn.translation.command_line import parsed
     from flaxattn.translation.commands import Export, Score
+    from flaxattn.translation.text.arguments import paths_at_home
 
-    return parsed(
+    command = parsed(
         {"translate": translate, "score": Score, "export": Export},
         words,
         prog="flaxattn",
         description="What one does with a trained model. To train one: train.py --help.",
     )
+    return paths_at_home(command)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

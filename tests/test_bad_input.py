@@ -1,5 +1,6 @@
 """Bad input: refused before any long work, by an error that says what and where, traceless."""
 
+import dataclasses
 import errno
 import os
 import re
@@ -15,6 +16,7 @@ from run_cases import SMALL, contents, own_pairs, prepared_by, tiny, write_pairs
 import flaxattn.translation.run as run_module
 from configs import PRESETS
 from flaxattn.translation.cli import main
+from flaxattn.translation.config import DataConfig
 from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.storage import files
 from flaxattn.translation.storage.files import SaveError
@@ -22,6 +24,7 @@ from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.training import run_folder
 from flaxattn.translation.training.interruption import InterruptedRun
 from flaxattn.translation.training.metrics import DivergedError
+from flaxattn.translation.training.preparation import prepare
 
 
 def refusal(capsys, command, *arguments):
@@ -230,6 +233,25 @@ def test_a_huge_line_costs_little_and_is_left_out_and_counted(tmp_path, monkeypa
     assert prepared.train.left_out == 1
     assert "1 training pairs are longer than 64 tokens" in capsys.readouterr().out
     assert peak < 30 * len(long)
+
+
+def test_validation_pairs_that_are_too_long_are_counted(tmp_path, monkeypatch, capsys):
+    options = {"--train": write_pairs(tmp_path, "train", own_pairs()), "--data-dir": tmp_path}
+    long = [("dog " * 90, "Hund")] * 2
+    options |= {"--valid": write_pairs(tmp_path, "valid", own_pairs()[:3] + long)}
+    options |= {"--test": options["--valid"]}
+    assert prepared_by(monkeypatch, tmp_path / "run", options).valid.left_out == 2
+    assert "2 validation pairs are longer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["none", "nfc"])
+def test_a_tokenizer_that_is_there_decides_how_texts_are_normalised(tmp_path, monkeypatch, how):
+    pairs = [(f"{source} e\u0301", f"{target} e\u0301") for source, target in own_pairs()]
+    learned = Tokenizer.train([text for p in pairs for text in p], 400, normalization=how)
+    learned.save(tmp_path / "tokenizer.model")
+    data = DataConfig(data_dir=str(tmp_path), train=write_pairs(tmp_path, "train", pairs))
+    prepared = prepare(dataclasses.replace(PRESETS["tiny"], data=data), tmp_path)
+    assert all(("é" in text) == (how == "nfc") for pair in prepared.corpus.train for text in pair)
 
 
 def test_runs_of_spaces_make_no_line_too_long(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from flaxattn.translation.text.lines import read_lines
 
 BOM = b"\xef\xbb\xbf"
 NOT_LINE_BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # all of which str.splitlines breaks at
+AS_THEY_ARE = DataConfig(normalization="none")
 LINES = ["Ein Haus.", "", "Größe 5", "我喜欢猫。"]
 
 
@@ -98,12 +99,80 @@ def test_two_files_are_aligned_line_by_line(tmp_path):
 @pytest.mark.parametrize("character", NOT_LINE_BREAKS, ids=ascii)
 def test_odd_characters_on_one_side_do_not_shift_the_other(tmp_path, character):
     files = two_files(tmp_path, f"o{character}ne\ntwo\n", "eins\nzwei\n")
-    assert read_pairs(files) == [(f"o{character}ne", "eins"), ("two", "zwei")]
+    assert read_pairs(files, AS_THEY_ARE) == [(f"o{character}ne", "eins"), ("two", "zwei")]
 
 
 def test_a_tsv_file_gives_its_first_two_columns(tmp_path):
     path = write(tmp_path / "text.tsv", BOM + b"one\teins\r\ntwo\tzwei\tCC-BY\t\r\n")
     assert read_pairs([path]) == [("one", "eins"), ("two", "zwei")]
+
+
+def test_what_is_taken_of_a_tsv_file_is_told_with_its_first_line(tmp_path, capsys):
+    read_pairs([write(tmp_path / "text.tsv", "one\teins\n")])
+    told = capsys.readouterr().out
+    assert told.endswith(
+        "text.tsv: the source is column 1, 'one'; the target is column 2, 'eins'.\n"
+    )
+
+
+def test_columns_that_are_not_used_are_told_wherever_they_begin(tmp_path, capsys):
+    path = write(tmp_path / "text.tsv", "one\teins\ntwo\tzwei\tCC\tme\n")
+    read_pairs([path])
+    assert "; not used: columns 3, 4." in capsys.readouterr().out
+
+
+IDS = "12\tone\t77\teins\n13\ttwo\t78\tzwei\n"
+NAMED = "id\ten\tnr\tde\n" + IDS
+
+
+@pytest.mark.parametrize(
+    "text, columns", [(IDS, ("2", "4")), (NAMED, ("en", "de")), (NAMED[:-1], ("en", "de"))]
+)
+def test_columns_are_chosen_by_number_or_by_name(tmp_path, capsys, text, columns):
+    path = write(tmp_path / "text.tsv", text)
+    assert read_pairs([path], DataConfig(columns=columns)) == [("one", "eins"), ("two", "zwei")]
+    told = capsys.readouterr().out
+    assert "column 2, 'one'; the target is column 4, 'eins'; not used: columns 1, 3." in told
+    assert "identifiers" not in told
+
+
+def test_columns_can_be_taken_the_other_way_round(tmp_path):
+    path = write(tmp_path / "text.tsv", "eins\tone\n")
+    assert read_pairs([path], DataConfig(columns=("2", "1"))) == [("one", "eins")]
+
+
+@pytest.mark.parametrize("names", ["1 2 3", "s-4 x-9 m-7", "5f0e-1 5f0e-2 5f0e-3"])
+def test_identifiers_in_a_column_that_is_taken_are_noticed(tmp_path, capsys, names):
+    lines = "".join(f"{name}\tone\teins\n" for name in names.split())
+    read_pairs([write(tmp_path / "text.tsv", lines)])
+    told = capsys.readouterr().out
+    assert "column 1 looks like identifiers" in told and "--columns" in told
+
+
+def test_numbers_that_are_all_there_is_to_translate_are_no_identifiers(tmp_path, capsys):
+    read_pairs([write(tmp_path / "text.tsv", "12\ttwelve\n13\tthirteen\n")])
+    assert "identifiers" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [("en", "fr"), ("0", "1"), ("-1", "en")])
+def test_columns_that_are_not_there_are_refused_with_those_that_are(tmp_path, columns):
+    path = write(tmp_path / "text.tsv", NAMED)
+    with pytest.raises(ValueError, match=r"--columns.*text\.tsv.*id, en, nr, de"):
+        read_pairs([path], DataConfig(columns=columns))
+
+
+def test_a_line_with_too_few_columns_is_named(tmp_path):
+    path = write(tmp_path / "text.tsv", IDS + "14\tthree\n")
+    with pytest.raises(ValueError, match=r"text\.tsv, line 3: expected 4 columns.* found 2"):
+        read_pairs([path], DataConfig(columns=("2", "4")))
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", " \t \t"])
+def test_a_blank_line_counts_alike_in_a_tsv_file_and_in_two_files(tmp_path, capsys, blank):
+    path = write(tmp_path / "text.tsv", f"one\teins\n{blank}\ntwo\tzwei\n")
+    of_two = read_pairs(two_files(tmp_path, f"one\n{blank}\ntwo\n", "eins\n\nzwei\n"))
+    assert read_pairs([path]) == of_two
+    assert capsys.readouterr().out.count("left out 1 pairs that are blank on one side") == 2
 
 
 def test_a_tsv_line_without_tab_names_file_and_line(tmp_path):
@@ -139,7 +208,7 @@ def test_pairs_blank_on_one_side_of_a_tsv_file_are_dropped_and_counted(tmp_path,
     assert "3 pairs" in capsys.readouterr().out
 
 
-def test_nothing_is_said_when_nothing_is_dropped(tmp_path, capsys):
+def test_nothing_is_said_when_nothing_is_dropped_or_changed(tmp_path, capsys):
     read_pairs(two_files(tmp_path, "one\n", "eins\n"))
     assert capsys.readouterr().out == ""
 
@@ -152,6 +221,27 @@ def test_space_around_a_sentence_goes_and_space_inside_stays(tmp_path):
 def test_no_pair_left_is_an_error_that_names_the_files(tmp_path, source):
     with pytest.raises(ValueError, match=r"text\.en.*text\.de"):
         read_pairs(two_files(tmp_path, source, source))
+
+
+# ---- Normalisation ---------------------------------------------------------------------------
+
+ODD = "e\u0301\u00a0ﬁ ² Ａ\u3000x"
+
+
+@pytest.mark.parametrize(
+    "how, source, target",
+    [
+        ("none", ODD, ODD),
+        ("nfc", "é ﬁ ² Ａ x", "é\u00a0ﬁ ² Ａ\u3000x"),
+        ("nfkc", "é fi 2 A x", "é\u00a0ﬁ ² Ａ\u3000x"),
+    ],
+)
+def test_sources_and_targets_are_normalised_as_the_option_says(
+    tmp_path, capsys, how, source, target
+):
+    files = two_files(tmp_path, f"{ODD}\nplain\n", f"{ODD}\nplain\n")
+    assert read_pairs(files, DataConfig(normalization=how))[0] == (source, target)
+    assert ("normalised 1 pairs" in capsys.readouterr().out) == (how != "none")
 
 
 # ---- Splits ----------------------------------------------------------------------------------
@@ -197,8 +287,39 @@ def test_splits_share_no_source_where_sources_repeat(tmp_path):
     corpus = hold_out(tmp_path, pairs)
     train, valid, test = map(sources, corpus)
     assert not (train & valid or train & test or valid & test)
-    assert len(valid) == len(test) == len(sources(pairs)) // 10
-    assert sorted(corpus.train + corpus.valid + corpus.test) == sorted(pairs)
+    assert len(valid) == len(test) == len(corpus.valid) == len(corpus.test) == 4
+    assert sorted(corpus.train) == sorted(p for p in pairs if p[0] not in valid | test)
+    assert set(corpus.valid + corpus.test) <= set(pairs)
+
+
+def test_n_pairs_held_out_are_n_and_copies_leave_training_and_are_counted(tmp_path, capsys):
+    pairs = numbered_pairs(100) + [("x1 source", f"another {i}") for i in range(50)]
+    pairs += numbered_pairs(100) + [(f"x{i} source", f"second {i}") for i in range(100)]
+    corpus = hold_out(tmp_path, pairs, 9)
+    assert not sources(corpus.train) & sources(corpus.valid + corpus.test)
+    assert len(corpus.valid) == len(corpus.test) == 9
+    left = sum(pair[0] in sources(corpus.valid + corpus.test) for pair in pairs) - 18
+    assert len(corpus.train) == len(pairs) - 18 - left
+    assert f"Left {left} pairs out of training" in capsys.readouterr().out
+
+
+def test_the_order_of_translations_does_not_decide_which_is_held_out(tmp_path):
+    pairs = [(f"x{i} source", f"target {j}") for i in range(30) for j in range(9)]
+    corpus, backwards = (hold_out(tmp_path, order) for order in (pairs, pairs[::-1]))
+    assert sorted(corpus.test) == sorted(backwards.test)
+    assert len({target for _, target in corpus.valid + corpus.test}) > 2
+
+
+def test_fewer_pairs_held_out_than_asked_for_are_told(tmp_path, capsys):
+    hold_out(tmp_path, numbered_pairs(59), 6)
+    assert "--held-out 6: 5 pairs" in capsys.readouterr().out
+
+
+def test_sources_that_only_look_different_are_in_one_split(tmp_path):
+    pairs = [(f"é{i}", "a") for i in range(40)] + [(f"e\u0301{i}", "b") for i in range(40)]
+    corpus = hold_out(tmp_path, pairs)
+    assert not sources(corpus.train) & sources(corpus.valid + corpus.test)
+    assert len(corpus.test) == 4 and len(corpus.train) == 80 - 16
 
 
 def test_at_most_a_tenth_of_the_sources_is_held_out(tmp_path):

@@ -309,6 +309,33 @@ def test_the_best_of_several_is_the_one_found_alone_and_scores_fall():
         assert all(t.log_prob <= t.score <= 0 for t in translations)
 
 
+def test_spaces_that_are_characters_and_signs_survive_a_translation():
+    ids = tokenizer().encode(["a\u00a0: la\u202f!\u3000b ▁c\td\u2028e\r"])[0]
+    found = object.__new__(Translator)
+    found._tokenizer = tokenizer()
+    (best,) = (found._translation(50, ids, -1.0, -2.0, len(ids)),)
+    assert best.text == "a\u00a0: la\u202f!\u3000b ▁c d e"
+
+
+def test_sources_are_read_in_the_form_that_the_tokenizer_learned():
+    normal = Tokenizer.train([" ".join(WORDS), *WORDS] * 5, 310, normalization="nfc")
+    forms = ["caf\u00e9 on a mat", "cafe\u0301\u00a0on\u3000a mat"]
+    for learned, alike in ((normal, True), (tokenizer(), False)):
+        found = object.__new__(Translator)
+        found._tokenizer, found._config = learned, GREEDY
+        first, second = (ids.tolist() for ids in found._encode(forms, 0))
+        assert (first == second) == alike
+
+
+def test_translations_that_end_at_their_limit_are_marked():
+    whole = Translator(*translator(**ENDING), tokenizer(), GREEDY).translate(TEXTS)
+    assert not any(best.at_limit for (best,) in whole[1:5])
+    config = dataclasses.replace(GREEDY, max_ratio=0.0)
+    longest = Translator(*translator(), tokenizer(), config).translate([*TEXTS, ""])
+    assert all(best.at_limit and len(best.tokens) == 8 for (best,) in longest[:-1])
+    assert not longest[-1][0].at_limit
+
+
 def test_samples_depend_on_the_number_of_the_text_and_the_seed_alone():
     def drawn(texts, first=0, seed=0):
         config = DecodingConfig(sampling=True, sampling_seed=seed)

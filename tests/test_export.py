@@ -28,6 +28,7 @@ from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.storage.checkpoints import Models
 from flaxattn.translation.storage.manifest import seal
 from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.trained.card import model_card
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded, load, load_run
 
@@ -256,13 +257,15 @@ def test_the_programs_have_room_for_as_many_tokens_as_promised_and_nan_for_more(
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_the_programs_of_a_half_precision_model_with_rotary_positions(tmp_path):
+def test_the_programs_of_a_half_precision_model_with_rotary_positions_and_more_room(tmp_path):
     changes = {"dtype": "bfloat16", "param_dtype": "bfloat16", "positions": "rotary"}
-    half = loaded(**changes, num_kv_heads=1)
+    half = loaded(**changes, num_kv_heads=1)._replace(decoding=DecodingConfig(max_ratio=3.5))
     export(tmp_path / "model", half)
-    source, target = tokens_of((2, 4)), tokens_of((2, 2), 1)
-    _, logits, _ = run_programs(tmp_path / "model", source, target)
-    want = teacher_forced(half.model, half.params, source, target)
+    assert "range(4 * source.shape[1] + 8)" in (tmp_path / "model" / "README.md").read_text()
+    source, target = tokens_of((2, 4)), tokens_of((2, 25), 1)
+    _, found, _ = run_programs(tmp_path / "model", source, target)
+    assert np.isfinite(found[:, :24]).all() and np.isnan(found[:, 24]).all()
+    logits, want = found[:, :2], teacher_forced(half.model, half.params, source, target[:, :2])
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, want, rtol=0.05, atol=0.05 * np.abs(want).max())
 
@@ -309,6 +312,14 @@ def test_the_program_in_the_card_translates_as_greedy_search_does(exported, tmp_
     ((best,),) = Translator(*load(exported)[:3], greedy).translate([TEXTS[0]])
     found = " ".join(printed.getvalue().split())
     assert len(best.text) > 5 and found.startswith(best.text)  # whose last token must be the end
+
+
+def test_the_card_tells_how_texts_were_normalised(tmp_path):
+    learned = Tokenizer.train([" ".join(WORDS), *WORDS] * 5, 310, normalization="nfkc")
+    assert 'unicodedata.normalize("NFKC"' in model_card(
+        loaded()._replace(tokenizer=learned), {}, {}
+    )
+    assert "unicodedata" not in model_card(loaded(), {}, {})
 
 
 # ---- Damaged folders -------------------------------------------------------------------------

@@ -147,6 +147,12 @@ def test_a_class_that_is_not_registered_is_told_of_mask_type(kind, use):
     assert kind.__name__ in repr(kind())
 
 
+def test_a_class_may_be_defined_again_as_in_a_notebook():
+    for _ in range(3):
+        again = mask_type(type("again", (causal,), {}))
+        assert again().dense(2, 2).tolist() == [[1, 0], [1, 1]]
+
+
 def test_a_registered_class_may_be_derived_from():
     assert mask_type(type("later", (causal,), {}))().dense(2, 2).tolist() == [[1, 0], [1, 1]]
 

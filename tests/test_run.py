@@ -79,6 +79,9 @@ def test_the_configuration_kept_is_the_one_that_was_given(finished):
         assert flat[option[2:].replace("-", "_")] == value, option
     assert flat["output"] == str(finished.folder)
     assert flat["adam_b2"] == PRESETS["tiny"].training.adam_b2
+    assert flat["max_ratio"] == 1.5  # chosen, since none was given, and kept with the model
+    exported = json.loads((finished.folder / "model" / "config.json").read_text())
+    assert exported["decoding"] == kept["decoding"]
 
 
 def test_the_result_holds_every_field(finished):

@@ -5,7 +5,7 @@ import math
 import pytest
 import sacrebleu
 
-from flaxattn.translation.text.scoring import score
+from flaxattn.translation.text.scoring import doubt_of_spelling, doubt_of_tokenizer, score
 
 VERSION = sacrebleu.__version__
 
@@ -80,6 +80,40 @@ def test_signatures_say_how_each_score_was_computed(tokenizer):
         "bleu_lc": f"nrefs:1|case:lc|{tail}",
         "chrf": f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{VERSION}",
     }
+
+
+@pytest.mark.parametrize(
+    "text, unfit, fitting",
+    [
+        ("我喜欢猫,它们也喜欢我。", "13a intl none ja-mecab ko-mecab", "zh char"),
+        ("私は猫が好きです。", "13a intl none zh ko-mecab", "ja-mecab char"),
+        ("ฉันชอบแมว", "13a intl none zh ja-mecab", "char"),
+        ("ຂ້ອຍມັກແມວ", "13a", "char"),
+        ("Ich mag Katzen. 猫", "", "13a zh ja-mecab char intl none ko-mecab"),
+        ("나는 고양이를 좋아한다.", "", "13a ko-mecab"),
+        ("Я люблю кошек 12", "", "13a zh"),
+        ("12 + 5", "", "13a"),
+        ("", "", "13a"),
+    ],
+)
+def test_a_tokenizer_that_does_not_split_a_script_is_doubted(text, unfit, fitting):
+    for tokenizer in unfit.split():
+        doubt = doubt_of_tokenizer([text] * 3, tokenizer)
+        assert f"--bleu-tokenizer {tokenizer} " in doubt
+        assert all(word in doubt for word in fitting.split())
+    assert not any(doubt_of_tokenizer([text] * 3, tokenizer) for tokenizer in fitting.split())
+
+
+def test_texts_that_differ_in_unicode_form_alone_are_told():
+    assert doubt_of_spelling(["é", "e"], ["é", "é"]) == ""
+    assert doubt_of_spelling(["e\u0301"], ["e\u0301"]) == ""
+    assert "in 1 lines" in doubt_of_spelling(["é", "a"], ["e\u0301", "a"])
+    assert "in 2 lines" in doubt_of_spelling(["e\u0301", "u\u0308"], ["é", "a"])
+
+
+def test_nothing_is_not_scored():
+    with pytest.raises(ValueError, match="nothing to score"):
+        score([], [])
 
 
 def test_as_many_references_as_translations_are_needed():

@@ -1,7 +1,10 @@
 """Lines that come in their own time, and the commands that read them."""
 
+import gzip
 import io
 import os
+import re
+import signal
 import threading
 
 import pytest
@@ -59,12 +62,59 @@ def test_invalid_utf8_is_told_by_its_line_after_the_lines_before_it():
 
 def test_an_error_of_the_stream_is_raised_and_nothing_hangs():
     class Broken(io.BytesIO):
-        def readline(self, *_):
+        def read1(self, *_):
             raise OSError("the cable was pulled")
 
     with pytest.raises(OSError, match="the cable was pulled"):
         list(chunks(Broken(), "x"))
-    assert threading.active_count() < 50
+
+
+@pytest.fixture
+def pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as pipe:
+        yield stream, pipe
+
+
+def test_lines_written_together_come_together_and_half_a_line_is_waited_for(pipe):
+    stream, writing = pipe
+    writing.write(b"one\ntwo\nthr")
+    pieces = chunks(stream, "x")
+    assert next(pieces) == ["one", "two"]
+    writing.write(b"ee\n")
+    assert next(pieces) == ["three"]
+
+
+def test_a_bad_byte_ends_it_although_the_stream_stays_open(pipe):
+    stream, writing = pipe
+    writing.write(b"good\nb\xffd\n")
+    pieces = chunks(stream, "x")
+    assert next(pieces) == ["good"]
+    with pytest.raises(ValueError, match="x, line 2"):
+        next(pieces)
+
+
+def test_control_c_while_a_line_is_waited_for_ends_it_and_leaves_the_stream_free(pipe):
+    threads = threading.active_count()
+    alarm = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    alarm.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(chunks(pipe[0], "x"))
+    alarm.join()
+    assert threading.active_count() == threads
+    pipe[1].write(b"after\n")
+    assert pipe[0].readline() == b"after\n"  # nobody holds its lock
+
+
+def test_a_compressed_stream_comes_in_pieces_too():
+    data = gzip.compress(b"x\n" * (2 * streaming.PIECE + 1))
+    pieces = list(chunks(gzip.GzipFile(fileobj=io.BytesIO(data)), "x"))
+    assert list(map(len, pieces)) == [streaming.PIECE, streaming.PIECE, 1]
+
+
+def test_a_line_of_many_reads_is_one_line():
+    line = "ä" * (3 * streaming.READ)
+    assert lines_of(f"{line}\nshort\n{line}".encode()) == [line, "short", line]
 
 
 # ---- score -----------------------------------------------------------------------------------
@@ -93,6 +143,19 @@ def test_score_reads_what_a_run_kept_with_its_tokenizer(tmp_path, two_files, cap
     (tmp_path / "config.json").write_text('{"data": {"bleu_tokenizer": "char"}}')
     assert main(["score", str(tmp_path)]) == 0
     assert "tok:char" in capsys.readouterr().out
+
+
+def test_score_doubts_a_tokenizer_and_reads_compressed_files(tmp_path, capsys):
+    (tmp_path / "text.zh").write_bytes(gzip.compress("我喜欢猫。\n".encode()))
+    assert main(["score", *[str(tmp_path / "text.zh")] * 2]) == 0
+    assert "--bleu-tokenizer 13a does not split Chinese" in capsys.readouterr().err
+
+
+def test_score_of_two_empty_files_names_them(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    assert main(["score", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert re.search(r"a and .*b are empty", capsys.readouterr().err)
 
 
 def test_score_refuses_what_does_not_fit(tmp_path, two_files, capsys):

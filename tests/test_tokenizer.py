@@ -33,6 +33,8 @@ TRICKY = [
     "ไทย हिन्दी العربية עברית 한국어 日本語",
     "⁇",
     "x" * 3000,
+    "▁a▁b ▁ c▁▁",
+    "à\u00a0la\u202fcarte\u3000天 \t und\u2009mehr",
 ]
 SPECIAL = {Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.unk_id}
 
@@ -55,9 +57,8 @@ def test_every_text_comes_back(text):
     assert round_trip(text) == text
 
 
-# "▁" is SentencePiece's own sign for a space.
 @settings(deadline=None, max_examples=200)
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=40))
+@given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("▁ \ue000"), max_size=40))
 def test_any_text_comes_back_with_runs_of_spaces_collapsed(text):
     assert round_trip(text) == " ".join(word for word in text.split(" ") if word)
 
@@ -161,6 +162,27 @@ def test_rare_characters_become_bytes_when_fewer_are_covered():
     assert "q" in covered.pieces(range(covered.vocab_size))
     assert "q" not in uncovered.pieces(range(uncovered.vocab_size))
     assert uncovered.decode(uncovered.encode(["q"])) == ["q"]
+
+
+@pytest.mark.parametrize("how", ["none", "nfc", "nfkc"])
+def test_the_file_remembers_how_texts_were_normalised_and_is_a_model_for_others(tmp_path, how):
+    learned = Tokenizer.train(TEXTS, 340, normalization=how)
+    learned.save(tmp_path / "tokenizer.model")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.model")
+    assert loaded.normalization == learned.normalization == how
+    assert tokenizer().normalization == "none"
+    for text, ids in zip(TRICKY, loaded.encode(TRICKY), strict=True):
+        np.testing.assert_array_equal(ids, one(text))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert model.vocab_size() == loaded.vocab_size
+    assert (
+        loaded.normalize_source("e\u0301\u00a0ﬁ")
+        == {
+            "none": "e\u0301\u00a0ﬁ",
+            "nfc": "é ﬁ",
+            "nfkc": "é fi",
+        }[how]
+    )
 
 
 # ---- Subword dropout -------------------------------------------------------------------------

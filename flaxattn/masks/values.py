@@ -13,6 +13,8 @@ from jax import export
 
 __all__ = ["equal", "hash_of", "register_for_export"]
 
+_registered: dict[str, int] = {}  # how often each name
+
 
 def equal(mask: Any, other: Any) -> bool:
     """Whether two masks have the same structure, the same static parts and the same arrays."""
@@ -46,9 +48,12 @@ def register_for_export(cls: type) -> None:
 
     A rule of one's own, a function, cannot be written down: serialising it raises TypeError.
     """
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    count = _registered[name] = _registered.get(name, 0) + 1
     export.register_pytree_node_serialization(
         cls,
-        serialized_name=f"{cls.__module__}.{cls.__qualname__}",
+        # A class may be defined anew, as by a cell of a notebook that is run again.
+        serialized_name=name if count == 1 else f"{name}:{count}",
         serialize_auxdata=lambda aux: _written(cls, aux),
         deserialize_auxdata=_read,
     )

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from flaxattn.translation.command_line import given, parsed
-from flaxattn.translation.config import RunConfig
+from flaxattn.translation.config import RunConfig, at_home, check_sampling
 from flaxattn.translation.ending import EXIT_CODES, exit_code
 from flaxattn.translation.options import completed
 from flaxattn.translation.run import run
 from flaxattn.translation.screen import sturdy_streams
+from flaxattn.translation.text.arguments import check_words
 
 __all__ = ["main"]
 
@@ -48,9 +49,11 @@ def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = Non
 
 
 def _train(presets: Mapping[str, RunConfig], words: list[str]) -> None:
+    check_words(words)
     name = _take_preset(words, list(presets))
     command = _parse(name, presets, words)
-    config, remarks = completed(command.config, presets[name], given(words))
+    check_sampling(command.config.decoding, presets[name].decoding)
+    config, remarks = completed(at_home(command.config), presets[name], given(words))
     run(
         config,
         remarks=remarks,

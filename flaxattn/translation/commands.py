@@ -25,7 +25,8 @@ from flaxattn.translation.storage.layout import (
     OF_RUN,
     TEST,
 )
-from flaxattn.translation.text.lines import missing_file, read_lines
+from flaxattn.translation.text.lines import read_lines
+from flaxattn.translation.text.opening import check_kind, opened_text
 from flaxattn.translation.text.streaming import chunks
 
 if TYPE_CHECKING:
@@ -72,11 +73,17 @@ class Translate:
 
     def run(self) -> None:
         """Answers every text, in order; blank lines with blank lines."""
+        most = self.decoding.beam_size
+        if self.n_best > most and not self.decoding.sampling:
+            raise ValueError(
+                f"--n-best {self.n_best}: expected at most as many as --beam-size, {most}; or "
+                "--sampling."
+            )
         if self.texts and self.input:
             raise ValueError("--input: expected either a file or texts as arguments, not both.")
         self._check_explained(len(self.texts))
-        if self.input and not self.input.exists():
-            raise missing_file(self.input)
+        if self.input:
+            check_kind(self.input)
         check_apart(*self._files())
         with _opened(self.output) as output:
             loaded = self._loaded()
@@ -89,6 +96,7 @@ class Translate:
         from flaxattn.translation.decoding.translator import Translator
 
         translator, done = Translator(*loaded, batch_size=self.batch_size), 0
+        at_limit: list[int] = []
         explained: list[tuple[str, list[Translation]]] = []
         for texts in self._pieces():
             self._check_explained(done + len(texts))
@@ -96,8 +104,12 @@ class Translate:
             for translations in found:
                 output.writelines(map(self._line, translations[: self.n_best]))
             output.flush()
+            numbered = enumerate(found, done + 1)
+            at_limit += [number for number, best in numbered if best[0].at_limit]
             done += len(texts)
             explained += zip(texts, found, strict=True) if self.explain else ()
+        if at_limit:
+            _say(_of_limit(at_limit))
         return explained
 
     def _files(self) -> tuple[dict[str, Path | int], dict[str, Path | int]]:
@@ -164,9 +176,7 @@ class Translate:
         if self.texts:
             yield list(self.texts)
         elif self.input:
-            if not self.input.is_file():
-                raise missing_file(self.input)
-            with self.input.open("rb") as stream:
+            with opened_text(self.input) as stream:
                 yield from chunks(stream, str(self.input))
         else:
             if sys.stdin.isatty():
@@ -194,7 +204,12 @@ class Score:
 
     def run(self) -> None:
         """Prints BLEU, BLEU lower-cased and chrF with their signatures."""
-        from flaxattn.translation.text.scoring import check_tokenizer, score
+        from flaxattn.translation.text.scoring import (
+            check_tokenizer,
+            doubt_of_spelling,
+            doubt_of_tokenizer,
+            score,
+        )
 
         hypotheses, references, tokenizer = self._sources()
         check_tokenizer(tokenizer)
@@ -204,6 +219,11 @@ class Score:
                 f"{hypotheses} has {len(sides[0])} lines and {references} {len(sides[1])}; line i "
                 "of one must be the translation of line i of the other."
             )
+        if not sides[0]:
+            raise ValueError(f"{hypotheses} and {references} are empty: there is nothing to score.")
+        for doubt in (doubt_of_tokenizer(sides[1], tokenizer), doubt_of_spelling(*sides)):
+            if doubt:
+                _say(f"warning: {doubt}")
         found = score(*sides, tokenizer=tokenizer)
         if self.json:
             print(json.dumps({s.name: {"value": s.value, "signature": s.signature} for s in found}))
@@ -292,6 +312,14 @@ def _same_file(one: Path | int, other: Path | int) -> bool:
             return False
         return one.resolve() == other.resolve()
     return os.path.samestat(*found) and stat.S_ISREG(found[0].st_mode)
+
+
+def _of_limit(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    return (
+        f"{len(numbers)} translations (of text {shown}) ended at the limit of their length; "
+        "--max-ratio raises it"
+    )
 
 
 def _say(text: str) -> None:

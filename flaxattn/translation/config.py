@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.ranges import FieldError, Range, check_fields
@@ -15,6 +16,8 @@ __all__ = [
     "DecodingConfig",
     "RunConfig",
     "TrainingConfig",
+    "at_home",
+    "check_sampling",
     "config_hash",
     "from_json",
     "portable",
@@ -23,6 +26,9 @@ __all__ = [
 
 
 NO_OPTION = {"option": False}  # of fields that a run keeps but nobody gives
+MAX_RATIO = 1.5  # of the length of a translation to that of its source, the least that is chosen
+Normalization = Literal["none", "nfc", "nfkc"]
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 
 
@@ -51,8 +57,12 @@ class DataConfig:
     """Validation text. None: pairs held out of the training text."""
     test: tuple[str, ...] = ()
     """Test text. None: pairs held out of the training text."""
+    columns: tuple[str, ...] = ()
+    """The columns of a TSV file that are source and target: two numbers from 1, or two names that
+    stand in its first line. None: the first two."""
     held_out: Annotated[int, Range(1, 10_000_000)] = 1000
-    """How many pairs to hold out for each split that has no files; at most a tenth of all."""
+    """How many pairs to hold out for each split that has no files, each with a source of its own;
+    at most a tenth of all."""
     builtin_pairs: Size = 30_000
     """How many training pairs to draw from the built-in corpus."""
     invalid_lines: Literal["error", "skip"] = "error"
@@ -60,6 +70,10 @@ class DataConfig:
     their pairs out and count them."""
     bleu_tokenizer: str = "13a"
     """SacreBLEU's tokenizer for the target language: 13a, zh, ja-mecab, ko-mecab, intl, char."""
+    normalization: Normalization = "nfc"
+    """How Unicode is spelt, also when translating: nfc brings texts to the form NFC, and every
+    white space in a source to a plain space; nfkc brings sources to NFKC instead, which makes ﬁ fi,
+    ² 2 and Ａ A; none takes texts as they are. A tokenizer that is there already decides it."""
     character_coverage: Annotated[float, Range(0.98, 1)] = 0.9998
     """Share of the characters of the text that get tokens of their own; the rest become bytes."""
 
@@ -70,6 +84,8 @@ class DataConfig:
             raise FieldError(
                 "bleu_tokenizer", f"is {self.bleu_tokenizer!r}; expected one of {expected}."
             )
+        if self.columns and not len(self.columns) == len({*self.columns}) == 2:
+            raise FieldError("columns", f"is {self.columns}; expected two different columns.")
         for split in ("train", "valid", "test"):
             if len(files := getattr(self, split)) > 2:
                 raise FieldError(
@@ -163,8 +179,9 @@ class DecodingConfig:
     """Prefixes that are pursued side by side; 1: the most likely token, one after another."""
     length_penalty: Annotated[float, Range(0, 5)] = 1.0
     """Exponent of the length penalty by which log-probabilities are divided (arXiv:1609.08144)."""
-    max_ratio: Ratio = 1.5
-    """The longest translation has so many tokens for each token of the source, and 8 more."""
+    max_ratio: Ratio | None = None
+    """The longest translation has so many tokens for each token of the source, and 8 more. None:
+    chosen by training, 1.5 or so much that at most a thousandth of its targets are longer."""
     min_ratio: Ratio = 0.0
     """The shortest translation has so many tokens for each token of the source."""
     max_source: Annotated[int, Range(1, 100_000)] = 1024
@@ -182,9 +199,10 @@ class DecodingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.min_ratio > self.max_ratio:
+        most = MAX_RATIO if self.max_ratio is None else self.max_ratio
+        if self.min_ratio > most:
             raise FieldError(
-                "min_ratio", f"is {self.min_ratio}; expected at most max_ratio, {self.max_ratio}."
+                "min_ratio", f"is {self.min_ratio}; expected at most max_ratio, {most}."
             )
 
 
@@ -208,6 +226,25 @@ class RunConfig:
                 f"is {r_drop}; expected 0, since without dropout both passes are the same, or "
                 "--dropout-rate above 0.",
             )
+
+
+def check_sampling(given: DecodingConfig, default: DecodingConfig) -> None:
+    """Raises ValueError if `given` says how to sample, unlike `default`, but does not sample."""
+    for name in ("temperature", "top_k", "top_p", "sampling_seed"):
+        same = getattr(given, name) == getattr(default, name)
+        option = f"--{name.replace('_', '-')}"
+        if not (given.sampling or same):
+            raise ValueError(f"{option} is for sampling: give --sampling, too, or leave it out.")
+
+
+def at_home(config: RunConfig) -> RunConfig:
+    """The configuration with `~` in the folders of runs replaced by what it stands for."""
+    start = os.path.expanduser(config.training.init_from)
+    return dataclasses.replace(
+        config,
+        output=os.path.expanduser(config.output),
+        training=dataclasses.replace(config.training, init_from=start),
+    )
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
@@ -269,4 +306,4 @@ def _without(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 def data_path(config: DataConfig, name: str) -> Path:
     """Where the file called `name` lies."""
-    return Path(config.data_dir).expanduser() / Path(name).expanduser()
+    return Path(os.path.expanduser(config.data_dir)) / os.path.expanduser(name)

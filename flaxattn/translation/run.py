@@ -1,13 +1,22 @@
 """A run from text to score: prepare, train, translate the test split, score it, keep it all."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from flaxattn.translation.config import DecodingConfig, RunConfig, config_hash, to_json
-from flaxattn.translation.decoding.translator import check_translating, translate
+from flaxattn.translation.config import (
+    MAX_RATIO,
+    DecodingConfig,
+    RunConfig,
+    at_home,
+    config_hash,
+    to_json,
+)
+from flaxattn.translation.decoding.translator import Translator, check_translating
 from flaxattn.translation.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.memory import check_training
@@ -15,7 +24,8 @@ from flaxattn.translation.screen import Screen
 from flaxattn.translation.storage.files import SaveError, write_whole
 from flaxattn.translation.storage.layout import EXPORTED, RESULT, TEST
 from flaxattn.translation.storage.manifest import sha256, write_sealed
-from flaxattn.translation.text.scoring import Score, check_tokenizer, score
+from flaxattn.translation.text.lengths import EXTRA, LONGER, choose_ratio, share_longer
+from flaxattn.translation.text.scoring import Score, check_tokenizer, doubt_of_tokenizer, score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded
 from flaxattn.translation.training.continuing import continued
@@ -53,6 +63,7 @@ def run(
     Raises:
       ValueError or OSError that says what to change, before any long work; what `train` raises.
     """
+    config = at_home(config)
     keep_memory()
     split_cpu(config.training.rows // config.training.microbatches)
     screen = _screen()
@@ -61,9 +72,10 @@ def run(
     config = continued(config)
     if not stop_before_training:
         check_folder(config)
-    prepared = prepare(config, None if stop_before_training else Path(config.output))
-    check_translating(prepared.model, prepared.tokenizer, _sources(prepared), config.decoding)
+    prepared = prepare(config, None if stop_before_training else Path(config.output), screen.say)
     _describe(prepared, config, remarks, screen)
+    config = _limited(config, prepared.train.lengths, screen)
+    check_translating(prepared.model, prepared.tokenizer, _sources(prepared), config.decoding)
     if stop_before_training:
         dry_run(prepared, config, screen)
         return None
@@ -95,6 +107,14 @@ def _describe(
             f"{prepared.train.left_out} training pairs are longer than {training.row_length} "
             "tokens and are left out; raise --row-length to keep them."
         )
+    if prepared.valid.left_out:
+        screen.warn(
+            f"{prepared.valid.left_out} validation pairs are longer, too, and are left out of the "
+            "validation loss."
+        )
+    references = [target for _, target in corpus.test]
+    if doubt := doubt_of_tokenizer(references, config.data.bleu_tokenizer):
+        screen.warn(doubt)
     screen.say(
         f"{training.steps} steps of {training.rows} rows of {training.row_length} tokens: "
         f"{training.steps / prepared.train.batches_per_epoch:.1f} epochs."
@@ -106,20 +126,44 @@ def _describe(
         screen.warn(warning)
 
 
+def _limited(config: RunConfig, lengths: np.ndarray, screen: Screen) -> RunConfig:
+    """The configuration with the limit of translations chosen, if it is not given.
+
+    Args:
+      lengths: of the training pairs, int [n, 2].
+    """
+    decoding = config.decoding
+    if decoding.max_ratio is None:
+        decoding = dataclasses.replace(decoding, max_ratio=choose_ratio(lengths))
+        if decoding.max_ratio != MAX_RATIO:
+            screen.say(
+                f"Translations may have {decoding.max_ratio:g} tokens for each of the source, and "
+                f"{EXTRA} more, since the training targets are that long: --max-ratio."
+            )
+        return dataclasses.replace(config, decoding=decoding)
+    if (share := share_longer(lengths, decoding.max_ratio)) > LONGER:
+        screen.warn(
+            f"{share:.1%} of the training targets are longer than translations may be: "
+            f"{decoding.max_ratio:g} tokens for each of the source, and {EXTRA} more. Without "
+            "--max-ratio it is chosen to fit them."
+        )
+    return config
+
+
 def _translate_test(
     prepared: Prepared, trained: Trained, decoding: DecodingConfig, screen: Screen
 ) -> list[str]:
     sources = _sources(prepared)
     screen.say(f"Translating the {len(sources)} sentences of the test split.")
+    translator = Translator(prepared.model, trained.params, prepared.tokenizer, decoding)
     with screen.progress("translating", len(sources)) as progress:
-        return translate(
-            prepared.model,
-            trained.params,
-            prepared.tokenizer,
-            sources,
-            decoding,
-            progress=progress.advance,
+        found = translator.translate(sources, progress=progress.advance)
+    if cut := sum(best[0].at_limit for best in found):
+        screen.warn(
+            f"{cut} of {len(found)} test translations ended at the limit of their length: "
+            f"--max-ratio {decoding.max_ratio:g}."
         )
+    return [best[0].text for best in found]
 
 
 def _sources(prepared: Prepared) -> list[str]:

@@ -13,12 +13,13 @@ from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.devices import data_mesh, place
 from flaxattn.translation.memory import check_decoding
+from flaxattn.translation.text.lengths import longest
+from flaxattn.translation.text.lines import on_one_line
 from flaxattn.translation.text.tokenizer import Tokenizer
 
 __all__ = ["Translation", "Translator", "check_translating", "rounded", "translate"]
 
 SHORTEST = 16  # source lengths are rounded up to this times a power of two: few compilations
-EXTRA = 8  # tokens a translation may have beyond `max_ratio` times those of the source
 
 
 class Translation(NamedTuple):
@@ -31,6 +32,8 @@ class Translation(NamedTuple):
     """In nats, the end token included."""
     tokens: tuple[int, ...] = ()
     """What the text was read from, the end token included; none if no translation was found."""
+    at_limit: bool = False
+    """Whether it ended because it may have no more tokens (`DecodingConfig.max_ratio`)."""
 
 
 class Translator:
@@ -87,6 +90,7 @@ class Translator:
     def _encode(self, texts: Sequence[str], first: int) -> list[np.ndarray]:
         """The ids of each text, of long ones only the first; the person is told of these."""
         most = self._config.max_source
+        texts = [self._tokenizer.normalize_source(text) for text in texts]
         if all(self._tokenizer.fits(text, most) for text in texts):
             sources = self._tokenizer.encode(texts)
             if max(map(len, sources), default=0) <= most:
@@ -117,7 +121,7 @@ class Translator:
         config, pad_id = self._config, self._tokenizer.pad_id
         length = rounded(max(map(len, sources)))
         rows = _rows(len(sources), self._batch_size, self._mesh.size)
-        max_length = int(length * config.max_ratio) + EXTRA
+        max_length = longest(length, config.max_ratio)
         check_decoding(
             self._model.config,
             config,
@@ -130,7 +134,7 @@ class Translator:
         limits, minimums = np.zeros((2, rows), np.int32)  # rows without a text end at once
         for row, ids in enumerate(sources):
             source[row, : len(ids)] = ids
-            limits[row] = int(len(ids) * config.max_ratio) + EXTRA
+            limits[row] = longest(len(ids), config.max_ratio)
             minimums[row] = int(len(ids) * config.min_ratio)
         keys = _keys(config.sampling_seed, numbers, rows)
         found = decode(
@@ -144,18 +148,24 @@ class Translator:
             eos_id=self._tokenizer.eos_id,
             mesh=self._mesh,
         )
-        return self._texts(jax.device_get(found), len(sources))
+        return self._texts(jax.device_get(found), limits[: len(sources)])
 
-    def _texts(self, found: Hypotheses, count: int) -> list[list[Translation]]:
+    def _texts(self, found: Hypotheses, limits: np.ndarray) -> list[list[Translation]]:
         return [
-            [self._translation(*one) for one in zip(*(part[row] for part in found), strict=True)]
-            for row in range(count)
+            [
+                self._translation(limit, *one)
+                for one in zip(*(part[row] for part in found), strict=True)
+            ]
+            for row, limit in enumerate(limits.tolist())
         ]
 
-    def _translation(self, tokens: Any, score: Any, log_prob: Any, length: Any) -> Translation:
+    def _translation(
+        self, limit: int, tokens: Any, score: Any, log_prob: Any, length: Any
+    ) -> Translation:
         (text,) = self._tokenizer.decode([tokens])
         ids = tuple(map(int, tokens[: int(length)]))
-        return Translation(" ".join(text.split()), float(score), float(log_prob), ids)
+        at_limit = int(length) >= limit
+        return Translation(on_one_line(text), float(score), float(log_prob), ids, at_limit)
 
 
 def translate(
@@ -199,7 +209,7 @@ def check_translating(
         config,
         rows=_rows(together, batch_size, 1),
         source_length=length,
-        target_length=int(length * config.max_ratio) + EXTRA,
+        target_length=longest(length, config.max_ratio),
     )
 
 

@@ -1,18 +1,21 @@
 r"""Lines of text files: broken at "\n" alone, so that no character within shifts an alignment."""
 
-import difflib
+import re
 from pathlib import Path
 
-__all__ = ["BYTE_ORDER_MARK", "decode_line", "missing_file", "read_lines", "split_lines"]
+from flaxattn.translation.text.opening import read_text
+
+__all__ = ["BYTE_ORDER_MARK", "decode_line", "on_one_line", "read_lines", "split_lines"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SPACE = re.compile(r"[ \t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # ASCII's, and what breaks lines
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a file of text.
 
     Raises:
-      FileNotFoundError naming the file and what is called like it; ValueError as `decode_line`.
+      As `split_lines` and `decode_line`.
     """
     return [decode_line(line, f"{path}, line {i}") for i, line in enumerate(split_lines(path), 1)]
 
@@ -21,11 +24,9 @@ def split_lines(path: Path) -> list[bytes]:
     r"""The lines of a file, without "\n" and "\r\n" at their ends and a byte-order mark.
 
     Raises:
-      FileNotFoundError naming the file and what is called like it.
+      FileNotFoundError naming the file and what is called like it; ValueError if it is no text.
     """
-    if not path.is_file():
-        raise missing_file(path)
-    lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    lines = read_text(path).removeprefix(BYTE_ORDER_MARK).split(b"\n")
     if lines[-1] == b"":
         lines.pop()
     return [line.removesuffix(b"\r") for line in lines]
@@ -54,10 +55,12 @@ def decode_line(line: bytes, where: str) -> str:
         ) from error
 
 
-def missing_file(path: Path) -> FileNotFoundError:
-    """An error that names the file, and another of its folder that is called almost the same."""
-    if not path.parent.is_dir():
-        return FileNotFoundError(f"{path}: no such file, nor is there a folder {path.parent}.")
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return FileNotFoundError(f"{path}: no such file.{hint}")
+def on_one_line(text: str) -> str:
+    """A text with each run of ASCII white space and line breaks as one space, and none around it.
+
+    Other spaces are characters of the text: U+00A0 before a French colon, U+3000 in Japanese.
+
+    >>> on_one_line(" a\\u2028 b\\tc\\u00a0d\\n")
+    'a b c\\xa0d'
+    """
+    return SPACE.sub(" ", text).strip(" ")

@@ -35,7 +35,7 @@ class PackedPairs:
       rows: R, rows in a batch.
       row_length: L; pairs with a longer side are left out (`left_out` counts them).
       seed: of the order.
-      left_out: how many pairs were too long to be given here.
+      left_out: how many pairs were too long to be given here (`lengths` are those of the others).
       resample: gives sources and targets anew for an epoch, as subword dropout does. Pairs that
         are then too long for a row keep their first ids.
 
@@ -63,6 +63,7 @@ class PackedPairs:
             )
         self.left_out = left_out + len(sources) - fitting.size
         self.rows, self.row_length, self.seed = rows, row_length, seed
+        self.lengths = lengths[fitting]
         self._pairs = [(sources[i], targets[i]) for i in fitting.tolist()]
         self._fitting, self._resample = fitting, resample
         self._epoch = functools.lru_cache(maxsize=2)(self._pack_epoch)

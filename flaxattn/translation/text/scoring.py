@@ -1,5 +1,7 @@
 """SacreBLEU scores with the signatures that make them comparable (Post 2018)."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +9,15 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from flaxattn.translation.config import BLEU_TOKENIZERS
 
-__all__ = ["Score", "check_tokenizer", "score"]
+__all__ = ["Score", "check_tokenizer", "doubt_of_spelling", "doubt_of_tokenizer", "score"]
+
+LOOKED_AT = 1000  # references whose script is looked at
+# Scripts without spaces between words: a share of the letters, and the tokenizers that split them.
+SCRIPTS = {
+    "Japanese": (re.compile("[\u3040-\u30ff]"), 0.1, ("ja-mecab", "char")),
+    "Chinese": (re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]"), 0.5, ("zh", "char")),
+    "Thai or alike": (re.compile("[\u0e00-\u109f\u1780-\u17ff]"), 0.5, ("char",)),
+}
 
 
 class Score(NamedTuple):
@@ -27,13 +37,15 @@ def score(
       tokenizer: SacreBLEU's, e.g. "13a" or "zh".
 
     Raises:
-      ValueError if there are not as many of the one as of the other.
+      ValueError if there are not as many of the one as of the other, or none.
 
     >>> [round(s.value) for s in score(["Das ist gut so ."], ["Das ist gut so ."])]
     [100, 100, 100]
     """
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references.")
+    if not references:
+        raise ValueError("no hypotheses and references: there is nothing to score.")
     metrics = {
         "bleu": BLEU(tokenize=tokenizer),
         "bleu_lc": BLEU(tokenize=tokenizer, lowercase=True),
@@ -56,3 +68,37 @@ def check_tokenizer(tokenizer: str) -> None:
         BLEU(tokenize=tokenizer).corpus_score(["a"], [["a"]])
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"--bleu-tokenizer: {tokenizer} cannot be used: {error}") from error
+
+
+def doubt_of_tokenizer(references: Sequence[str], tokenizer: str) -> str:
+    """What is wrong with SacreBLEU's `tokenizer` for the script of these references, if anything.
+
+    >>> doubt_of_tokenizer(["我喜欢猫。"], "13a")
+    '--bleu-tokenizer 13a does not split Chinese text into words; expected zh or char.'
+    """
+    text = "".join(references[:LOOKED_AT])
+    letters = sum(map(str.isalpha, text))
+    for name, (script, share, fitting) in SCRIPTS.items():
+        if len(script.findall(text)) > share * letters:
+            return (
+                ""
+                if tokenizer in fitting
+                else (
+                    f"--bleu-tokenizer {tokenizer} does not split {name} text into words; expected "
+                    f"{' or '.join(fitting)}."
+                )
+            )
+    return ""
+
+
+def doubt_of_spelling(hypotheses: Sequence[str], references: Sequence[str]) -> str:
+    """What differs between translations and references in Unicode's forms alone, if anything."""
+    forms = ([unicodedata.normalize("NFC", text) for text in x] for x in (hypotheses, references))
+    pairs = zip(hypotheses, references, *forms, strict=True)
+    count = sum((h == a) != (r == b) for h, r, a, b in pairs)
+    if not count:
+        return ""
+    return (
+        f"in {count} lines, translation or reference is not in Unicode's form NFC and the other "
+        "is: what looks the same counts as different. Bring both to NFC."
+    )

@@ -9,17 +9,25 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from flaxattn.translation.config import NORMALIZATIONS, Normalization
 from flaxattn.translation.storage.files import read_regular, write_whole
-from flaxattn.translation.text.subword_dropout import SubwordDropout
+from flaxattn.translation.text.normalization import normalize_source
+from flaxattn.translation.text.subword_dropout import SPACE, SubwordDropout
 
 __all__ = ["Tokenizer"]
+
+STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # characters for private use
 
 
 class Tokenizer:
     """One joint vocabulary for source and target.
 
     Every text can be encoded: characters never seen become bytes. `decode(encode(text))` gives
-    the text back, runs of spaces collapsed. "</s>" or "<pad>" written in a text is text.
+    the text back, runs of spaces collapsed. "</s>", "<pad>" or SentencePiece's own sign for a
+    space written in a text is text.
+
+    It knows how texts were normalised when it was learned, and its file does; to `encode` is to
+    take them as they are.
     """
 
     max_piece_length = 16  # characters a token stands for, at most
@@ -32,9 +40,17 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocab_size: int, *, character_coverage: float = 0.9998
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        character_coverage: float = 0.9998,
+        normalization: Normalization = "none",
     ) -> "Tokenizer":
         """A tokenizer learned from `texts`, with at most `vocab_size` tokens.
+
+        Args:
+          normalization: how these texts have been normalised, so that others can be alike.
 
         Raises:
           ValueError if `vocab_size` has no room for the bytes and characters of the text.
@@ -59,7 +75,7 @@ class Tokenizer:
             )
         except RuntimeError as error:
             raise ValueError(_too_small(vocab_size, str(error))) from error
-        return cls(model.getvalue())
+        return cls(model.getvalue() + _mark(normalization))
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -70,6 +86,16 @@ class Tokenizer:
         """Writes a standard SentencePiece model file."""
         write_whole(path, self.model)
 
+    @functools.cached_property
+    def normalization(self) -> Normalization:
+        """How the texts that it was learned from were normalised."""
+        marks = (how for how in NORMALIZATIONS if how != "none" and self.model.endswith(_mark(how)))
+        return next(marks, "none")
+
+    def normalize_source(self, text: str) -> str:
+        """A text to translate, in the form that the texts it was learned from have."""
+        return normalize_source(text, self.normalization)
+
     @property
     def vocab_size(self) -> int:
         """V."""
@@ -77,8 +103,25 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, with `eos_id` at its end: int32 [length]."""
-        ids = self._processor.encode(list(texts), add_eos=True)
-        return [np.asarray(row, np.int32) for row in ids]
+        rows = self._processor.encode(list(texts), add_eos=True)
+        return [
+            np.asarray(self._encode_sign(text) if SPACE in text else row, np.int32)
+            for text, row in zip(texts, rows, strict=True)
+        ]
+
+    def _encode_sign(self, text: str) -> list[int]:
+        """The ids of a text with SentencePiece's sign for a space in it: bytes, which stay it."""
+        unknown = (c for c in STAND_INS if self._processor.piece_to_id(c) == self.unk_id)
+        other = next((c for c in unknown if c not in text), SPACE)
+        ids = self._processor.encode(text.replace(SPACE, other), add_eos=True)
+        old, new = (self._bytes_of(character) for character in (other, SPACE))
+        for at in range(len(ids)):
+            if ids[at : at + len(old)] == old:
+                ids[at : at + len(old)] = new
+        return ids
+
+    def _bytes_of(self, character: str) -> list[int]:
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
 
     def fits(self, text: str, length: int) -> bool:
         """Whether a text may have at most `length` ids: False only if it surely has more.
@@ -86,7 +129,7 @@ class Tokenizer:
         Costs next to nothing, whatever a text holds that would take long to encode.
         """
         most = self.max_piece_length * length
-        return len(text) <= most or len(" ".join(text.split())) <= most
+        return len(text) <= most or len(_collapsed(text)) <= most
 
     def encode_start(self, text: str, length: int) -> tuple[np.ndarray, bool]:
         """As `encode` of one text, of which only so much is read as `length` ids may stand for.
@@ -95,7 +138,7 @@ class Tokenizer:
           int32, at most `length` ids, the last of them `eos_id`; and whether that is not all.
         """
         most = self.max_piece_length * length
-        text = text if len(text) <= most else " ".join(text.split())
+        text = text if len(text) <= most else _collapsed(text)
         (ids,) = self.encode([text[:most]])
         if len(text) <= most and len(ids) <= length:
             return ids, False
@@ -122,6 +165,21 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each id stands for, to show to people."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
+
+
+def _mark(normalization: Normalization) -> bytes:
+    """The end of a model's file: its `normalizer_spec.name`, a name on which nothing else depends.
+
+    Messages of protocol buffers are merged by writing one after the other.
+    """
+    if normalization == "none":
+        return b""
+    name = b"\x0a" + bytes([len(normalization)]) + normalization.encode()
+    return b"\x1a" + bytes([len(name)]) + name
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(word for word in text.split(" ") if word)
 
 
 def _too_small(vocab_size: int, reason: str) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
+from flaxattn.translation.text.lengths import EXTRA
 from flaxattn.translation.trained.loading import Loaded
-from flaxattn.translation.trained.stablehlo import EXTRA, LONGEST, PLATFORMS, RATIO
+from flaxattn.translation.trained.stablehlo import LONGEST, PLATFORMS, room
 
 __all__ = ["model_card"]
 
@@ -32,6 +33,12 @@ from flaxattn.translation import Translator, load
 translator = Translator(*load(Path("model")))
 print(translator.translate(["A text."])[0][0].text)
 ```"""
+
+NORMALISED = """\
+The sources it was trained on were brought to one form, as flaxattn does by itself and the programs
+do not: `re.sub(r"\\s", " ", unicodedata.normalize("{form}", text))`.
+
+"""
 
 ALONE = """\
 `stablehlo/` holds the encoder and the decode step as programs of `jax.export`, for {platforms}, any
@@ -177,10 +184,11 @@ def _architecture(loaded: Loaded) -> str:
 
 def _alone(loaded: Loaded) -> str:
     tokenizer = loaded.tokenizer
-    return ALONE.format(
+    how = tokenizer.normalization
+    return (NORMALISED.format(form=how.upper()) if how != "none" else "") + ALONE.format(
         platforms=", ".join(PLATFORMS),
         longest=LONGEST,
-        ratio=RATIO,
+        ratio=room(loaded.decoding),
         extra=EXTRA,
         pad_id=tokenizer.pad_id,
         bos_id=tokenizer.bos_id,

@@ -21,7 +21,7 @@ from flaxattn.translation.storage.manifest import seal
 from flaxattn.translation.storage.weights import write_weights
 from flaxattn.translation.trained.card import model_card
 from flaxattn.translation.trained.loading import FORMAT, FORMAT_VERSION, SPECIAL_IDS, Loaded
-from flaxattn.translation.trained.stablehlo import programs
+from flaxattn.translation.trained.stablehlo import programs, room
 
 __all__ = ["check_target", "export"]
 
@@ -56,7 +56,8 @@ def export(
         loaded.tokenizer.save(new / TOKENIZER)
         write_whole(new / CONFIG, json.dumps(_config(loaded), indent=2) + "\n")
         (new / STABLEHLO).mkdir()
-        for part, program in programs(loaded.model, loaded.tokenizer.bos_id)._asdict().items():
+        compiled = programs(loaded.model, loaded.tokenizer.bos_id, room(loaded.decoding))
+        for part, program in compiled._asdict().items():
             write_whole(new / STABLEHLO / f"{part}.bin", program)
         write_whole(new / CARD, model_card(loaded, run or {}, result or {}))
         seal(new, {"run": name} if name else {}, leave_out=[CARD])

@@ -7,6 +7,7 @@ lie on disk once and one program serves every model of the same architecture.
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,14 +16,16 @@ import jax.numpy as jnp
 from jax import export
 
 from flaxattn.models import EncoderDecoder
+from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.parameters.initial import init_params
 from flaxattn.translation.storage.weights import named, nested
+from flaxattn.translation.text.lengths import EXTRA
 
-__all__ = ["EXTRA", "LONGEST", "PLATFORMS", "RATIO", "Programs", "programs"]
+__all__ = ["LONGEST", "PLATFORMS", "Programs", "programs", "room"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LONGEST = 256  # tokens of a source: up to there the dense definition of attention serves
-RATIO, EXTRA = 2, 8  # room for a translation: so many tokens for each of the source, and 8 more
+ROOM = 2  # cells for a translation: so many for each token of the source, or more, and EXTRA
 
 
 class Programs(NamedTuple):
@@ -38,9 +41,17 @@ class Programs(NamedTuple):
     """(weights, state, tokens int32 [B], index int32 []) -> (logits float32 [B, V], state)."""
 
 
+def room(decoding: DecodingConfig) -> int:
+    """How many cells for each token of the source there are for a translation, and EXTRA more."""
+    return max(ROOM, math.ceil(decoding.max_ratio or 0))
+
+
 @functools.lru_cache(maxsize=8)
-def programs(model: EncoderDecoder, bos_id: int) -> Programs:
+def programs(model: EncoderDecoder, bos_id: int, ratio: int = ROOM) -> Programs:
     """The programs of an architecture; parameters are theirs to be given.
+
+    Args:
+      ratio: the cells for a translation, as `room` says.
 
     Raises:
       ValueError if the package that writes them is missing.
@@ -48,7 +59,7 @@ def programs(model: EncoderDecoder, bos_id: int) -> Programs:
     batch, length = export.symbolic_shape("B, S", constraints=[f"S <= {LONGEST}"])
     weights = named(jax.eval_shape(lambda: init_params(model, 0)))
     source = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    steps = _Steps(model, bos_id)
+    steps = _Steps(model, bos_id, ratio)
     _, state = jax.eval_shape(steps.encode, weights, source)
     tokens, index = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     return Programs(
@@ -60,17 +71,17 @@ def programs(model: EncoderDecoder, bos_id: int) -> Programs:
 class _Steps:
     """What the programs compute."""
 
-    def __init__(self, model: EncoderDecoder, bos_id: int) -> None:
+    def __init__(self, model: EncoderDecoder, bos_id: int, ratio: int) -> None:
         self._apply: Any = functools.partial(model.apply, deterministic=True)
         self._logits: Any = functools.partial(model.apply, method="logits")
-        self._pad_id, self._bos_id = model.pad_id, bos_id
+        self._pad_id, self._bos_id, self._ratio = model.pad_id, bos_id, ratio
 
     def encode(self, weights: Any, source: jax.Array) -> tuple[jax.Array, Any]:
         params, segment_ids = {"params": nested(weights)}, self._segment_ids(source)
         encoded = self._apply(params, source, segment_ids, method="encode")
         begin = jnp.full((source.shape[0], 1), self._bos_id, jnp.int32)  # step 0 writes it anew
-        room = RATIO * source.shape[1] + EXTRA
-        _, state = self._decode(params, source, begin, encoded, cache_index=0, cache_len=room)
+        cells = self._ratio * source.shape[1] + EXTRA
+        _, state = self._decode(params, source, begin, encoded, cache_index=0, cache_len=cells)
         return encoded, state
 
     def decode_step(

@@ -13,7 +13,7 @@ from flaxattn.translation.parameters.freezing import labels
 from flaxattn.translation.parameters.initial import init_params
 from flaxattn.translation.storage.layout import START, TOKENIZER
 from flaxattn.translation.storage.weights import read_weights
-from flaxattn.translation.text.corpus import Corpus, Pairs, load_corpus
+from flaxattn.translation.text.corpus import Corpus, Pairs, Tell, load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import Loaded, load
@@ -33,12 +33,13 @@ class Prepared(NamedTuple):
     valid: PackedPairs
 
 
-def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
+def prepare(config: RunConfig, folder: Path | None = None, tell: Tell = print) -> Prepared:
     """Reads the corpus, learns the tokenizer, packs, makes the model. Nothing is written.
 
     Args:
       folder: of the run. If it has begun there, the tokenizer and what it started from are those
         kept there, whatever has become of the run they are from.
+      tell: as in `load_corpus`.
 
     Raises:
       ValueError or FileNotFoundError that names the file, line or option at fault.
@@ -46,8 +47,10 @@ def prepare(config: RunConfig, folder: Path | None = None) -> Prepared:
     _check_rows(config)
     begun = folder if folder and has_begun(folder) else None
     start = _start(config, begun)
-    corpus = load_corpus(config.data)
-    tokenizer = _tokenizer(config, corpus, begun, start)
+    kept = _kept_tokenizer(begun, start)
+    normalization = kept.normalization if kept else config.data.normalization
+    corpus = load_corpus(dataclasses.replace(config.data, normalization=normalization), tell)
+    tokenizer = kept or _learned_tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
     params = _first_params(config, model, begun, start)
@@ -97,17 +100,19 @@ def _start(config: RunConfig, begun: Path | None) -> Loaded | None:
     return start
 
 
-def _tokenizer(
-    config: RunConfig, corpus: Corpus, begun: Path | None, start: Loaded | None
-) -> Tokenizer:
+def _kept_tokenizer(begun: Path | None, start: Loaded | None) -> Tokenizer | None:
+    """That of the run, or of the model it starts from."""
     if begun:
         return Tokenizer.load(begun / TOKENIZER)
-    if start:
-        return start.tokenizer
+    return start.tokenizer if start else None
+
+
+def _learned_tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
     return Tokenizer.train(
         (text for pair in corpus.train for text in pair),
         config.model.vocab_size,
         character_coverage=config.data.character_coverage,
+        normalization=config.data.normalization,
     )
 
 

@@ -25,7 +25,8 @@ __all__ = ["check_folder", "check_space", "data_digests", "opened"]
 CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
 SCHEDULE = {"steps", "cooldown_steps", "ended_at", "cooled_for"}  # checked by the steps made
 # What the digests of the sentence pairs tell of, and what is looked at in the end alone.
-OF_PAIRS = {"train", "valid", "test", "held_out", "builtin_pairs", "invalid_lines"}
+OF_PAIRS = {"train", "valid", "test", "columns", "held_out", "builtin_pairs"}
+OF_PAIRS |= {"invalid_lines", "normalization"}
 OF_SCORES = {"bleu_tokenizer"}
 
 

@@ -71,7 +71,8 @@ class Validation:
         return lines
 
     def _translate(self, params: Any, texts: Sequence[str]) -> list[str]:
-        prepared, greedy = self._prepared, DecodingConfig(beam_size=1)
+        prepared, max_ratio = self._prepared, self._config.decoding.max_ratio
+        greedy = DecodingConfig(beam_size=1, max_ratio=max_ratio)
         return translate(prepared.model, params, prepared.tokenizer, texts, greedy)
 
 
