@@ -23,7 +23,7 @@ from flaxattn.translation.storage.files import SaveError
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.training import run_folder
 from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.metrics import DivergedError
+from flaxattn.translation.training.loss import DivergedError
 from flaxattn.translation.training.preparation import prepare
 
 
@@ -249,6 +249,7 @@ def test_a_tokenizer_that_is_there_decides_how_texts_are_normalised(tmp_path, mo
     pairs = [(f"{source} e\u0301", f"{target} e\u0301") for source, target in own_pairs()]
     learned = Tokenizer.train([text for p in pairs for text in p], 400, normalization=how)
     learned.save(tmp_path / "tokenizer.model")
+    (tmp_path / "config.json").touch()  # a run has begun there
     data = DataConfig(data_dir=str(tmp_path), train=write_pairs(tmp_path, "train", pairs))
     prepared = prepare(dataclasses.replace(PRESETS["tiny"], data=data), tmp_path)
     assert all(("é" in text) == (how == "nfc") for pair in prepared.corpus.train for text in pair)

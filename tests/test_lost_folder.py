@@ -124,13 +124,13 @@ def test_models_that_were_deleted_are_missed(home, monkeypatch, train, capsys):
 
 def test_a_folder_lost_while_the_test_split_is_translated_is_told(tmp_path, monkeypatch, capsys):
     decode_to(monkeypatch, [5, 2])
-    translate = run_module.translate
 
-    def lose(*arguments, **options):
-        shutil.rmtree(tmp_path / "run")
-        return translate(*arguments, **options)
+    class Losing(run_module.Translator):
+        def translate(self, *arguments, **options):
+            shutil.rmtree(tmp_path / "run")
+            return super().translate(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "translate", lose)
+    monkeypatch.setattr(run_module, "Translator", Losing)
     options = {"--steps": 1, "--metric": "nll", "--samples": 0, "--r-drop": 0}
     assert tiny(tmp_path / "run", options) == 1
     told = capsys.readouterr()

@@ -11,7 +11,7 @@ from flaxattn.translation.ending import exit_code
 from flaxattn.translation.screen import Screen, SturdyStream, duration, printable, sturdy_streams
 from flaxattn.translation.storage.files import SaveError
 from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.metrics import DivergedError
+from flaxattn.translation.training.loss import DivergedError
 
 SPEAK = """
 import sys

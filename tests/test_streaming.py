@@ -1,7 +1,9 @@
 """Lines that come in their own time, and the commands that read them."""
 
+import dataclasses
 import gzip
 import io
+import json
 import os
 import re
 import signal
@@ -9,7 +11,9 @@ import threading
 
 import pytest
 
+from configs import PRESETS
 from flaxattn.__main__ import main
+from flaxattn.translation.config import DataConfig, to_json
 from flaxattn.translation.text import streaming
 from flaxattn.translation.text.streaming import chunks
 
@@ -140,7 +144,8 @@ def test_score_needs_two_files_and_no_model(two_files, capsys):
 def test_score_reads_what_a_run_kept_with_its_tokenizer(tmp_path, two_files, capsys):
     for name in ("hypothesis", "reference"):
         (tmp_path / name).rename(tmp_path / f"test.{name}")
-    (tmp_path / "config.json").write_text('{"data": {"bleu_tokenizer": "char"}}')
+    kept = to_json(dataclasses.replace(PRESETS["tiny"], data=DataConfig(bleu_tokenizer="char")))
+    (tmp_path / "config.json").write_text(json.dumps(kept))
     assert main(["score", str(tmp_path)]) == 0
     assert "tok:char" in capsys.readouterr().out
 

@@ -27,8 +27,7 @@ from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.text.packing import Batch
 from flaxattn.translation.training.home import Home
 from flaxattn.translation.training.interruption import InterruptedRun, Interruption
-from flaxattn.translation.training.loss import Sums
-from flaxattn.translation.training.metrics import DivergedError
+from flaxattn.translation.training.loss import DivergedError, Sums
 from flaxattn.translation.training.preparation import Prepared
 from flaxattn.translation.training.reporting import RunLog
 from flaxattn.translation.training.validation import Validation, stale

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flaxattn.translation.screen import printable
 from flaxattn.translation.storage.files import SaveError
 from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.metrics import DivergedError
+from flaxattn.translation.training.loss import DivergedError
 
 __all__ = ["EXIT_CODES", "exit_code"]
 

@@ -11,7 +11,20 @@ import numpy as np
 
 from flaxattn.models import EncoderDecoder, shift_right
 
-__all__ = ["Sums", "TokenLoss", "batch_loss", "cross_entropy", "divergence", "means", "total"]
+__all__ = [
+    "DivergedError",
+    "Sums",
+    "TokenLoss",
+    "batch_loss",
+    "cross_entropy",
+    "divergence",
+    "means",
+    "total",
+]
+
+
+class DivergedError(ArithmeticError):
+    """Several batches in a row gave no finite loss or gradient."""
 
 
 class Sums(NamedTuple):

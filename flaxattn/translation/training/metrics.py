@@ -11,17 +11,13 @@ import numpy as np
 from flaxattn.translation.config import TrainingConfig
 from flaxattn.translation.screen import Progress, duration
 from flaxattn.translation.training.compilations import count_compilations
-from flaxattn.translation.training.loss import Sums, means, total
+from flaxattn.translation.training.loss import DivergedError, Sums, means, total
 from flaxattn.translation.training.reporting import RunLog
 from flaxattn.translation.training.schedule import learning_rate
 
-__all__ = ["DivergedError", "Metrics", "Tally"]
+__all__ = ["Metrics", "Tally"]
 
 MAX_SKIPPED = 5  # batches in a row
-
-
-class DivergedError(ArithmeticError):
-    """Several batches in a row gave no finite loss or gradient."""
 
 
 @dataclasses.dataclass
