@@ -77,6 +77,6 @@ def test_a_run_keeps_the_ratio_and_tells_where_it_matters(given, lengths, kept, 
 
 def test_no_preset_names_a_ratio_and_no_minimum_is_above_the_least():
     assert all(preset.decoding.max_ratio is None for preset in PRESETS.values())
-    with pytest.raises(ValueError, match="--min-ratio"):
+    with pytest.raises(ValueError, match="min_ratio"):
         DecodingConfig(min_ratio=1.6)
     assert DecodingConfig(min_ratio=1.6, max_ratio=2.0).min_ratio == 1.6
