@@ -25,7 +25,7 @@ from flaxattn.translation.config import (
     from_json,
     to_json,
 )
-from flaxattn.translation.storage.manifest import seal
+from flaxattn.translation.storage.manifest import read_sealed, seal, write_sealed
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.training.continuing import continued, kept_run
 from flaxattn.translation.training.reporting import RunLog
@@ -265,7 +265,9 @@ def test_other_pairs_are_refused_with_the_option_that_gave_them(started, capsys,
 
 def test_scores_that_choose_the_model_are_not_taken(started, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run" / "config.json"
-    path.write_text(path.read_text().replace('"metric": "chrf"', '"metric": "bleu"'))
+    kept = read_sealed(path)
+    kept["training"]["metric"] = "bleu"
+    write_sealed(path, kept)
     assert started({"--metric": "bleu"}) == 75
     assert started({"--metric": "bleu", "--bleu-tokenizer": "char"}) == 2
     assert "(bleu_tokenizer)" in capsys.readouterr().err
