@@ -233,7 +233,7 @@ def test_a_run_goes_on_from_what_it_began_with_whatever_became_of_it(
     jax.tree.map(np.testing.assert_array_equal, prepared.params, finished.trained.params)
     assert prepared.tokenizer.model == kept
     names = {path.name for path, content in contents(folder).items() if before[path] != content}
-    assert names == {"lock"}, names
+    assert names <= {"lock"}, names
     assert tiny(folder, options) == 0
 
 
