@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
 KEPT = 75  # the exit code of training that was asked to stop
-MOMENTS = ["starting", "training", "asked", "writing"]  # of lives, one after another
+MOMENTS = ["starting", "training", "writing", "writing", "asked", "asked"]  # of lives, in turn
 OPTIONS = """
     --features 16 --ff-features 16 --num-heads 2 --encoder-layers 1 --decoder-layers 1
     --dropout-rate 0.1 --vocab-size 400 --builtin-pairs 300 --held-out 8 --rows 4 --row-length 64
@@ -46,9 +46,6 @@ def train(folder: Path, steps: int) -> subprocess.Popen:
         return subprocess.Popen(
             [*command, *OPTIONS], cwd=ROOT, env=os.environ | cache, stdout=log, stderr=log
         )
-
-
-MOMENTS = ["starting", "training", "writing", "writing", "asked", "asked"]
 
 
 def live(folder: Path, steps: int, when: str, chance: random.Random, startup: float) -> int:

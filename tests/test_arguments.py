@@ -93,7 +93,7 @@ def test_options_of_sampling_without_it_are_refused(tmp_path, capsys, option):
 
 
 def test_a_model_kept_with_such_an_option_is_not_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"decoding": {"top_k": 5}}')
+    (tmp_path / "config.json").write_text('{"format_version": 2, "decoding": {"top_k": 5}}')
     command = flaxattn_main._parse(["translate", str(tmp_path), "a"])
     assert command.decoding == DecodingConfig(top_k=5)
 

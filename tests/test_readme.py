@@ -14,7 +14,7 @@ PAGES = {
 
 
 def code(text):
-    """The blocks of code without comments; of the house, whose fence is bare, the first column."""
+    """The blocks of code without comments; of the layout, whose fence is bare, a column."""
     comments = {"": r"\s{3,}.*"}
     return [
         [re.sub(comments.get(block.info, r"\s+#.*"), "", line) for line in block.text.split("\n")]

@@ -24,6 +24,7 @@ with sturdy_streams(output=True):
         progress.show(1, "loss 1")
         progress.advance()
     print("done", file=sys.stderr)
+    assert not sys.stdin.read()
     with open(sys.argv[1], "w") as file:  # takes the lowest number that is free
         file.write("kept")
         print("on the screen")

@@ -18,6 +18,7 @@ import pytest
 from run_cases import decode_to, tiny
 
 from flaxattn.__main__ import main
+from flaxattn.translation.commands import kept_decoding
 from flaxattn.translation.storage.checkpoints import Checkpoints
 from flaxattn.translation.trained import loading
 from flaxattn.translation.trained.record import read_run, run_name
@@ -92,6 +93,7 @@ def of_run(config, folder, part=None):
     """What each reader gives of a run's folder, or of those parts that lie in one folder there."""
     readers = {
         "model": lambda: of_model(loading.load, folder),
+        "decoding": lambda: kept_decoding(folder),
         "models": lambda: of_model(loading.load_run, folder),
         "checkpoints": lambda: of_resuming(config, folder),
         "test": lambda: of_command("score", folder),

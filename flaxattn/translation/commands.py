@@ -242,7 +242,7 @@ class Score:
 
         folder = self.files[0]
         kept = read_run(folder).data.bleu_tokenizer if has_begun(folder) else "13a"
-        read_result(folder)  # if it is as it was written
+        read_result(folder)  # raises where the test split is not as it was written
         tokenizer = self.bleu_tokenizer or kept
         return folder / TEST["hypothesis"], folder / TEST["reference"], tokenizer
 
@@ -282,12 +282,20 @@ class Export:
 def kept_decoding(folder: Path) -> DecodingConfig:
     """How the model in `folder` is to be decoded, as far as its `config.json` says.
 
+    Of an exported model this is checked against the manifest when it is loaded.
+
     Raises:
       ValueError if that is damaged.
     """
+    from flaxattn.translation.trained.loading import is_exported
+    from flaxattn.translation.trained.record import read_run
+
     path = folder / CONFIG
-    kept = read_object(path).get("decoding", {}) if path.is_file() else {}
-    return from_older(DecodingConfig, kept, f"{path}, decoding")
+    if not path.is_file():
+        return DecodingConfig()
+    if not is_exported(folder):
+        return read_run(folder).decoding
+    return from_older(DecodingConfig, read_object(path).get("decoding", {}), f"{path}, decoding")
 
 
 def check_apart(written: Mapping[str, Path | int], read: Mapping[str, Path | int]) -> None:
@@ -316,8 +324,9 @@ def _same_file(one: Path | int, other: Path | int) -> bool:
 
 def _of_limit(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    several = "s" * (len(numbers) > 1)
     return (
-        f"{len(numbers)} translations (of text {shown}) ended at the limit of their length; "
+        f"{len(numbers)} translation{several} (of text {shown}) ended at the limit of length; "
         "--max-ratio raises it"
     )
 

@@ -137,9 +137,9 @@ def sturdy_streams(*, output: bool) -> Iterator[None]:
     """
     for number in range(3):
         _open_if_closed(number)
-    former = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (
-        _reopened(stream, number) for number, stream in ((1, former[0]), (2, former[1]))
+    former = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = (
+        _reopened(stream, number) for number, stream in enumerate(former)
     )
     if output:
         sys.stdout = SturdyStream(sys.stdout)
@@ -149,7 +149,7 @@ def sturdy_streams(*, output: bool) -> Iterator[None]:
     finally:
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             _settle(stream, number)
-        sys.stdout, sys.stderr = former
+        sys.stdin, sys.stdout, sys.stderr = former
 
 
 class SturdyStream(io.TextIOBase):
@@ -199,8 +199,8 @@ def _open_if_closed(number: int) -> None:
 
 
 def _reopened(stream: TextIO | None, number: int) -> TextIO:
-    """The stream; what Python has none for, since it was closed, goes nowhere."""
-    return stream or open(number, "w", encoding="utf-8", closefd=False)
+    """The stream; one that Python has not, since it was closed, holds nothing, or goes nowhere."""
+    return stream or open(number, "w" if number else "r", encoding="utf-8", closefd=False)
 
 
 def _settle(stream: TextIO | SturdyStream, number: int) -> None:

@@ -14,7 +14,7 @@ import sentencepiece
 __all__ = ["SPACE", "SubwordDropout"]
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for the space before a word
-SIGN = "\ud800"  # stands for that sign where a text has it; no text has a lone surrogate
+STAND_IN = "\ud800"  # stands for that sign where a text has it; no text has a lone surrogate
 LONG = 40  # characters of words that are too rare, and of too many spellings, to be remembered
 POOL = 4096  # random numbers drawn at once
 
@@ -48,7 +48,7 @@ class SubwordDropout:
           seed: integers; the outcome depends on the arguments alone.
         """
         rng = np.random.default_rng(list(seed))
-        words = [[w for w in text.replace(SPACE, SIGN).split(" ") if w] for text in texts]
+        words = [[w for w in text.replace(SPACE, STAND_IN).split(" ") if w] for text in texts]
         first = iter(rng.geometric(dropout, sum(map(len, words))).tolist())
         later = _endless(rng, dropout)
         rows = []
@@ -97,7 +97,7 @@ class SubwordDropout:
     def _ids_of(self, symbol: str) -> list[int]:
         if symbol in self._ids:
             return [self._ids[symbol]]
-        return [self._byte_ids[byte] for byte in symbol.replace(SIGN, SPACE).encode()]
+        return [self._byte_ids[byte] for byte in symbol.replace(STAND_IN, SPACE).encode()]
 
 
 def _endless(rng: np.random.Generator, dropout: float) -> Iterator[int]:

@@ -24,17 +24,17 @@ def read_run(folder: Path) -> RunConfig:
       ValueError if it, the tokenizer or what the run started from is damaged or of another run;
       FileNotFoundError if there is none.
     """
-    path = folder / CONFIG
-    kept, data = read_sealed(path), read_data(folder)
+    config = folder / CONFIG
+    kept, data = read_sealed(config), read_data(folder)
     if kept.pop("run", None) != (data.get("run") if "start" in data else None):
-        raise DamagedError(f"{path} and {folder / DATA} are not of the same run.")
+        raise DamagedError(f"{config} and {folder / DATA} are not of the same run.")
     for field, name in DIGESTS.items():
-        if (digest := data.get(field)) and sha256(folder / name) != digest:
-            raise DamagedError(
-                f"{folder / name}: damaged; its SHA-256 is not that in {folder / DATA}. "
-                "Restore the file, or name another folder."
-            )
-    return from_json(kept, str(path))
+        path, digest = folder / name, data.get(field)
+        if digest and (not path.exists() or sha256(path) != digest):
+            damage = f"damaged; its SHA-256 is not that in {folder / DATA}"
+            problem = damage if path.exists() else "is missing"
+            raise DamagedError(f"{path}: {problem}. Restore the file, or name another folder.")
+    return from_json(kept, str(config))
 
 
 def read_data(folder: Path) -> dict[str, Any]:

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-import tensorboardX
-
 from flaxattn.translation.storage.files import read_regular, write_whole
 from flaxattn.translation.storage.layout import LOG, SPEED, TENSORBOARD
 
@@ -27,6 +25,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
+        import tensorboardX  # so late that commands which train nothing do not wait for it
+
         self._log, self._speed = (_reopened(folder / name, start) for name in (LOG, SPEED))
         self._board = tensorboardX.SummaryWriter(
             str(folder / TENSORBOARD), purge_step=start + 1, write_to_disk=True

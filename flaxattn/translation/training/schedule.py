@@ -60,7 +60,8 @@ def describe(config: TrainingConfig) -> str:
     after = f"after step {stage.begin}, where it was 0, " if stage.begin else ""
     falls = ", falls with the inverse square root of the step" if step < config.steps else ""
     cools = min(stage.cooldown, config.steps - stage.begin)
-    end = f", and in the last {cools} steps linearly to 0" if cools else ""
+    last = "step" if cools == 1 else f"{cools} steps"
+    end = f", and in the last {last} linearly to 0" if cools else ""
     return f"Learning rate: {after}rises to {rate:.3g} at step {step}{falls}{end}."
 
 
