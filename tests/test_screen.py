@@ -108,10 +108,11 @@ def test_every_end_has_its_code(error, code, capsys):
 def test_output_that_was_asked_for_is_not_lost_in_silence(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text("A house .\n")
-    command = '"$0" -m flaxattn score a b >/dev/full'
-    words = ["bash", "-c", command, sys.executable]
-    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (1, "error: [Errno 28] No space left on device\n")
+    for screen, told in ((">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")):
+        command = f'"$0" -m flaxattn score a b {screen}'
+        words = ["bash", "-c", command, sys.executable]
+        ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1 and ended.stderr.endswith(f"{told}\n")
 
 
 def test_streams_are_the_former_ones_afterwards():

@@ -4,11 +4,9 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
-import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -16,13 +14,12 @@ import tyro
 
 from flaxattn.ranges import Range, check_fields
 from flaxattn.translation.config import DecodingConfig, to_json
+from flaxattn.translation.screen import printable
+from flaxattn.translation.storage.apart import check_apart, check_outside, with_partial
 from flaxattn.translation.storage.files import replacing
 from flaxattn.translation.storage.json_data import from_older, read_object
 from flaxattn.translation.storage.layout import (
     CONFIG,
-    EXPORTED,
-    OF_EXPORTED,
-    OF_RUN,
     TEST,
 )
 from flaxattn.translation.text.lines import read_lines
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     from flaxattn.translation.decoding.translator import Translation
     from flaxattn.translation.trained.loading import Loaded
 
-__all__ = ["Export", "Score", "Translate", "check_apart", "kept_decoding"]
+__all__ = ["Export", "Score", "Translate", "kept_decoding"]
 
 STDIN, STDOUT = 0, 1
 
@@ -84,7 +81,7 @@ class Translate:
         self._check_explained(len(self.texts))
         if self.input:
             check_kind(self.input)
-        check_apart(*self._files())
+        self._check_files()
         with _opened(self.output) as output:
             loaded = self._loaded()
             explained = self._translate(loaded, output)
@@ -112,19 +109,16 @@ class Translate:
             _say(_of_limit(at_limit))
         return explained
 
-    def _files(self) -> tuple[dict[str, Path | int], dict[str, Path | int]]:
-        """What is written and what is read, by what people call it."""
-        written: dict[str, Path | int] = {"--output": self.output or STDOUT}
+    def _check_files(self) -> None:
+        """Raises ValueError if something would be written over what is read or kept."""
+        written: dict[str, Path | int] = {"standard output": STDOUT}
+        if self.output:
+            written = with_partial("--output", self.output)
         if self.explain:
-            written["--explain"] = self.explain
-        read: dict[str, Path | int] = {
-            f"the model's {path / name}": path / name
-            for path in (self.folder, self.folder / EXPORTED)
-            for name in OF_RUN | OF_EXPORTED
-        }
+            written |= with_partial("--explain", self.explain)
+        check_outside(written, self.folder)
         if not self.texts:
-            read["--input"] = self.input or STDIN
-        return written, read
+            check_apart(written, {"--input": self.input or STDIN})
 
     def _check_explained(self, texts: int) -> None:
         """Raises ValueError if so many texts cannot be explained, if they are to be."""
@@ -184,7 +178,9 @@ class Translate:
             yield from chunks(sys.stdin.buffer, "standard input")
 
     def _line(self, translation: "Translation") -> str:
-        return f"{translation.score:.4f}\t" * self.scores + f"{translation.text}\n"
+        seen = not self.output and sys.stdout.isatty()
+        text = printable(translation.text) if seen else translation.text
+        return f"{translation.score:.4f}\t" * self.scores + f"{text}\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +259,12 @@ class Export:
         """Writes the folder, or refuses."""
         from flaxattn.translation.trained.exporting import check_target, export
         from flaxattn.translation.trained.loading import is_exported, load
-        from flaxattn.translation.trained.record import read_result, read_run, run_name
+        from flaxattn.translation.trained.record import (
+            is_outdated,
+            read_result,
+            read_run,
+            run_name,
+        )
 
         if is_exported(self.run_folder):
             raise ValueError(f"{self.run_folder} is an exported model already; copy it.")
@@ -273,7 +274,7 @@ class Export:
             self.folder,
             loaded,
             run=to_json(read_run(self.run_folder)),
-            result=read_result(self.run_folder),
+            result={} if is_outdated(self.run_folder) else read_result(self.run_folder),
             name=run_name(self.run_folder),
         )
         _say(f"wrote {self.folder}; {self.folder / 'README.md'} tells of it")
@@ -298,30 +299,6 @@ def kept_decoding(folder: Path) -> DecodingConfig:
     return from_older(DecodingConfig, read_object(path).get("decoding", {}), f"{path}, decoding")
 
 
-def check_apart(written: Mapping[str, Path | int], read: Mapping[str, Path | int]) -> None:
-    """Raises ValueError if something written is also read, or written twice, under any name.
-
-    Args:
-      written, read: paths or descriptors of open files, by what people call them.
-    """
-    for number, (name, path) in enumerate(written.items()):
-        earlier = list(written.items())[:number]
-        for other_name, other in [*read.items(), *earlier]:
-            if _same_file(path, other):
-                raise ValueError(f"{name}: is the same file as {other_name}. Name another one.")
-
-
-def _same_file(one: Path | int, other: Path | int) -> bool:
-    """Whether two are the same regular file, or will be."""
-    try:
-        found = os.stat(one), os.stat(other)
-    except OSError:
-        if isinstance(one, int) or isinstance(other, int):
-            return False
-        return one.resolve() == other.resolve()
-    return os.path.samestat(*found) and stat.S_ISREG(found[0].st_mode)
-
-
 def _of_limit(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
     several = "s" * (len(numbers) > 1)
@@ -332,7 +309,7 @@ def _of_limit(numbers: list[int]) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"flaxattn: {text}", file=sys.stderr, flush=True)
+    print(printable(f"flaxattn: {text}"), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

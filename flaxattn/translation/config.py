@@ -220,6 +220,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         model, r_drop = self.model, self.training.r_drop
         rates = (model.dropout_rate, model.attention_dropout_rate, model.activation_dropout_rate)
+        if model.positions == "learned" and model.max_positions < self.training.row_length:
+            raise FieldError(
+                "max_positions",
+                f"is {model.max_positions}; expected at least as many as --row-length, "
+                f"{self.training.row_length}: later positions would have nothing of their own.",
+            )
         if r_drop and not any(rates):
             raise FieldError(
                 "r_drop",

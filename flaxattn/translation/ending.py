@@ -14,7 +14,7 @@ __all__ = ["EXIT_CODES", "exit_code"]
 FAILED, WRONG_INPUT, KEPT, ABORTED, UNREAD = 1, 2, 75, 130, 141
 EXIT_CODES = """Exit codes: 0 done, 1 failed (no room, folder gone, no finite loss), 2 wrong input,
 75 interrupted and kept, 130 interrupted outside training, 141 nobody reads the output."""
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 def exit_code(command: Callable[[], None], *, debug: bool = False) -> int:
@@ -46,7 +46,7 @@ def _is_failure(error: Exception) -> bool:
     """Whether the input was right, and something else was not."""
     if isinstance(error, SaveError | DivergedError):
         return True
-    return isinstance(error, OSError) and error.errno in NO_ROOM
+    return isinstance(error, OSError) and error.errno in NOT_WRITTEN
 
 
 def _say(text: str) -> None:

@@ -34,6 +34,7 @@ def completed(config: RunConfig, preset: RunConfig, given: Set[str]) -> tuple[Ru
     remarks: list[str] = []
     kept = _readable(kept_run, config.output)
     if kept:
+        _check_end(config, kept, given)
         training = going_on(config.training, kept, given)
     else:
         training, remarks = scaled(config.training, preset.training, given)
@@ -43,6 +44,16 @@ def completed(config: RunConfig, preset: RunConfig, given: Set[str]) -> tuple[Ru
         model = starting_from(model, known, start, given) if known else model
     data = own_paths(config.data, given)
     return dataclasses.replace(config, model=model, data=data, training=training), remarks
+
+
+def _check_end(config: RunConfig, kept: Kept, given: Set[str]) -> None:
+    """Raises ValueError if a run would get another end that nobody asked for."""
+    steps, wanted = kept.config.training.steps, config.training.steps
+    if steps != wanted and "steps" not in given:
+        raise ValueError(
+            f"{config.output} holds a run of {steps} steps. To go on with it give --steps {steps}, "
+            f"to train on --steps {wanted}; or name another folder with --output."
+        )
 
 
 def scaled(

@@ -73,6 +73,7 @@ def run(
     if not stop_before_training:
         check_folder(config)
     prepared = prepare(config, None if stop_before_training else Path(config.output), screen.say)
+    config = _normalized(config, prepared, screen)
     _describe(prepared, config, remarks, screen)
     config = _limited(config, prepared.train.lengths, screen)
     check_translating(prepared.model, prepared.tokenizer, _sources(prepared), config.decoding)
@@ -124,6 +125,14 @@ def _describe(
     screen.say(describe(training))
     if warning := shortfall(training):
         screen.warn(warning)
+
+
+def _normalized(config: RunConfig, prepared: Prepared, screen: Screen) -> RunConfig:
+    """The configuration with the normalisation that the tokenizer has, whoever made it."""
+    how = prepared.tokenizer.normalization
+    if how != config.data.normalization:
+        screen.say(f"Text is normalised as the tokenizer has it: --normalization {how}.")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, normalization=how))
 
 
 def _limited(config: RunConfig, lengths: np.ndarray, screen: Screen) -> RunConfig:

@@ -136,7 +136,8 @@ def sturdy_streams(*, output: bool) -> Iterator[None]:
       output: whether standard output is for a person too, not for what was asked for.
     """
     for number in range(3):
-        _open_if_closed(number)
+        # What was asked for must not be lost in silence: there writing fails.
+        _open_if_closed(number, os.O_RDONLY if number == 1 and not output else os.O_RDWR)
     former = sys.stdin, sys.stdout, sys.stderr
     sys.stdin, sys.stdout, sys.stderr = (
         _reopened(stream, number) for number, stream in enumerate(former)
@@ -191,11 +192,11 @@ class SturdyStream(io.TextIOBase):
         return self.beneath.fileno()
 
 
-def _open_if_closed(number: int) -> None:
+def _open_if_closed(number: int, flags: int) -> None:
     try:
         os.fstat(number)
     except OSError:
-        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        os.open(os.devnull, flags)  # takes the lowest number that is free: this one
 
 
 def _reopened(stream: TextIO | None, number: int) -> TextIO:

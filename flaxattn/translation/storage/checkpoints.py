@@ -153,7 +153,7 @@ class _Kept(abc.ABC):
                 about = verify(folder)
                 self._check_ours(step, about)
             except DamagedError as error:
-                self._warn(f"{error}. Skipped {folder}.")
+                self._warn(f"{str(error).rstrip('.')}. Skipped {folder}.")
             else:
                 yield step, about
 

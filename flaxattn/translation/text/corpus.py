@@ -167,8 +167,9 @@ def _chosen(source: str, targets: list[str]) -> str:
 
 
 def _builtin_corpus(config: DataConfig) -> Corpus:
+    held_out = min(config.held_out, max(config.builtin_pairs // 10, 1))
     return Corpus(
         builtin.pairs("train", config.builtin_pairs),
-        builtin.pairs("valid", min(500, config.held_out)),
-        builtin.pairs("test", config.held_out),
+        builtin.pairs("valid", min(500, held_out)),
+        builtin.pairs("test", held_out),
     )

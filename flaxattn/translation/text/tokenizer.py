@@ -16,6 +16,8 @@ from flaxattn.translation.text.subword_dropout import SPACE, SubwordDropout
 
 __all__ = ["Tokenizer"]
 
+MOST_BYTES = 2**28  # of a file
+
 STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # characters for private use
 
 
@@ -79,8 +81,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """The tokenizer kept in a file."""
-        return cls(read_regular(path))
+        """The tokenizer kept in a file. Raises ValueError if that is empty or much too large."""
+        model = read_regular(path, MOST_BYTES)
+        if not model:
+            raise ValueError(f"{path}: is empty; expected a SentencePiece model.")
+        return cls(model)
 
     def save(self, path: Path) -> None:
         """Writes a standard SentencePiece model file."""

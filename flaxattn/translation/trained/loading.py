@@ -22,7 +22,7 @@ from flaxattn.translation.storage.layout import (
 from flaxattn.translation.storage.manifest import DamagedError, sha256, verify
 from flaxattn.translation.storage.weights import check_weights, read_header, read_weights
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.trained.record import read_run, run_name
+from flaxattn.translation.trained.record import is_outdated, read_run, run_name
 
 __all__ = [
     "FORMAT",
@@ -53,12 +53,14 @@ class Loaded(NamedTuple):
 def load(folder: Path) -> Loaded:
     """The model in an exported folder; or that of a run: what it exported, else what it kept.
 
+    What a run exported before it was continued is not its model any more.
+
     Raises:
       ValueError or FileNotFoundError if there is none, or it is damaged.
     """
     if is_exported(folder):
         return load_exported(folder)
-    if (folder / EXPORTED).exists():
+    if (folder / EXPORTED).exists() and not is_outdated(folder):
         return load_exported(folder / EXPORTED, run_name(folder))
     return load_run(folder)
 

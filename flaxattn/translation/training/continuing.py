@@ -5,10 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from flaxattn.translation.config import RunConfig, TrainingConfig
-from flaxattn.translation.storage.layout import CHECKPOINTS
-from flaxattn.translation.storage.manifest import DamagedError, read_manifest
-from flaxattn.translation.trained.record import has_begun, read_run, run_name
+from flaxattn.translation.config import DecodingConfig, RunConfig, TrainingConfig
+from flaxattn.translation.trained.record import has_begun, read_run, steps_made
 from flaxattn.translation.training.schedule import same_until
 
 __all__ = ["Kept", "check_schedule", "continued", "kept_run"]
@@ -32,7 +30,7 @@ def kept_run(folder: Path) -> Kept | None:
     Raises:
       ValueError if it is damaged.
     """
-    return Kept(read_run(folder), _steps_made(folder)) if has_begun(folder) else None
+    return Kept(read_run(folder), steps_made(folder)) if has_begun(folder) else None
 
 
 def continued(config: RunConfig) -> RunConfig:
@@ -44,7 +42,8 @@ def continued(config: RunConfig) -> RunConfig:
     with contextlib.suppress(ValueError, OSError):  # told of when the folder is checked
         kept = kept_run(Path(config.output))
         if kept is not None:
-            return dataclasses.replace(config, training=_continued(config.training, kept))
+            training = _continued(config.training, kept)
+            return dataclasses.replace(config, training=training, decoding=_limited(config, kept))
     return config
 
 
@@ -65,6 +64,13 @@ def check_schedule(kept: Kept, config: TrainingConfig, folder: Path) -> None:
         )
 
 
+def _limited(config: RunConfig, kept: Kept) -> DecodingConfig:
+    """How translations are sought: with the limit that was chosen when the run began."""
+    if config.decoding.max_ratio is not None:
+        return config.decoding
+    return dataclasses.replace(config.decoding, max_ratio=kept.config.decoding.max_ratio)
+
+
 def _continued(wanted: TrainingConfig, kept: Kept) -> TrainingConfig:
     before = kept.config.training
     ends, cooldowns = before.ended_at, before.cooled_for
@@ -77,14 +83,3 @@ def _scheduled(before: TrainingConfig, wanted: TrainingConfig) -> TrainingConfig
     """`before` with the end and the cool-down that are wanted now."""
     names = ("steps", "cooldown_steps", "ended_at", "cooled_for")
     return dataclasses.replace(before, **{name: getattr(wanted, name) for name in names})
-
-
-def _steps_made(folder: Path) -> int:
-    """The last step of which the run has a checkpoint, whole or not."""
-    made, checkpoints = [0], folder / CHECKPOINTS
-    for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
-        with contextlib.suppress(DamagedError):
-            about = read_manifest(path)["about"]
-            if path.name == str(about.get("step")) and about.get("run") == run_name(folder):
-                made.append(int(path.name))
-    return max(made)

@@ -52,6 +52,7 @@ class Keeping:
         with self._not_lost(state, progress, log, validated):
             if validated:
                 self._models.save(int(state.step), state.model, progress["history"][-1])
+            log.mend()
             self._models.wait()  # so that no checkpoint is without the models before it
             self._checkpoints.save(int(state.step), state, progress)
 
@@ -62,6 +63,7 @@ class Keeping:
           state, progress, log: after the last step, which was validated.
         """
         with self._not_lost(state, progress, log, True):
+            log.mend()
             params = self._models.average(state.model)
             self._checkpoints.wait()
         expected, found = min(self._config.average, len(progress["history"])), self._models.steps()

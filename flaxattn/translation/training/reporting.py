@@ -27,6 +27,7 @@ class RunLog:
     def __init__(self, folder: Path, start: int = 0) -> None:
         import tensorboardX  # so late that commands which train nothing do not wait for it
 
+        self._folder = folder
         self._log, self._speed = (_reopened(folder / name, start) for name in (LOG, SPEED))
         self._board = tensorboardX.SummaryWriter(
             str(folder / TENSORBOARD), purge_step=start + 1, write_to_disk=True
@@ -51,6 +52,17 @@ class RunLog:
         """What is in the files, which are readable here even if someone has deleted them."""
         files = {LOG: self._log.fileno(), SPEED: self._speed.fileno()}
         return {name: os.pread(file, os.fstat(file).st_size, 0) for name, file in files.items()}
+
+    def mend(self) -> None:
+        """Writes the files anew that someone has deleted meanwhile, if their folder is there."""
+        gone = [name for name in self.contents() if not (self._folder / name).exists()]
+        if gone and self._folder.is_dir():
+            contents = self.contents()
+            for name in gone:
+                write_whole(self._folder / name, contents[name])
+            self._log, self._speed = (
+                (self._folder / name).open("a+", encoding="utf-8") for name in (LOG, SPEED)
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -196,7 +196,9 @@ def _check_writable(folder: Path) -> None:
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[TextIO]:
     """Keeps other processes out of the folder while the block runs, or is kept out by one."""
-    with (folder / LOCK).open("a+") as lock:
+    # A link in its place would lead elsewhere what is written here.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(folder / LOCK, flags, 0o666), "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -214,9 +216,16 @@ def _held(folder: Path) -> Iterator[TextIO]:
 
 def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The settings that differ and matter to the steps already made."""
-    kept, wanted = (d["data"] | d["model"] | d["training"] for d in map(portable, (kept, wanted)))
+    if (ratio := wanted["decoding"]["max_ratio"]) is None:  # chosen by the run itself
+        ratio = kept["decoding"]["max_ratio"]
+    limits = {"max_ratio": kept["decoding"]["max_ratio"]}, {"max_ratio": ratio}
+    kept, wanted = (
+        d["data"] | d["model"] | d["training"] | limit
+        for d, limit in zip(map(portable, (kept, wanted)), limits, strict=True)
+    )
     free = CHANGE_NO_MODEL | SCHEDULE | OF_PAIRS
     free |= OF_SCORES if kept["metric"] != "bleu" else set()
+    free |= {"max_ratio"} if kept["metric"] == "nll" else set()
     return _differing(kept, wanted, (kept.keys() | wanted.keys()) - free)
 
 
