@@ -58,6 +58,8 @@ class RunLog:
         gone = [name for name in self.contents() if not (self._folder / name).exists()]
         if gone and self._folder.is_dir():
             contents = self.contents()
+            self._log.close()
+            self._speed.close()
             for name in gone:
                 write_whole(self._folder / name, contents[name])
             self._log, self._speed = (
