@@ -100,7 +100,8 @@ def test_import_loads_nothing_beyond_flax_optax_and_chex():
     ours = modules_after("import flaxattn")
     theirs = modules_after("import flax.linen, optax, chex")
     packages = {name.split(".")[0] for name in ours - theirs}
-    assert {name for name in packages if name not in sys.stdlib_module_names} <= {"flaxattn"}
+    others = {name for name in packages if name not in sys.stdlib_module_names}
+    assert others <= {"flaxattn", "jax"}  # of jax its export, which flax need not have loaded
 
 
 def test_the_package_says_that_it_is_typed():

@@ -128,7 +128,8 @@ def test_a_number_outside_its_range_is_refused_on_the_command_line(capsys, part,
     kind = typing.get_type_hints(PARTS[part])[name]
     odd = ["nan", "inf", "-inf", "1e999"]
     for word in words_outside(within) + odd:
-        error = refusal(capsys, main, PRESETS, ["tiny", option, word])
+        # Joined, since by itself argparse takes -inf for an option.
+        error = refusal(capsys, main, PRESETS, ["tiny", f"{option}={word}"])
         assert option in error, word
         if word not in odd or float in leaves(kind):
             assert f"error: {option} is " in error and f"expected {within}." in error, word
