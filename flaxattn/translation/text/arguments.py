@@ -12,9 +12,6 @@ __all__ = ["paths_at_home", "check_words"]
 def check_words(words: Sequence[str]) -> None:
     """Raises ValueError naming the first word that is not valid UTF-8, or no name of an option."""
     for number, word in enumerate(words, 1):
-        if word.startswith("-") and not word.isprintable():
-            shown = word.encode("unicode_escape", "surrogatepass").decode()
-            raise ValueError(f"argument {number}, {shown}: no option has such a name.")
         try:
             word.encode()
         except UnicodeEncodeError as error:
@@ -23,6 +20,9 @@ def check_words(words: Sequence[str]) -> None:
                 f"argument {number}, {shown}: invalid UTF-8 at character {error.start}; give text "
                 "and names of files in UTF-8."
             ) from None
+        if word.startswith("-") and not word.isprintable():
+            shown = word.encode("unicode_escape").decode()
+            raise ValueError(f"argument {number}, {shown}: no option has such a name.")
 
 
 def paths_at_home(command: Any) -> Any:
