@@ -365,8 +365,8 @@ def test_too_few_pairs_to_hold_out_is_an_error_that_says_what_to_do(tmp_path):
 
 
 def test_without_files_the_built_in_corpus_is_drawn():
-    corpus = load_corpus(DataConfig(builtin_pairs=60, held_out=12))
+    corpus = load_corpus(DataConfig(builtin_pairs=120, held_out=12))
     train, valid, test = map(sources, corpus)
-    assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (60, 12, 12)
+    assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (120, 12, 12)
     assert not (train & valid or train & test or valid & test)
     assert all(source and target and source != target for source, target in corpus.train)
