@@ -55,9 +55,9 @@ class RunLog:
 
     def mend(self) -> None:
         """Writes the files anew that someone has deleted meanwhile, if their folder is there."""
-        gone = [name for name in self.contents() if not (self._folder / name).exists()]
+        contents = self.contents()
+        gone = [name for name in contents if not (self._folder / name).exists()]
         if gone and self._folder.is_dir():
-            contents = self.contents()
             self._log.close()
             self._speed.close()
             for name in gone:
