@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.search import Hypotheses, beam_search, greedy
+from flaxattn.search import Hypotheses, Lengths, SpecialTokens, beam_search, greedy
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.devices import data_mesh, describe_devices, keep_memory, place, split_cpu
@@ -36,6 +36,7 @@ from flaxattn.translation.parameters.initial import init_params
 
 ROUNDS, BATCH, SOURCE, LENGTH = 5, 64, 24, 32
 PAD, BOS, EOS = 0, 1, 2
+IDS = SpecialTokens(BOS, EOS, PAD)
 BEAMS = (1, 5)
 
 
@@ -70,9 +71,8 @@ def cached(problem: Problem, beam_size: int) -> Callable[[], np.ndarray]:
             params,
             *rows,
             config=DecodingConfig(beam_size=beam_size),
-            max_length=problem.length,
-            bos_id=BOS,
-            eos_id=EOS,
+            padded_length=problem.length,
+            special_tokens=IDS,
             mesh=mesh,
         )
         return np.asarray(found.tokens[:, 0])
@@ -90,7 +90,7 @@ def uncached(problem: Problem, beam_size: int) -> Callable[[], np.ndarray]:
         encoded = apply(source, segments, deterministic=True, method="encode")
         encoded, segments = (jnp.repeat(x, beam_size, axis=0) for x in (encoded, segments))
 
-        def step(tokens: jax.Array, index: jax.Array, prefixes: jax.Array) -> Any:
+        def decode_step(tokens: jax.Array, index: jax.Array, prefixes: jax.Array) -> Any:
             prefixes = prefixes.at[:, index].set(tokens)
             decoded = apply(
                 prefixes,
@@ -104,12 +104,12 @@ def uncached(problem: Problem, beam_size: int) -> Callable[[], np.ndarray]:
 
         batch = len(source)
         exactly = jnp.full(batch, problem.length)
-        lengths = {"limits": exactly, "minimums": exactly, "max_length": problem.length}
-        ids = {"bos_id": BOS, "eos_id": EOS, "pad_id": PAD}
+        lengths = Lengths(exactly, exactly, padded_length=problem.length)
+        asked: Any = {"batch_size": batch, "special_tokens": IDS, "lengths": lengths}
         state = jnp.full((batch, problem.length), PAD, jnp.int32)
         if beam_size == 1:
-            return greedy(step, state, batch=batch, **ids, **lengths)
-        return beam_search(step, state, batch=batch, beam_size=beam_size, **ids, **lengths)
+            return greedy(decode_step, state, **asked)
+        return beam_search(decode_step, state, **asked, beam_size=beam_size)
 
     rows = PartitionSpec("data")
     specs = {"in_specs": (PartitionSpec(), rows), "out_specs": rows, "check_vma": False}

@@ -10,6 +10,7 @@ from flaxattn.attention import attend as attend
 from flaxattn.attention import attend_head as attend_head
 from flaxattn.attention import attend_with_stats as attend_with_stats
 from flaxattn.attention import attention_weights as attention_weights
+from flaxattn.layers import CachePosition as CachePosition
 from flaxattn.layers import Decoder as Decoder
 from flaxattn.layers import DecoderLayer as DecoderLayer
 from flaxattn.layers import Encoder as Encoder

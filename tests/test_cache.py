@@ -12,6 +12,7 @@ import pytest
 from test_attend import compilations
 
 from flaxattn import (
+    CachePosition,
     Decoder,
     DecoderLayer,
     Encoder,
@@ -55,6 +56,10 @@ def parameters(module, *inputs):
     return jax.tree.map(lambda leaf: (0.4 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
 
 
+def cache_at(index, length=None):
+    return {"cache_position": CachePosition(index, length)}
+
+
 def call(module, params, cache, *inputs, **keywords):
     """(output, cache) of one call that may write the cache."""
     variables = {"params": params} | ({} if cache is None else {"cache": cache})
@@ -65,7 +70,7 @@ def call(module, params, cache, *inputs, **keywords):
 
 
 def in_chunks(chunks, step, x):
-    """The outputs of `step(cache, x of the chunk, cache_index)`, one chunk after another."""
+    """The outputs of `step(cache, x of the chunk, index)`, one chunk after another."""
     cache, outputs, start = None, [], 0
     for length in chunks:
         output, cache = step(cache, x[:, start : start + length], jnp.asarray(start))
@@ -75,13 +80,13 @@ def in_chunks(chunks, step, x):
     return np.concatenate(outputs, axis=1), cache
 
 
-def assert_chunks_equal_one_pass(layer, mask, chunks, *, batch=B, cache_len=T):
+def assert_chunks_equal_one_pass(layer, mask, chunks, *, batch=B, cache_length=T):
     x = normal(batch, T, D)
     params = parameters(layer, x)
 
     @jit
     def step(cache, x, index):
-        return call(layer, params, cache, x, mask=mask, cache_index=index, cache_len=cache_len)
+        return call(layer, params, cache, x, mask=mask, **cache_at(index, cache_length))
 
     output, cache = in_chunks(chunks, step, x)
     close(output, layer.apply({"params": params}, x, mask=mask, deterministic=True))
@@ -122,7 +127,7 @@ def test_the_mask_of_training_serves_two_uneven_chunks_and_single_tokens(mask):
 )
 def test_every_kind_of_attention_token_by_token(settings):
     layer = MultiHeadAttention(4, qkv_features=16, **settings)
-    assert_chunks_equal_one_pass(layer, causal() & sliding_window(3), [1] * T, cache_len=11)
+    assert_chunks_equal_one_pass(layer, causal() & sliding_window(3), [1] * T, cache_length=11)
 
 
 def test_a_batch_of_one_and_a_prompt_that_fills_the_cache():
@@ -132,8 +137,8 @@ def test_a_batch_of_one_and_a_prompt_that_fills_the_cache():
 def test_without_a_mask_all_that_is_written_is_seen():
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     params = parameters(layer, x)
-    _, cache = call(layer, params, None, x[:, :4], cache_index=0, cache_len=11)
-    output, _ = call(layer, params, cache, x[:, 4:], cache_index=4)
+    _, cache = call(layer, params, None, x[:, :4], **cache_at(0, 11))
+    output, _ = call(layer, params, cache, x[:, 4:], **cache_at(4))
     close(output, layer.apply({"params": params}, x, deterministic=True)[:, 4:])
 
 
@@ -142,12 +147,12 @@ def test_each_example_has_an_index_of_its_own():
     layer, x, mask = MultiHeadAttention(2, rotary=True), normal(B, T, D), causal()
     params = parameters(layer, x)
     expected = layer.apply({"params": params}, x, mask=mask, deterministic=True)
-    step = jit(functools.partial(call, layer, params, mask=mask, cache_len=9))
+    step = jit(functools.partial(call, layer, params, mask=mask))
     index, cache = np.array([0, 0, 0]), None
     for advance in ([0, 1, 2], [2, 0, 1], [1, 1, 1], [1, 0, 0], [0, 2, 1]):
         rows = np.arange(B)[:, None]
         cells = index[:, None] + np.arange(2)
-        output, cache = step(cache, x[rows, cells], cache_index=index)
+        output, cache = step(cache, x[rows, cells], **cache_at(index, 9))
         close(output, expected[rows, cells])
         index = index + advance
 
@@ -160,12 +165,12 @@ def test_ragged_prompts_go_on_from_their_own_lengths():
     padded = np.where((np.arange(4) < prompt_lengths[:, None])[..., None], x[:, :4], np.nan)
     expected = layer.apply({"params": params}, x, mask=causal(), deterministic=True)
     step = functools.partial(call, layer, params, mask=causal())
-    prefilled, cache = step(None, padded, cache_index=0, cache_len=T)
+    prefilled, cache = step(None, padded, **cache_at(0, T))
     for b, length in enumerate(prompt_lengths):
         close(prefilled[b, :length], expected[b, :length])
     for t in range(3):
         index = prompt_lengths + t
-        output, cache = step(cache, x[np.arange(B), index][:, None], cache_index=index)
+        output, cache = step(cache, x[np.arange(B), index][:, None], **cache_at(index))
         close(output[:, 0], expected[np.arange(B), index])
 
 
@@ -174,13 +179,13 @@ def test_garbage_in_cells_not_written_yet_changes_no_bit_and_no_gradient(mask):
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     params = parameters(layer, x)
     index = np.array([3, 1, 3])
-    _, clean = call(layer, params, None, x[:, :3], cache_index=0, cache_len=T)
+    _, clean = call(layer, params, None, x[:, :3], **cache_at(0, T))
     unwritten = (np.arange(T) >= index[:, None])[:, :, None, None]
     dirty = jax.tree.map(lambda cells: jnp.where(unwritten, jnp.nan, cells), clean)
 
     @jax.value_and_grad
     def loss(x, cache):
-        output, _ = call(layer, params, cache, x, mask=mask, cache_index=index)
+        output, _ = call(layer, params, cache, x, mask=mask, **cache_at(index))
         return jnp.vdot(output, normal(*output.shape, seed=1))
 
     expected, actual = loss(x[:, 3:5], clean), loss(x[:, 3:5], dirty)
@@ -193,9 +198,9 @@ def test_an_example_without_room_is_nan_and_the_others_are_right():
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     params = parameters(layer, x)
     step = functools.partial(call, layer, params, mask=causal() & sliding_window(0))
-    _, cache = step(None, x[:, :3], cache_index=0, cache_len=5)
+    _, cache = step(None, x[:, :3], **cache_at(0, 5))
     index = np.array([4, 3, 9])
-    output, _ = step(cache, x[:, 3:5], cache_index=index)
+    output, _ = step(cache, x[:, 3:5], **cache_at(index))
     expected = layer.apply(
         {"params": params}, x[:, 3:5], mask=sliding_window(0), deterministic=True
     )
@@ -206,12 +211,12 @@ def test_an_example_without_room_is_nan_and_the_others_are_right():
 def test_new_indices_do_not_trace_anew():
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     params = parameters(layer, x)
-    _, cache = call(layer, params, None, x, mask=causal(), cache_index=0, cache_len=11)
+    _, cache = call(layer, params, None, x, mask=causal(), **cache_at(0, 11))
 
     @jax.jit
     @chex.assert_max_traces(n=2)  # one index for all, and one for each
     def step(cache, x, index):
-        return call(layer, params, cache, x, mask=causal(), cache_index=index)
+        return call(layer, params, cache, x, mask=causal(), **cache_at(index))
 
     for start in range(3):
         step(cache, x[:, :1], start)
@@ -221,10 +226,10 @@ def test_new_indices_do_not_trace_anew():
 def test_new_python_integers_do_not_compile_anew_outside_jit(caplog):
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     params = parameters(layer, x)
-    _, cache = call(layer, params, None, x, mask=causal(), cache_index=0, cache_len=11)
+    _, cache = call(layer, params, None, x, mask=causal(), **cache_at(0, 11))
 
     def step(index, length=1):
-        call(layer, params, cache, x[:, :length], mask=causal(), cache_index=index)
+        call(layer, params, cache, x[:, :length], mask=causal(), **cache_at(index))
 
     step(1)
     assert compilations(caplog, lambda: step(1, length=2)) > 0
@@ -234,12 +239,12 @@ def test_new_python_integers_do_not_compile_anew_outside_jit(caplog):
 def test_weights_are_those_over_all_cells():
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     params = parameters(layer, x)
-    _, cache = call(layer, params, None, x[:, :3], mask=causal(), cache_index=0, cache_len=9)
+    _, cache = call(layer, params, None, x[:, :3], mask=causal(), **cache_at(0, 9))
     _, state = layer.apply(
         {"params": params, "cache": cache},
         x[:, 3:5],
         mask=causal(),
-        cache_index=3,
+        **cache_at(3),
         sow_weights=True,
         deterministic=True,
         mutable=["cache", "intermediates"],
@@ -262,7 +267,7 @@ def test_cells_are_of_the_dtype_of_computation():
     layer = MultiHeadAttention(2, dtype=jnp.bfloat16)
     x = normal(B, T, D)
     params = parameters(layer, x)
-    output, cache = call(layer, params, None, x, mask=causal(), cache_index=0, cache_len=T)
+    output, cache = call(layer, params, None, x, mask=causal(), **cache_at(0, T))
     chex.assert_type([output, *jax.tree.leaves(cache)], jnp.bfloat16)
     expected = layer.apply({"params": params}, x, mask=causal(), deterministic=True)
     np.testing.assert_array_equal(output, expected)
@@ -284,10 +289,10 @@ def test_keys_and_values_of_other_inputs_are_computed_once():
     params = parameters(layer, x, y)
     mask = same_segment(IDS, IDS[:, :S])
     expected = layer.apply({"params": params}, x, y, mask=mask, deterministic=True)
-    output, cache = call(layer, params, None, x[:, :3], y, mask=mask, cache_index=0)
+    output, cache = call(layer, params, None, x[:, :3], y, mask=mask, **cache_at(0))
     close(output, expected[:, :3])
     params |= {name: jax.tree.map(lambda p: p * np.nan, params[name]) for name in ("key", "value")}
-    output, after = call(layer, params, cache, x[:, 3:], "cached", mask=mask, cache_index=3)
+    output, after = call(layer, params, cache, x[:, 3:], "cached", mask=mask, **cache_at(3))
     close(output, expected[:, 3:])
     chex.assert_trees_all_equal(after, cache)
 
@@ -295,9 +300,9 @@ def test_keys_and_values_of_other_inputs_are_computed_once():
 def test_other_inputs_given_again_take_the_place_of_those_kept():
     layer, x, y = MultiHeadAttention(2), normal(B, T, D), normal(B, S, D, seed=1)
     params = parameters(layer, x, y)
-    _, cache = call(layer, params, None, x, y, cache_index=0)
-    output, cache = call(layer, params, cache, x, y[:, ::-1][:, :3] * 2, cache_index=0)
-    again, _ = call(layer, params, cache, x, "cached", cache_index=0)
+    _, cache = call(layer, params, None, x, y, **cache_at(0))
+    output, cache = call(layer, params, cache, x, y[:, ::-1][:, :3] * 2, **cache_at(0))
+    again, _ = call(layer, params, cache, x, "cached", **cache_at(0))
     expected = layer.apply({"params": params}, x, y[:, ::-1][:, :3] * 2, deterministic=True)
     close(output, expected)
     close(again, expected)
@@ -315,7 +320,7 @@ def test_a_stack_keeps_a_cache_for_every_depth(share_layers, norm_position, rema
         EncoderLayer, 2, ff_features=5, rotary=True, norm_position=norm_position
     )
     stack = Encoder(layer, 3, share_layers=share_layers, remat=remat)
-    cache = assert_chunks_equal_one_pass(stack, causal(), [1, 4, 2], cache_len=8)
+    cache = assert_chunks_equal_one_pass(stack, causal(), [1, 4, 2], cache_length=8)
     chex.assert_tree_shape_prefix(cache, (B, 8, 2, 6))
     assert len(jax.tree.leaves(cache)) == 2 * 3
     kept = {"cached_key": (B, 8, 2, 6), "cached_value": (B, 8, 2, 6)}
@@ -331,9 +336,9 @@ def test_a_decoder_needs_what_was_encoded_once(share_layers):
     params = parameters(stack, x, y)
     masks = {"mask": causal(), "cross_mask": lengths(kv_lengths=np.array([5, 2, 4]))}
     expected = stack.apply({"params": params}, x, y, **masks, deterministic=True)
-    output, cache = call(stack, params, None, x[:, :2], y, **masks, cache_index=0, cache_len=T)
+    output, cache = call(stack, params, None, x[:, :2], y, **masks, **cache_at(0, T))
     close(output, expected[:, :2])
-    output, _ = call(stack, params, cache, x[:, 2:], None, **masks, cache_index=2)
+    output, _ = call(stack, params, cache, x[:, 2:], None, **masks, **cache_at(2))
     close(output, expected[:, 2:])
 
 
@@ -357,11 +362,11 @@ def test_a_decoder_only_model_writes_what_one_pass_finds_most_likely():
 
     @jit
     def generate(prompt):
-        logits, cache = call(model, params, None, prompt, cache_index=0, cache_len=T)
+        logits, cache = call(model, params, None, prompt, **cache_at(0, T))
 
         def extend(carry, index):
             token, cache = carry
-            logits, cache = call(model, params, cache, token, cache_index=index)
+            logits, cache = call(model, params, cache, token, **cache_at(index))
             return (logits.argmax(-1), cache), (token[:, 0], logits[:, 0])
 
         carry = (logits[:, -1:].argmax(-1), cache)
@@ -416,7 +421,7 @@ def test_cached_logits_are_those_of_teacher_forcing(settings):
     @jit
     def step(cache, tokens, index):
         keys_of = encoded if cache is None else None
-        at = {"cache_index": index, "cache_len": T}
+        at = cache_at(index, T)
         return logits_of_step(model, params, cache, tokens, keys_of, SOURCE_IDS, **at)
 
     logits, cache = in_chunks([3, 1, 1, 2], step, TARGET)
@@ -426,12 +431,11 @@ def test_cached_logits_are_those_of_teacher_forcing(settings):
 
 def test_rows_of_the_cache_can_be_reordered_and_repeated():
     model, params, encoded, expected = translator()
-    at = {"cache_index": 0, "cache_len": T}
     step = functools.partial(logits_of_step, model, params)
-    _, cache = step(None, TARGET[:, :4], encoded, SOURCE_IDS, **at)
+    _, cache = step(None, TARGET[:, :4], encoded, SOURCE_IDS, **cache_at(0, T))
     parents = np.array([2, 0, 0, 1, 2])
     cache = jax.tree.map(lambda leaf: leaf[parents], cache)
-    logits, _ = step(cache, TARGET[parents, 4:], None, SOURCE_IDS[parents], cache_index=4)
+    logits, _ = step(cache, TARGET[parents, 4:], None, SOURCE_IDS[parents], **cache_at(4))
     close(logits, expected[parents, 4:], rtol=1e-4)
 
 
@@ -440,10 +444,10 @@ def test_targets_of_different_lengths_go_on_from_their_own_ends():
     step = functools.partial(logits_of_step, model, params)
     done = np.array([2, 4, 1])
     prompts = np.where(np.arange(4) < done[:, None], TARGET[:, :4], 0)
-    _, cache = step(None, prompts, encoded, SOURCE_IDS, cache_index=0, cache_len=T)
+    _, cache = step(None, prompts, encoded, SOURCE_IDS, **cache_at(0, T))
     for t in range(3):
         at = (np.arange(B), done + t)
-        logits, cache = step(cache, TARGET[at][:, None], None, SOURCE_IDS, cache_index=done + t)
+        logits, cache = step(cache, TARGET[at][:, None], None, SOURCE_IDS, **cache_at(done + t))
         close(logits[:, 0], expected[at], rtol=1e-4)
 
 
@@ -453,23 +457,31 @@ def test_targets_of_different_lengths_go_on_from_their_own_ends():
 def test_errors_name_what_is_wrong():
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     params = parameters(layer, x)
-    _, cache = call(layer, params, None, x, cache_index=0, cache_len=9)
+    _, cache = call(layer, params, None, x, **cache_at(0, 9))
     step = functools.partial(call, layer, params)
-    at = {"cache_index": 0}
+    at = cache_at(0)
     for error, message, make in [
-        (ValueError, "no cache yet; give cache_len", lambda: step(None, x, **at)),
-        (ValueError, "7 tokens, but the cache 4", lambda: step(None, x, **at, cache_len=4)),
-        (ValueError, "is 8, but the cache has 9", lambda: step(cache, x, **at, cache_len=8)),
+        (
+            ValueError,
+            "no cache yet; give a CachePosition with a length",
+            lambda: step(None, x, **at),
+        ),
+        (ValueError, "7 tokens, but the cache 4", lambda: step(None, x, **cache_at(0, 4))),
+        (ValueError, "is 8, but the cache has 9", lambda: step(cache, x, **cache_at(0, 8))),
         (
             ValueError,
             r"the cache has float32 cells of shape \(3, 9",
             lambda: step(cache, x[:2], **at),
         ),
-        (ValueError, r"has shape \(2,\)", lambda: step(cache, x, cache_index=np.array([1, 2]))),
-        (TypeError, "cache_index has dtype float32", lambda: step(cache, x, cache_index=1.0)),
+        (ValueError, r"has shape \(2,\)", lambda: step(cache, x, **cache_at(np.array([1, 2])))),
+        (
+            TypeError,
+            "cache_position.index has dtype float32",
+            lambda: step(cache, x, **cache_at(1.0)),
+        ),
         (ValueError, "no earlier call has kept any", lambda: step(None, x, "cached", **at)),
         (ValueError, "inputs_kv is 'other'", lambda: step(cache, x, "other", **at)),
-        (ValueError, "'cached' and cache_index None", lambda: step(cache, x, "cached")),
+        (ValueError, "'cached' and cache_position None", lambda: step(cache, x, "cached")),
         (ValueError, "in from_dense", lambda: step(cache, x, **at, mask=np.ones((T, T), bool))),
         (ValueError, "is a BlockPlan", lambda: step(cache, x, **at, mask=causal().plan(T, 9))),
         (ValueError, "positions 0 to 8 were", lambda: step(cache, x, **at, mask=valid(IDS > 0))),
@@ -482,4 +494,4 @@ def test_a_cache_that_cannot_be_written_is_an_error():
     layer, x = MultiHeadAttention(2), normal(B, T, D)
     variables = {"params": parameters(layer, x)}
     with pytest.raises(ValueError, match=r'mutable=\["cache"\]'):
-        layer.apply(variables, x, cache_index=0, cache_len=T, deterministic=True)
+        layer.apply(variables, x, **cache_at(0, T), deterministic=True)

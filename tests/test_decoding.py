@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.search import beam_search
+from flaxattn.search import Lengths, SpecialTokens, beam_search
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.decoding.translator import Translator, translate
@@ -19,6 +19,7 @@ from flaxattn.translation.devices import data_mesh
 from flaxattn.translation.text.tokenizer import Tokenizer
 
 PAD, BOS, EOS, V, MAX_LENGTH = 0, 1, 2, 7, 9
+IDS = SpecialTokens(BOS, EOS, PAD)
 CONFIG = EncoderDecoderConfig(
     vocab_size=V,
     features=8,
@@ -67,22 +68,23 @@ def rows_of(sources):
     return rows
 
 
-def found_by(seed, config, sources, *, n_best=1, limits=None, minimums=0, devices=1, keys=None):
+def found_by(
+    seed, config, sources, *, n_best=1, max_length=None, min_length=0, devices=1, keys=None
+):
     """What `decode` finds for sources, one row each."""
     count = len(sources)
-    limits = np.full(count, MAX_LENGTH) if limits is None else np.array(limits)
+    max_length = np.full(count, MAX_LENGTH) if max_length is None else np.array(max_length)
     found = decode(
         MODEL,
         params(seed),
         rows_of(sources),
-        limits.astype(np.int32),
-        np.full(count, minimums, np.int32),
+        max_length.astype(np.int32),
+        np.full(count, min_length, np.int32),
         jax.random.split(jax.random.key(0), count) if keys is None else keys,
         config=config,
-        max_length=MAX_LENGTH,
+        padded_length=MAX_LENGTH,
         n_best=n_best,
-        bos_id=BOS,
-        eos_id=EOS,
+        special_tokens=IDS,
         mesh=data_mesh(jax.devices("cpu")[:devices]),
     )
     return jax.device_get(found)
@@ -146,14 +148,11 @@ def uncached_beams(seed, source, beam_size, n_best, penalty):
     return beam_search(
         step,
         jnp.full((1, MAX_LENGTH), PAD, jnp.int32),
-        batch=1,
+        batch_size=1,
+        special_tokens=IDS,
+        lengths=Lengths(MAX_LENGTH, length_penalty=penalty),
         beam_size=beam_size,
         n_best=n_best,
-        bos_id=BOS,
-        eos_id=EOS,
-        pad_id=PAD,
-        max_length=MAX_LENGTH,
-        length_penalty=penalty,
     )
 
 
@@ -191,7 +190,7 @@ def test_devices_share_the_rows_and_find_the_same(config):
 
 @pytest.mark.parametrize("config", [GREEDY, DecodingConfig(beam_size=3)], ids=["greedy", "beam"])
 def test_each_row_stops_at_its_own_limit(config):
-    found = found_by(147, config, [SOURCES[5]] * 4, limits=[9, 4, 1, 0])
+    found = found_by(147, config, [SOURCES[5]] * 4, max_length=[9, 4, 1, 0])
     lengths = found.lengths[:, 0].tolist()
     assert lengths == [9, 4, 1, 0] if config is GREEDY else lengths[2:] == [1, 0]
     for tokens, length in zip(found.tokens[:, 0], found.lengths[:, 0], strict=True):
@@ -201,7 +200,7 @@ def test_each_row_stops_at_its_own_limit(config):
 
 def test_no_row_ends_before_its_minimum():
     assert found_by(147, GREEDY, SOURCES).lengths.min() < 5
-    assert found_by(147, GREEDY, SOURCES, minimums=5).lengths.min() >= 5
+    assert found_by(147, GREEDY, SOURCES, min_length=5).lengths.min() >= 5
 
 
 def test_what_is_drawn_depends_on_the_key_of_the_row_alone():
@@ -216,7 +215,7 @@ def test_what_is_drawn_depends_on_the_key_of_the_row_alone():
 def test_decoding_another_batch_of_the_same_shape_compiles_nothing():
     found_by(147, GREEDY, SOURCES)
     size = decode._cache_size()
-    found_by(187, GREEDY, [[3, 2]] * len(SOURCES), limits=[3] * len(SOURCES), minimums=2)
+    found_by(187, GREEDY, [[3, 2]] * len(SOURCES), max_length=[3] * len(SOURCES), min_length=2)
     assert decode._cache_size() == size
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flaxattn import (
+    CachePosition,
     EncoderDecoder,
     EncoderDecoderConfig,
     MultiHeadAttention,
@@ -21,7 +22,7 @@ from flaxattn import (
     where,
 )
 from flaxattn.layers import Dropout, FeedForward, rotary, sinusoidal
-from flaxattn.search import beam_search, greedy, sample
+from flaxattn.search import Lengths, SpecialTokens, beam_search, greedy, sample
 
 B, T, S, N, K, H = 2, 5, 7, 4, 2, 6
 SIZES = {"q": (B, T, N, H), "k": (B, S, K, H), "v": (B, S, K, H)}
@@ -45,11 +46,12 @@ def layer(x=(B, T, 8), inputs_kv=None, num_heads=2, options=None, **arguments):
 
 
 def search(find, *, logits=(B, 9), dtype=jnp.float32, **options):
-    def step(tokens, index, state):
+    def decode_step(tokens, index, state):
         return jnp.zeros(logits, dtype), state
 
-    given = {"batch": B, "max_length": 3, "bos_id": 1, "eos_id": 2, "pad_id": 0} | options
-    return find(step, jnp.zeros((B, 1)), **given)
+    ids = SpecialTokens(bos_id=1, eos_id=2, pad_id=0)
+    given = {"batch_size": B, "special_tokens": ids, "lengths": Lengths(3)} | options
+    return find(decode_step, jnp.zeros((B, 1)), **given)
 
 
 def model(**changes):
@@ -250,31 +252,39 @@ MISUSES = {
     ),
     "cached keys that nobody kept": (
         lambda: MultiHeadAttention(num_heads=2).init(
-            jax.random.key(0), jnp.ones((B, T, 8)), "cached", cache_index=0, deterministic=True
+            jax.random.key(0),
+            jnp.ones((B, T, 8)),
+            "cached",
+            cache_position=CachePosition(0),
+            deterministic=True,
         ),
         ValueError,
         r'inputs_kv is "cached"',
     ),
     "a cache index of floats": (
-        lambda: layer(cache_index=0.5, cache_len=9),
+        lambda: layer(cache_position=CachePosition(0.5, 9)),
         TypeError,
-        r"cache_index",
+        r"cache_position",
     ),
     "a cache index for others": (
-        lambda: layer(cache_index=np.zeros(3, int), cache_len=9),
+        lambda: layer(cache_position=CachePosition(np.zeros(3, int), 9)),
         ValueError,
-        r"cache_index.*\(3,\)",
+        r"cache_position.*\(3,\)",
     ),
-    "a cache without a length": (lambda: layer(cache_index=0), ValueError, r"cache_len"),
+    "a cache without a length": (
+        lambda: layer(cache_position=CachePosition(0)),
+        ValueError,
+        r"with a length",
+    ),
     "a cache that is too short": (
-        lambda: layer(cache_index=0, cache_len=4),
+        lambda: layer(cache_position=CachePosition(0, 4)),
         ValueError,
         r"cache 4 cells",
     ),
     "a dense mask for a cache": (
-        lambda: layer(cache_index=0, cache_len=9, mask=jnp.ones((T, 9), bool)),
+        lambda: layer(cache_position=CachePosition(0, 9), mask=jnp.ones((T, 9), bool)),
         ValueError,
-        r"with cache_index expected a Mask",
+        r"with cache_position expected a Mask",
     ),
     "rotary over odd features": (
         lambda: rotary(jnp.ones((B, T, 2, 5)), jnp.ones((B, T), int)),
@@ -299,6 +309,16 @@ MISUSES = {
         r"rate is 1.0",
     ),
     # ---- the model
+    "features that have no sines": (
+        lambda: model(features=9, num_heads=3),
+        ValueError,
+        r"features is 9; expected a multiple of 2 with sinusoidal",
+    ),
+    "heads that cannot be rotated": (
+        lambda: model(features=6, num_heads=2, positions="rotary"),
+        ValueError,
+        r"features is 6; expected a multiple of 4 with rotary",
+    ),
     "positions misspelt": (lambda: model(positions="rope"), ValueError, r"positions is 'rope'"),
     "tokens that are floats": (lambda: run_model(dtype=np.float32), TypeError, r"source.*float32"),
     "tokens of rank 1": (lambda: run_model(source=(T,)), ValueError, r"source.*\(5,\)"),
@@ -311,19 +331,19 @@ MISUSES = {
         r"n_best is 3.*2",
     ),
     "an end token out of the vocabulary": (
-        lambda: search(greedy, eos_id=9),
+        lambda: search(greedy, special_tokens=SpecialTokens(1, 9, 0)),
         ValueError,
         r"eos_id.*9",
     ),
     "logits of another batch": (
         lambda: search(greedy, logits=(3, 9)),
         ValueError,
-        r"step gave logits.*\(3, 9\)",
+        r"decode_step gave logits.*\(3, 9\)",
     ),
     "logits that are integers": (
         lambda: search(greedy, dtype=jnp.int32),
         TypeError,
-        r"step gave logits of dtype int32",
+        r"decode_step gave logits of dtype int32",
     ),
     "no temperature": (
         lambda: search(sample, keys=jax.random.split(jax.random.key(0), B), temperature=0.0),

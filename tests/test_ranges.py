@@ -200,6 +200,8 @@ def test_ends_of_a_range_that_it_holds_are_taken():
     [
         (["--num-kv-heads", "3"], "--num-heads"),
         (["--num-heads", "3"], "--features"),
+        (["--num-heads", "3", "--features", "129"], "--features"),
+        (["--positions", "rotary", "--features", "132"], "--features"),
         (["--microbatches", "3"], "--rows"),
         (["--min-ratio", "2"], "--min-ratio"),
         (["--r-drop", "1"], "--r-drop"),

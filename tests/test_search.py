@@ -11,11 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxattn.search import beam_search, greedy, length_penalties, sample
-from flaxattn.search.largest import top_k
+from flaxattn.search import (
+    Lengths,
+    SpecialTokens,
+    beam_search,
+    greedy,
+    length_penalties,
+    sample,
+)
+from flaxattn.search.top_k import top_k
 
 PAD, BOS, EOS, V, PRIME = 0, 1, 2, 6, 1009
-IDS = {"bos_id": BOS, "eos_id": EOS, "pad_id": PAD}
+IDS = SpecialTokens(bos_id=BOS, eos_id=EOS, pad_id=PAD)
 WORDS = [3, 4, 5]
 TABLE = np.random.default_rng(0).normal(0, 1.5, (PRIME, V)).astype(np.float32)
 
@@ -86,13 +93,25 @@ def plain_beam_search(example, limit, minimum, exponent, beam_size, n_best):
     return kept, needed or limit
 
 
-STATIC = "reorder beam_size max_length n_best num_samples top_k bos_id eos_id pad_id".split()
+STATIC = "reorder beam_size padded_length n_best num_samples top_k special_tokens".split()
 
 
 @functools.partial(jax.jit, static_argnames=("method", "of", *STATIC))
-def run(method, state, *keys, limits, of=step, bos_id=BOS, eos_id=EOS, pad_id=PAD, **options):
-    ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": pad_id}
-    return method(of, state, *keys, batch=limits.shape[0], limits=limits, **ids, **options)
+def run(
+    method,
+    state,
+    *keys,
+    max_length,
+    min_length=0,
+    length_penalty=0.6,
+    padded_length,
+    of=step,
+    special_tokens=IDS,
+    **options,
+):
+    lengths = Lengths(max_length, min_length, length_penalty, padded_length)
+    ids = {"special_tokens": special_tokens, "lengths": lengths}
+    return method(of, state, *keys, batch_size=len(max_length), **ids, **options)
 
 
 search = functools.partial(run, beam_search)
@@ -112,11 +131,11 @@ def assert_same(found, expected):
 def assert_found(found, example, expected):
     """`found`'s example has the (score, log-probability, tokens) `expected`, and no more."""
     tokens, scores, log_probs, lengths = (np.asarray(x[example]) for x in found)
-    n, max_length = tokens.shape
+    n, padded_length = tokens.shape
     expected = expected[:n]
     there = len(expected)
-    rows = [row + [PAD] * (max_length - len(row)) for _, _, row in expected]
-    rows += [[PAD] * max_length] * (n - there)
+    rows = [row + [PAD] * (padded_length - len(row)) for _, _, row in expected]
+    rows += [[PAD] * padded_length] * (n - there)
     assert tokens.tolist() == rows
     assert lengths.tolist() == [len(row) for _, _, row in expected] + [0] * (n - there)
     np.testing.assert_allclose(scores[:there], [x[0] for x in expected], rtol=2e-6)
@@ -132,11 +151,11 @@ def test_with_beams_for_all_prefixes_the_best_of_all_sequences_is_found(exponent
     examples, limits, minimums = [5, 6, 7, 8, 9], [5, 4, 1, 5, 3], [0, 3, 0, 5, 7]
     found = search(
         start(examples),
-        limits=int32(*limits),
-        minimums=int32(*minimums),
+        max_length=int32(*limits),
+        min_length=int32(*minimums),
         length_penalty=exponent,
         beam_size=200,
-        max_length=5,
+        padded_length=5,
         n_best=130,
     )
     for i, rules in enumerate(zip(examples, limits, minimums, strict=True)):
@@ -155,11 +174,11 @@ def test_small_beams_find_what_plain_lists_find(seed, beam_and_n, exponent):
     beam_size, n_best = beam_and_n
     found = search(
         start(examples),
-        limits=int32(*limits),
-        minimums=int32(*minimums),
+        max_length=int32(*limits),
+        min_length=int32(*minimums),
         length_penalty=exponent,
         beam_size=beam_size,
-        max_length=9,
+        padded_length=9,
         n_best=n_best,
     )
     for i, rules in enumerate(zip(examples, limits, minimums, strict=True)):
@@ -167,7 +186,7 @@ def test_small_beams_find_what_plain_lists_find(seed, beam_and_n, exponent):
 
 
 def test_the_n_best_are_sorted_and_different_and_begin_with_the_fewer_best():
-    options = {"limits": int32(*[9] * 16), "beam_size": 5, "max_length": 9}
+    options = {"max_length": int32(*[9] * 16), "beam_size": 5, "padded_length": 9}
     five, two = (search(start(range(16)), n_best=n, **options) for n in (5, 2))
     assert (np.diff(np.asarray(five.scores)) < 0).all()
     assert all(len({tuple(row) for row in rows}) == 5 for rows in np.asarray(five.tokens).tolist())
@@ -188,8 +207,9 @@ def counting(of=step):
 @pytest.mark.parametrize("exponent, n_best", [(0.0, 1), (1.0, 1), (1.0, 3)])
 def test_the_loop_stops_as_soon_as_no_live_beam_can_win(exponent, n_best):
     counted, calls = counting()
-    options = {"beam_size": 3, "n_best": n_best, "length_penalty": exponent, "max_length": 40}
-    find = jax.jit(functools.partial(beam_search, counted, batch=1, **IDS, **options))
+    options = {"special_tokens": IDS, "lengths": Lengths(40, length_penalty=exponent)}
+    options |= {"batch_size": 1, "beam_size": 3, "n_best": n_best}
+    find = jax.jit(functools.partial(beam_search, counted, **options))
     needed = []
     for example in range(12):
         calls.clear()
@@ -202,7 +222,7 @@ def test_the_loop_stops_as_soon_as_no_live_beam_can_win(exponent, n_best):
 
 def test_rows_of_which_nothing_is_asked_cost_no_step():
     counted, calls = counting()
-    options = {"of": counted, "limits": int32(-3, 0), "max_length": 7}
+    options = {"of": counted, "max_length": int32(-3, 0), "padded_length": 7}
     found = search(start([1, 2]), beam_size=2, **options)
     one = run(greedy, start([1, 2]), **options)
     jax.effects_barrier()
@@ -234,8 +254,8 @@ def test_a_cache_may_stay_where_it_is():
 
     blank = jnp.zeros((3, 8), jnp.int32)
     state = {"example": int32(3, 4, 5), "cache": blank, "where": blank}
-    options = {"beam_size": 4, "n_best": 4, "max_length": 8, "reorder": reorder}
-    found = search(state, of=remember, limits=int32(8, 8, 8), **options)
+    options = {"beam_size": 4, "n_best": 4, "padded_length": 8, "reorder": reorder}
+    found = search(state, of=remember, max_length=int32(8, 8, 8), **options)
     for i, example in enumerate([3, 4, 5]):
         assert_found(found, i, plain_beam_search(example, 8, 0, 0.6, 4, 4)[0])
 
@@ -244,9 +264,9 @@ def test_a_cache_may_stay_where_it_is():
 
 KEYS = jax.random.split(jax.random.key(7), 8)
 METHODS = {
-    "beam_search": functools.partial(run, beam_search, beam_size=3, n_best=2, max_length=8),
-    "greedy": functools.partial(run, greedy, max_length=8),
-    "sample": functools.partial(run, sample, num_samples=2, max_length=8, top_p=0.9),
+    "beam_search": functools.partial(run, beam_search, beam_size=3, n_best=2, padded_length=8),
+    "greedy": functools.partial(run, greedy, padded_length=8),
+    "sample": functools.partial(run, sample, num_samples=2, padded_length=8, top_p=0.9),
 }
 
 
@@ -262,8 +282,8 @@ def test_a_batch_of_any_composition_is_one_at_a_time(name):
         hypotheses = METHODS[name](
             start(rows),
             *with_keys(name, rows),
-            limits=int32(*limits[rows]),
-            minimums=int32(*minimums[rows]),
+            max_length=int32(*limits[rows]),
+            min_length=int32(*minimums[rows]),
         )
         for i, row in enumerate(rows):
             mine = jax.tree.map(lambda x, i=i: np.asarray(x)[i], hypotheses)
@@ -277,8 +297,8 @@ def test_scores_are_those_of_whole_sequences_within_the_limits(name):
     found = METHODS[name](
         start(range(4)),
         *with_keys(name, range(4)),
-        limits=int32(*limits),
-        minimums=int32(*minimums),
+        max_length=int32(*limits),
+        min_length=int32(*minimums),
         length_penalty=1.5,
     )
     for example in range(4):
@@ -310,7 +330,7 @@ def test_logits_that_are_not_numbers_are_told_and_stay_in_their_example(name, wr
         "example": int32(0, 1, 2),
         "wrong": jnp.tile(jnp.array(wrong, jnp.float32), (3, 1)),
     }
-    options = {"limits": int32(8, 8, 0), "minimums": int32(4, 4, 0)}
+    options = {"max_length": int32(8, 8, 0), "min_length": int32(4, 4, 0)}
     keys = with_keys(name, range(3))
     found = METHODS[name](state, *keys, of=broken, **options)
     right = METHODS[name](start(range(3)), *keys, **options)
@@ -336,8 +356,8 @@ def test_new_values_compile_nothing_anew(name):
             start([i, 5]),
             *with_keys(name, [i - 1, 0]),
             of=noting,
-            limits=int32(i, 3),
-            minimums=int32(i, 0),
+            max_length=int32(i, 3),
+            min_length=int32(i, 0),
             length_penalty=i / 2,
         )
         lengths.add(int(found.lengths[0, 0]))
@@ -349,11 +369,12 @@ def test_where_padding_begins_and_ends_sequences_it_still_ends_them(name):
     def two(tokens, index, state):
         return jnp.zeros((tokens.shape[0], 2)), state
 
-    ids = {"bos_id": 0, "eos_id": 0, "pad_id": 0}
-    options = {"of": two, "limits": int32(8), **ids}
+    options = {"of": two, "max_length": int32(8), "special_tokens": SpecialTokens(0, 0, 0)}
     found = METHODS[name]((), *with_keys(name, [0]), **options)
     assert found.lengths.min() >= 1
-    only = METHODS[name]((), *with_keys(name, [0]), **{**options, "bos_id": 1})
+    only = METHODS[name](
+        (), *with_keys(name, [0]), **{**options, "special_tokens": SpecialTokens(1, 0, 0)}
+    )
     assert only.lengths[0, 0] == 1
 
 
@@ -364,22 +385,23 @@ def test_where_padding_begins_and_ends_sequences_it_still_ends_them(name):
 def test_one_beam_is_greedy_search(exponent):
     rng = np.random.default_rng(3)
     options = {
-        "limits": int32(*rng.integers(0, 13, 50)),
-        "minimums": int32(*rng.integers(0, 8, 50)),
+        "max_length": int32(*rng.integers(0, 13, 50)),
+        "min_length": int32(*rng.integers(0, 8, 50)),
         "length_penalty": exponent,
-        "max_length": 12,
+        "padded_length": 12,
     }
     one = run(greedy, start(range(50)), **options)
     assert_same(one, search(start(range(50)), beam_size=1, **options))
     assert len(np.unique(one.lengths)) > 6
 
 
-@pytest.mark.parametrize("ids", [IDS, {"bos_id": 3, "eos_id": 5, "pad_id": 4}])
+@pytest.mark.parametrize("ids", [IDS, SpecialTokens(3, 5, 4)])
 def test_of_equals_greedy_search_and_one_beam_take_the_first(ids):
     def equals(tokens, index, state):
         return jnp.round(jnp.asarray(TABLE)[state["history"]]), step(tokens, index, state)[1]
 
-    options = {"of": equals, "limits": int32(*[9] * 30), "max_length": 9, **ids}
+    options = {"of": equals, "max_length": int32(*[9] * 30), "padded_length": 9}
+    options["special_tokens"] = ids
     one = run(greedy, start(range(30)), **options)
     assert_same(one, search(start(range(30)), beam_size=1, **options))
 
@@ -392,7 +414,13 @@ DRAWS = 20_000
 def shares(**options):
     """How often each token is drawn first."""
     found = run(
-        sample, start([11]), KEYS[:1], limits=int32(2), max_length=2, num_samples=DRAWS, **options
+        sample,
+        start([11]),
+        KEYS[:1],
+        max_length=int32(2),
+        padded_length=2,
+        num_samples=DRAWS,
+        **options,
     )
     return np.bincount(found.tokens[0, :, 0], minlength=V) / DRAWS
 
@@ -455,15 +483,22 @@ def test_near_zero_temperature_is_greedy_search():
     limits = int32(*[12] * 8)
     for temperature in (1e-5, 1e-30):
         cold = run(
-            sample, start(range(8)), KEYS, limits=limits, max_length=12, temperature=temperature
+            sample,
+            start(range(8)),
+            KEYS,
+            max_length=limits,
+            padded_length=12,
+            temperature=temperature,
         )
         chex.assert_trees_all_equal(
-            cold, run(greedy, start(range(8)), limits=limits, max_length=12)
+            cold, run(greedy, start(range(8)), max_length=limits, padded_length=12)
         )
 
 
 def test_the_keys_alone_decide():
-    draw = functools.partial(run, sample, start([1] * 8), limits=int32(*[8] * 8), max_length=8)
+    draw = functools.partial(
+        run, sample, start([1] * 8), max_length=int32(*[8] * 8), padded_length=8
+    )
     three, again, five = (
         draw(KEYS, num_samples=3),
         draw(KEYS, num_samples=3),
@@ -490,28 +525,43 @@ def test_length_penalties():
     np.testing.assert_allclose(found, [1.0, 3.0**0.6], rtol=1e-6)
 
 
-GOOD = {"batch": 2, "beam_size": 3, "max_length": 4, **IDS}
+GOOD = {"batch_size": 2, "special_tokens": IDS, "lengths": Lengths(4)}
+
+
+def ids(**change):
+    return {"special_tokens": IDS._replace(**change)}
+
+
+def lengths(*values, **others):
+    return {"lengths": Lengths(*values, **others)}
 
 
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"batch": 3}, ValueError, r"state\['history'\] has shape \(2,\).*batch = 3"),
+        ({"batch_size": 3}, ValueError, r"state\['history'\] has shape \(2,\).*batch_size = 3"),
         ({"beam_size": 0}, ValueError, "beam_size is 0; expected 1 or more"),
         ({"beam_size": 2.0}, TypeError, "beam_size is 2.0; expected an int"),
         ({"n_best": 4}, ValueError, "n_best is 4; expected 1 or more, at most 3"),
-        ({"max_length": 0}, ValueError, "max_length is 0"),
-        ({"eos_id": -1}, ValueError, "eos_id is -1"),
-        ({"pad_id": 6}, ValueError, "V = 6 tokens, but .* pad_id is 6"),
-        ({"limits": np.array([1.0, 2.0])}, TypeError, "limits has dtype float"),
-        ({"minimums": np.array([1, 2, 3])}, ValueError, "minimums has shape .*batch has B = 2"),
-        ({"length_penalty": -0.5}, ValueError, "length_penalty is -0.5; .* 0.0 or more"),
-        ({"length_penalty": np.ones(2)}, ValueError, "length_penalty has shape"),
+        (lengths(0), ValueError, "max_length is 0"),
+        (lengths(4, padded_length=0), ValueError, "padded_length is 0"),
+        (lengths(4, padded_length=4.0), TypeError, "padded_length is 4.0; expected an int"),
+        (lengths(np.array([4, 2])), TypeError, "max_length is .*an int for padded_length"),
+        (ids(eos_id=-1), ValueError, "eos_id is -1"),
+        (ids(pad_id=6), ValueError, "V = 6 tokens, but .* pad_id is 6"),
+        (lengths(np.array([1.0, 2.0]), padded_length=4), TypeError, "max_length has dtype float"),
+        (
+            lengths(4, np.array([1, 2, 3])),
+            ValueError,
+            "min_length has shape .*batch_size has B = 2",
+        ),
+        (lengths(4, length_penalty=-0.5), ValueError, "length_penalty is -0.5; .* 0.0 or more"),
+        (lengths(4, length_penalty=np.ones(2)), ValueError, "length_penalty has shape"),
     ],
 )
 def test_what_does_not_fit_is_named(change, error, message):
     with pytest.raises(error, match=message):
-        beam_search(step, start([0, 1]), **{**GOOD, **change})
+        beam_search(step, start([0, 1]), **{**GOOD, "beam_size": 3, **change})
 
 
 @pytest.mark.parametrize(
@@ -521,13 +571,13 @@ def test_what_does_not_fit_is_named(change, error, message):
         ({"top_p": 1.5}, ValueError, "top_p is 1.5; .*above 0.0, at most 1.0"),
         ({"top_k": 0}, ValueError, "top_k is 0"),
         ({"num_samples": 0}, ValueError, "num_samples is 0"),
-        ({"keys": KEYS[:3]}, ValueError, "keys has shape .*batch has B = 2"),
+        ({"keys": KEYS[:3]}, ValueError, "keys has shape .*batch_size has B = 2"),
         ({"keys": 5}, TypeError, "keys is a int; expected an array of keys"),
     ],
 )
 def test_what_does_not_fit_a_sample_is_named(change, error, message):
     with pytest.raises(error, match=message):
-        options = {"batch": 2, "max_length": 4, "keys": KEYS[:2], **IDS, **change}
+        options = {**GOOD, "keys": KEYS[:2], **change}
         sample(step, start([0, 1]), options.pop("keys"), **options)
 
 
@@ -541,4 +591,4 @@ def test_what_does_not_fit_a_sample_is_named(change, error, message):
 )
 def test_a_step_that_gives_something_else_is_told(wrong, error, message):
     with pytest.raises(error, match=message):
-        greedy(wrong, start([0, 1]), batch=2, max_length=4, **IDS)
+        greedy(wrong, start([0, 1]), **GOOD)

@@ -23,7 +23,7 @@ from flaxattn import (
 )
 from flaxattn.attention.repair import bounded, not_finite
 from flaxattn.layers import MultiHeadAttention
-from flaxattn.search import beam_search, greedy
+from flaxattn.search import Lengths, SpecialTokens, beam_search, greedy
 
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["dense", "blockwise", "auto"])
 
@@ -209,7 +209,7 @@ def test_logits_that_are_not_numbers_are_told_in_every_size_of_vocabulary(search
         return logits.at[:, -1].set(jnp.where(state["broken"], jnp.nan, 0.0)), state
 
     state = {"broken": np.array([False, True, False])}
-    ids = {"bos_id": 0, "eos_id": 1, "pad_id": 2}
-    found = search(step, state, batch=3, max_length=4, **ids)
+    ids = SpecialTokens(bos_id=0, eos_id=1, pad_id=2)
+    found = search(step, state, batch_size=3, special_tokens=ids, lengths=Lengths(4))
     scores = np.asarray(found.scores)
     assert np.isnan(scores[1]).all() and np.isfinite(scores[[0, 2], 0]).all()

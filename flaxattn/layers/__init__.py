@@ -1,8 +1,7 @@
 """Flax linen modules: attention, feed-forward, positions, and the layers built of them."""
 
 from flaxattn.layers.attention import MultiHeadAttention as MultiHeadAttention
-from flaxattn.layers.blocks import DecoderLayer as DecoderLayer
-from flaxattn.layers.blocks import EncoderLayer as EncoderLayer
+from flaxattn.layers.cache import CachePosition as CachePosition
 from flaxattn.layers.dropout import Dropout as Dropout
 from flaxattn.layers.feed_forward import FeedForward as FeedForward
 from flaxattn.layers.positions import LearnedPositions as LearnedPositions
@@ -11,3 +10,5 @@ from flaxattn.layers.positions import segment_positions as segment_positions
 from flaxattn.layers.positions import sinusoidal as sinusoidal
 from flaxattn.layers.stacks import Decoder as Decoder
 from flaxattn.layers.stacks import Encoder as Encoder
+from flaxattn.layers.transformer import DecoderLayer as DecoderLayer
+from flaxattn.layers.transformer import EncoderLayer as EncoderLayer

@@ -1,26 +1,31 @@
 """Multi-head attention as a linen module: projections around `attend`."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flaxattn import checks
 from flaxattn.attention import ImplementationName, attend, attention_weights
 from flaxattn.layers.cache import (
+    CachePosition,
     cells_for,
     check_index,
+    in_slot,
     index_positions,
     nan_unless_room,
     shifted_mask,
     write_cells,
 )
+from flaxattn.layers.dense_general import DenseGeneral
 from flaxattn.layers.positions import rotary
-from flaxattn.layers.projection import Projection
 from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["MultiHeadAttention"]
+
+HEADS = ("embed", "heads", "kv")  # the axes of a kernel to queries, keys or values
 
 
 class MultiHeadAttention(nn.Module):
@@ -56,8 +61,8 @@ class MultiHeadAttention(nn.Module):
     rotary: bool = False
     dropout_rate: float = 0.0
     use_bias: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     implementation: ImplementationName = "auto"
@@ -72,30 +77,25 @@ class MultiHeadAttention(nn.Module):
         bias: jax.Array | None = None,
         q_positions: jax.Array | None = None,
         kv_positions: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        cache_len: int | None = None,
-        cache_slot: int = 0,
+        cache_position: CachePosition | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
         """Attends from `inputs_q` to `inputs_kv`, or to itself.
 
-        With `cache_index` keys and values are kept in the "cache" collection, which must be
+        With `cache_position` keys and values are kept in the "cache" collection, which must be
         mutable, as `cached_key` and `cached_value` `[B, S, K, H]`. In self-attention those of
-        `inputs_q` take the cells from `cache_index` on, and all cells up to them may be seen. Keys
+        `inputs_q` take the cells from its index on, and all cells up to them may be seen. Keys
         and values of an `inputs_kv` are kept whole; later calls say `inputs_kv="cached"` for them.
 
         Args:
           inputs_q: `[B, T, D]`.
           inputs_kv: `[B, S, D]`; None: `inputs_q`; "cached": what an earlier call kept.
-          mask, bias: as in `flaxattn.attend`. With `cache_index` the mask is a `Mask` or None: that
-            of the whole sequence, the same at each call; it is shifted here.
+          mask, bias: as in `flaxattn.attend`. With a cache the mask is a `Mask` or None: that of
+            the whole sequence, the same at each call; it is shifted here.
           q_positions, kv_positions: int `[B, T]`, `[B, S]` for rotary; default 0, 1, 2, ...,
-            counted from `cache_index` where that is given and the tokens are `inputs_q`.
-          cache_index: int `[]` or `[B]`, the position of the first of `inputs_q`; None: no cache.
-            New values never recompile. An example that runs past the last cell gives NaN.
-          cache_len: how many cells; needed only by the call which makes the cache.
-          cache_slot: which cache, where the layer is applied several times in one pass.
+            counted from the index in the cache where the tokens are `inputs_q`.
+          cache_position: where in the cache `inputs_q` stand; None: no cache.
           sow_weights: also sow the weights `[B, N, T, S]`, before dropout, as
             `attention_weights` in the "intermediates" collection.
           deterministic: True switches dropout off.
@@ -111,25 +111,35 @@ class MultiHeadAttention(nn.Module):
         >>> variables = layer.init(jax.random.key(0), x, deterministic=True)
         >>> for t in range(5):
         ...     output, cache = layer.apply(
-        ...         variables, x[:, t : t + 1], mask=causal(), cache_index=t, cache_len=5,
-        ...         deterministic=True, mutable=["cache"]
+        ...         variables, x[:, t : t + 1], mask=causal(),
+        ...         cache_position=CachePosition(t, length=5), deterministic=True, mutable=["cache"]
         ...     )
         ...     variables |= cache
         >>> jax.tree.map(jnp.shape, variables["cache"])
         {'cached_key': (1, 5, 2, 4), 'cached_value': (1, 5, 2, 4)}
         """
         checks.check_axes("inputs_q", inputs_q, "B T D", {})
-        own_keys, q_len = inputs_kv is None, inputs_q.shape[1]
-        index = None if cache_index is None else check_index(cache_index, inputs_q.shape[0])
-        query, key, value = self._query_key_value(
-            inputs_q, inputs_kv, q_positions, kv_positions, index
-        )
-        if index is not None:
-            slot = f"_{cache_slot}" if cache_slot else ""
+        own_keys = inputs_kv is None
+        index = None if cache_position is None else check_index(cache_position, inputs_q.shape[0])
+        num_kv_heads, head_dim = self._head_sizes(inputs_q.shape[-1])
+        query = self._project("query", (self.num_heads, head_dim), HEADS)(inputs_q)
+        query = self._rotate(query, q_positions, index)
+        if isinstance(inputs_kv, str):
+            key, value = self._kept(inputs_kv, cache_position)
+        else:
+            inputs = inputs_q if inputs_kv is None else inputs_kv
+            checks.check_axes("inputs_kv", inputs, "B S D", {"B": (inputs_q.shape[0], "inputs_q")})
+            key, value = (
+                self._project(name, (num_kv_heads, head_dim), HEADS)(inputs)
+                for name in ("key", "value")
+            )
             start = index if own_keys else None
-            key = self._cached(f"cached_key{slot}", key, start, cache_len)
-            value = self._cached(f"cached_value{slot}", value, start, cache_len)
-            mask = shifted_mask(mask, index, num_written=q_len if own_keys else None)
+            key = self._rotate(key, kv_positions, start)
+            if cache_position is not None:
+                key = self._write(cache_position, "cached_key", key, start)
+                value = self._write(cache_position, "cached_value", value, start)
+        if index is not None:
+            mask = shifted_mask(mask, index, num_written=inputs_q.shape[1] if own_keys else None)
         if sow_weights:
             weights = attention_weights(query, key, mask, bias=bias)
             self.sow("intermediates", "attention_weights", weights)
@@ -150,33 +160,6 @@ class MultiHeadAttention(nn.Module):
         out = self._project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
         return out(output)
 
-    def _query_key_value(
-        self,
-        inputs_q: jax.Array,
-        inputs_kv: Any,
-        q_positions: jax.Array | None,
-        kv_positions: jax.Array | None,
-        index: jax.Array | None,
-    ) -> tuple[jax.Array, Any, Any]:
-        """`[B, T, N, H]`, and twice `[B, S, K, H]`, or None where `inputs_kv` is "cached"."""
-        num_kv_heads, head_dim = self._head_sizes(inputs_q.shape[-1])
-        axes = ("embed", "heads", "kv")
-        query = self._project("query", (self.num_heads, head_dim), axes)(inputs_q)
-        query = self._rotate(query, q_positions, index)
-        if isinstance(inputs_kv, str):
-            if index is None or inputs_kv != "cached":
-                raise ValueError(
-                    f"inputs_kv is {inputs_kv!r} and cache_index {index}; expected an array, or "
-                    '"cached" with a cache_index.'
-                )
-            return query, None, None
-        inputs = inputs_q if inputs_kv is None else inputs_kv
-        checks.check_axes("inputs_kv", inputs, "B S D", {"B": (inputs_q.shape[0], "inputs_q")})
-        key, value = (
-            self._project(name, (num_kv_heads, head_dim), axes)(inputs) for name in ("key", "value")
-        )
-        return query, self._rotate(key, kv_positions, index if inputs_kv is None else None), value
-
     def _rotate(
         self, x: jax.Array, positions: jax.Array | None, index: jax.Array | None
     ) -> jax.Array:
@@ -185,22 +168,32 @@ class MultiHeadAttention(nn.Module):
             return x
         return rotary(x, index_positions(index, x.shape[1]) if positions is None else positions)
 
-    def _cached(
-        self, name: str, new: jax.Array | None, start: jax.Array | None, cache_len: int | None
+    def _kept(self, inputs_kv: str, position: CachePosition | None) -> tuple[jax.Array, jax.Array]:
+        """The keys and values that an earlier call kept."""
+        if position is None or inputs_kv != "cached":
+            raise ValueError(
+                f"inputs_kv is {inputs_kv!r} and cache_position {position}; expected an array, or "
+                '"cached" with a cache_position.'
+            )
+        key: jax.Array | None = self.get_variable("cache", in_slot("cached_key", position))
+        value: jax.Array | None = self.get_variable("cache", in_slot("cached_value", position))
+        if key is None or value is None:
+            raise ValueError('inputs_kv is "cached", but no earlier call has kept any.')
+        return key, value
+
+    def _write(
+        self, position: CachePosition, name: str, new: jax.Array, start: jax.Array | None
     ) -> jax.Array:
         """All cells of a cache, after writing `new` from `start` on, or in place of them all."""
-        cells: Any = self.get_variable("cache", name)
-        if new is None:
-            if cells is None:
-                raise ValueError('inputs_kv is "cached", but no earlier call has kept any.')
-            return cells
         if not self.is_mutable_collection("cache"):
             raise ValueError(
-                'cache_index is given, but the "cache" collection cannot be written; call '
+                'cache_position is given, but the "cache" collection cannot be written; call '
                 'apply(..., mutable=["cache"]), which returns the new cache beside the output.'
             )
+        name = in_slot(name, position)
         if start is not None:
-            new = write_cells(cells_for(new, cells, cache_len), new, start)
+            cells = cells_for(new, self.get_variable("cache", name), position.length)
+            new = write_cells(cells, new, start)
         self.put_variable("cache", name, new)
         return new
 
@@ -222,8 +215,8 @@ class MultiHeadAttention(nn.Module):
 
     def _project(
         self, name: str, features: tuple[int, ...], axes: tuple[str, ...], *, num_in_axes: int = 1
-    ) -> "Projection":
-        return Projection(
+    ) -> DenseGeneral:
+        return DenseGeneral(
             features,
             axes,
             num_in_axes,

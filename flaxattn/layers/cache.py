@@ -5,17 +5,20 @@ call writes T of them from an index on, the same for all examples or each its ow
 the mask that served in training, shifted to that index.
 """
 
-from typing import Any
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from flaxattn import checks
-from flaxattn.masks import Mask, full, lengths
+from flaxattn.masks import BlockPlan, Mask, full, lengths
 
 __all__ = [
+    "CachePosition",
     "cells_for",
     "check_index",
+    "in_slot",
     "index_positions",
     "nan_unless_room",
     "shifted_mask",
@@ -23,19 +26,46 @@ __all__ = [
 ]
 
 
-def check_index(index: Any, batch: int) -> jax.Array:
-    """`index` as an int32 array: traced even where it was a Python integer.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["index"], meta_fields=["length", "slot"]
+)
+@dataclasses.dataclass(frozen=True)
+class CachePosition:
+    """Where a call writes in the cache; a pytree in which new values of `index` compile nothing.
+
+    >>> CachePosition(0, length=8)  # of the call that makes the cache
+    CachePosition(index=0, length=8, slot=0)
+    >>> CachePosition(3)  # of a later one
+    CachePosition(index=3, length=None, slot=0)
+    """
+
+    index: int | jax.Array
+    """int `[]` or `[B]`: the position of the first of the tokens, which is the cell that takes its
+    key and value. An example that runs past the last cell gives NaN."""
+    length: int | None = None
+    """S, how many cells; needed only by the call that makes the cache."""
+    slot: int = 0
+    """Which cache, where a layer is applied several times in one pass, as shared layers are."""
+
+
+def check_index(position: CachePosition, batch: int) -> jax.Array:
+    """Its index as an int32 array: traced even where it was a Python integer.
 
     Raises TypeError unless it holds integers, ValueError unless its shape is [] or [B].
     """
-    array = jnp.asarray(index)
-    checks.check_integer("cache_index", array)
+    array = jnp.asarray(position.index)
+    checks.check_integer("cache_position.index", array)
     if array.shape not in ((), (batch,)):
         raise ValueError(
-            f"cache_index has shape {array.shape}; expected [] or one index per example, "
-            f"[B] = ({batch},)."
+            f"cache_position.index has shape {array.shape}; expected [] or one index per "
+            f"example, [B] = ({batch},)."
         )
     return array.astype(jnp.int32)
+
+
+def in_slot(name: str, position: CachePosition) -> str:
+    """The name of the variable that holds these cells."""
+    return f"{name}_{position.slot}" if position.slot else name
 
 
 def index_positions(index: jax.Array | None, length: int) -> jax.Array:
@@ -44,29 +74,30 @@ def index_positions(index: jax.Array | None, length: int) -> jax.Array:
     >>> index_positions(jnp.array([0, 5]), 3).tolist()
     [[0, 1, 2], [5, 6, 7]]
     """
-    steps = jnp.arange(length, dtype=jnp.int32)[None, :]
-    return steps if index is None else index.reshape(-1, 1) + steps
+    offsets = jnp.arange(length, dtype=jnp.int32)[None, :]
+    return offsets if index is None else index.reshape(-1, 1) + offsets
 
 
-def cells_for(new: jax.Array, cells: jax.Array | None, cache_len: int | None) -> jax.Array:
-    """The cells [B, S, ...] that `new` [B, T, ...] is to be written into; None: S = `cache_len`.
+def cells_for(new: jax.Array, cells: jax.Array | None, length: int | None) -> jax.Array:
+    """The cells [B, S, ...] that `new` [B, T, ...] is to be written into; None: S = `length`.
 
     Raises ValueError if there are none, or they do not fit.
     """
     if cells is None:
-        if cache_len is None:
+        if length is None:
             raise ValueError(
-                "cache_index is given, but there is no cache yet; give cache_len to the call that "
-                'makes it, and later calls the "cache" collection which that one returned.'
+                "cache_position is given, but there is no cache yet; give a CachePosition with a "
+                'length to the call that makes it, and to later calls the "cache" collection '
+                "which that one returned."
             )
-        cells = jnp.zeros((new.shape[0], cache_len, *new.shape[2:]), new.dtype)
+        cells = jnp.zeros((new.shape[0], length, *new.shape[2:]), new.dtype)
     num_cells = cells.shape[1]
-    if cache_len not in (None, num_cells):
-        raise ValueError(f"cache_len is {cache_len}, but the cache has {num_cells} cells.")
+    if length not in (None, num_cells):
+        raise ValueError(f"cache_position.length is {length}, but the cache has {num_cells} cells.")
     if new.shape[1] > num_cells:
         raise ValueError(
-            f"inputs_q has {new.shape[1]} tokens, but the cache {num_cells} cells; make it longer "
-            "with cache_len."
+            f"inputs_q has {new.shape[1]} tokens, but the cache {num_cells} cells; make it with a "
+            "longer CachePosition.length."
         )
     if cells.shape != (new.shape[0], num_cells, *new.shape[2:]) or cells.dtype != new.dtype:
         raise ValueError(
@@ -91,7 +122,9 @@ def write_cells(cells: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array
     return jax.vmap(lambda cells, new, index: write(cells, new, index, axis=0))(cells, new, index)
 
 
-def shifted_mask(mask: Any, index: jax.Array, num_written: int | None = None) -> Mask | None:
+def shifted_mask(
+    mask: Mask | BlockPlan | jax.Array | None, index: jax.Array, num_written: int | None = None
+) -> Mask | None:
     """The mask of a whole sequence, as the queries from `index` on see it.
 
     Args:
@@ -104,7 +137,7 @@ def shifted_mask(mask: Any, index: jax.Array, num_written: int | None = None) ->
     """
     if mask is not None and not isinstance(mask, Mask):
         raise ValueError(
-            f"mask is a {type(mask).__name__}; with cache_index expected a Mask over all "
+            f"mask is a {type(mask).__name__}; with cache_position expected a Mask over all "
             "positions, which the layer shifts itself. Wrap a boolean array, with a row for each "
             "query of the whole sequence, in from_dense(array)."
         )

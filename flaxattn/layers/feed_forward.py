@@ -1,11 +1,12 @@
 """The position-wise feed-forward layer."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flaxattn.layers.dropout import Dropout
 
@@ -36,8 +37,8 @@ class FeedForward(nn.Module):
     activation: Activation = "relu"
     dropout_rate: float = 0.0
     use_bias: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact

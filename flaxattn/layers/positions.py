@@ -4,11 +4,10 @@ Positions are integer arrays, so that packed rows may count each segment from ze
 may start anywhere; nothing here knows a maximum length, save the learned table.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flaxattn import checks
 
@@ -95,8 +94,8 @@ class LearnedPositions(nn.Module):
 
     length: int
     features: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, positions: jax.Array) -> jax.Array:

@@ -1,13 +1,16 @@
 """Layers applied one after another: the encoder and the decoder."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 
-from flaxattn.layers.blocks import TransformerLayer, layer_norm
+from flaxattn.layers.cache import CachePosition
+from flaxattn.layers.transformer import TransformerLayer, layer_norm
+from flaxattn.masks import BlockPlan, Mask
+from flaxattn.types import PyTree
 
 __all__ = ["Decoder", "Encoder"]
 
@@ -21,19 +24,17 @@ class _Stack(nn.Module):
     def apply_layers(
         self,
         x: jax.Array,
-        arguments: dict[str, Any],
-        *,
-        cache_index: int | jax.Array | None,
-        cache_len: int | None,
-        **static: Any,
+        arguments: dict[str, PyTree],
+        cache_position: CachePosition | None,
+        **static: bool,
     ) -> jax.Array:
         """`x` through all layers, each with the same arguments, and the final norm."""
         count = 1 if self.share_layers else self.num_layers
         layers = [self.layer(name=f"layer_{i}") for i in range(count)]
         for i in range(self.num_layers):
-            if cache_index is not None:  # else layers of one's own need know of no cache
-                arguments = arguments | {"cache_index": cache_index}
-                static = static | {"cache_len": cache_len, "cache_slot": i // count}
+            if cache_position is not None:  # else layers of one's own need know of no cache
+                slot = dataclasses.replace(cache_position, slot=i // count)
+                arguments = arguments | {"cache_position": slot}
             apply = functools.partial(_apply, static)
             apply = nn.remat(apply) if self.remat else apply
             x = apply(layers[i % count], x, arguments)
@@ -43,7 +44,7 @@ class _Stack(nn.Module):
 
 
 def _apply(
-    static: dict[str, Any], layer: TransformerLayer, x: jax.Array, arguments: dict[str, Any]
+    static: dict[str, bool], layer: TransformerLayer, x: jax.Array, arguments: dict[str, PyTree]
 ) -> jax.Array:
     return layer(x, **arguments, **static)
 
@@ -63,10 +64,9 @@ class Encoder(_Stack):
         self,
         x: jax.Array,
         *,
-        mask: Any = None,
+        mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        cache_len: int | None = None,
+        cache_position: CachePosition | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
@@ -75,8 +75,7 @@ class Encoder(_Stack):
         return self.apply_layers(
             x,
             arguments,
-            cache_index=cache_index,
-            cache_len=cache_len,
+            cache_position,
             sow_weights=sow_weights,
             deterministic=deterministic,
         )
@@ -91,11 +90,10 @@ class Decoder(_Stack):
         x: jax.Array,
         encoded: jax.Array | None,
         *,
-        mask: Any = None,
-        cross_mask: Any = None,
+        mask: Mask | BlockPlan | jax.Array | None = None,
+        cross_mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        cache_len: int | None = None,
+        cache_position: CachePosition | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
@@ -109,8 +107,7 @@ class Decoder(_Stack):
         return self.apply_layers(
             x,
             arguments,
-            cache_index=cache_index,
-            cache_len=cache_len,
+            cache_position,
             sow_weights=sow_weights,
             deterministic=deterministic,
         )

@@ -1,9 +1,8 @@
 """The encoder-decoder Transformer, assembled from layers; here the masks are built."""
 
-import dataclasses
 import functools
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from flaxattn import checks
 from flaxattn.layers import (
+    CachePosition,
     Decoder,
     DecoderLayer,
     Dropout,
@@ -22,66 +22,10 @@ from flaxattn.layers import (
 )
 from flaxattn.layers.cache import check_index, index_positions
 from flaxattn.masks import Mask, causal, same_segment, valid
+from flaxattn.models.config import EncoderDecoderConfig
 from flaxattn.products import wide_einsum
-from flaxattn.ranges import FieldError, Range, check_fields
 
-__all__ = ["EncoderDecoder", "EncoderDecoderConfig", "Masks", "build_masks", "shift_right"]
-
-# So that a number read from a damaged file is not built.
-Width = Annotated[int, Range(1, 1_000_000)]
-Layers = Annotated[int, Range(1, 1000)]
-Rate = Annotated[float, Range(0, 1, below=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig:
-    """The architecture: plain data, so that it can be stored beside the parameters."""
-
-    vocab_size: Annotated[int, Range(1, 10_000_000)]
-    """V, the number of tokens of source and target together."""
-    features: Width = 256
-    """D, the width of the model."""
-    ff_features: Width = 1024
-    """F, the hidden width of the feed-forward layers."""
-    num_heads: Width = 4
-    """N, the number of attention heads."""
-    num_kv_heads: Width | None = None
-    """K, the number of key/value heads, dividing N; None: N."""
-    encoder_layers: Layers = 3
-    """How many layers the encoder applies."""
-    decoder_layers: Layers = 3
-    """How many layers the decoder applies."""
-    share_layers: bool = False
-    """Whether the layers of a stack share one layer's parameters."""
-    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
-    """How a token's position is told to the model."""
-    max_positions: Annotated[int, Range(1, 10_000_000)] = 512
-    """The length of the table of learned positions; nothing else has a maximum length."""
-    activation: Literal["relu", "gelu", "swiglu"] = "relu"
-    """Of the feed-forward layers."""
-    norm_position: Literal["pre", "post"] = "pre"
-    """Whether a sublayer is normed before it or after its residual."""
-    tie_embeddings: Literal["all", "target", "none"] = "all"
-    """One matrix for source, target and output; for target and output; or three matrices."""
-    dropout_rate: Rate = 0.1
-    """On embeddings and on the output of every sublayer."""
-    attention_dropout_rate: Rate = 0.0
-    """On the attention weights."""
-    activation_dropout_rate: Rate = 0.0
-    """On the hidden units of the feed-forward layers."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of computation; softmax and logits are float32 always."""
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of parameters."""
-    remat: bool = False
-    """Whether layers are computed anew in the backward pass to save memory."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name, of in (("features", "num_heads"), ("num_heads", "num_kv_heads")):
-            size, divisor = getattr(self, name), getattr(self, of) or 1
-            if size % divisor:
-                raise FieldError(name, f"is {size}; expected a multiple of {of}, {divisor}.")
+__all__ = ["EncoderDecoder", "Masks", "build_masks", "shift_right"]
 
 
 class Masks(NamedTuple):
@@ -267,8 +211,7 @@ class EncoderDecoder(nn.Module):
         encoded: jax.Array | None,
         source_segment_ids: jax.Array,
         *,
-        cache_index: int | jax.Array,
-        cache_len: int | None = None,
+        cache_position: CachePosition,
         mask: Mask | None = None,
         positions: jax.Array | None = None,
         sow_weights: bool = False,
@@ -280,14 +223,13 @@ class EncoderDecoder(nn.Module):
         `decode` of the whole. Every leaf of the cache has the batch as its first axis.
 
         Args:
-          target_inputs: int `[B, T]`, the tokens at positions `cache_index` on.
+          target_inputs: int `[B, T]`, the tokens from the index of `cache_position` on.
           encoded: `[B, S, D]`; None: its keys and values, which an earlier call kept.
           source_segment_ids: int `[B, S]`; 0 is padding.
-          cache_index: int `[]` or `[B]`.
-          cache_len: the most tokens of a row; needed only by the call which makes the cache.
+          cache_position: its length is the most tokens of a row.
           mask: of the whole sequence; default: `causal()`. With `positions`, a row may also be a
             tree of sentences that share their beginnings, as beam search has them.
-          positions: int `[B, T]`; default: from `cache_index` on.
+          positions: int `[B, T]`; default: from that index on.
           sow_weights: as in `MultiHeadAttention`.
           deterministic: True switches dropout off.
 
@@ -304,13 +246,14 @@ class EncoderDecoder(nn.Module):
         ...     )
         >>> encoded = model.apply(variables, source, source, deterministic=True, method="encode")
         >>> prompt, token = jnp.array([[1, 7], [1, 9]]), jnp.array([[4], [5]])
-        >>> decoded, cache = step(variables, prompt, encoded, cache_index=0, cache_len=8)
-        >>> decoded, cache = step(variables | cache, token, None, cache_index=2)
+        >>> position = CachePosition(0, length=8)
+        >>> decoded, cache = step(variables, prompt, encoded, cache_position=position)
+        >>> decoded, cache = step(variables | cache, token, None, cache_position=CachePosition(2))
         >>> decoded.shape
         (2, 1, 8)
         """
-        index = check_index(cache_index, target_inputs.shape[0])
         if positions is None:
+            index = check_index(cache_position, target_inputs.shape[0])
             positions = index_positions(index, target_inputs.shape[1])
         return self.decoder(
             self._embed("target", target_inputs, positions, deterministic),
@@ -318,8 +261,7 @@ class EncoderDecoder(nn.Module):
             mask=causal() if mask is None else mask,
             cross_mask=valid(source_segment_ids != 0),
             positions=positions,
-            cache_index=index,
-            cache_len=cache_len,
+            cache_position=cache_position,
             sow_weights=sow_weights,
             deterministic=deterministic,
         )

@@ -1,8 +1,10 @@
-"""Search over sequences of tokens: beams, the most likely token, samples; models are steps."""
+"""Search over sequences of tokens: beams, greedy, samples; a model is a step that reads a token."""
 
 from flaxattn.search.beam import beam_search as beam_search
-from flaxattn.search.following import greedy as greedy
+from flaxattn.search.decode_step import DecodeStep as DecodeStep
+from flaxattn.search.generation import greedy as greedy
 from flaxattn.search.hypotheses import Hypotheses as Hypotheses
-from flaxattn.search.hypotheses import Step as Step
-from flaxattn.search.hypotheses import length_penalties as length_penalties
+from flaxattn.search.rules import Lengths as Lengths
+from flaxattn.search.rules import SpecialTokens as SpecialTokens
+from flaxattn.search.rules import length_penalties as length_penalties
 from flaxattn.search.sampling import sample as sample

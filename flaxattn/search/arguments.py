@@ -5,48 +5,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flaxattn import checks
-from flaxattn.search.hypotheses import Rules
+from flaxattn.search.decode_step import State
+from flaxattn.search.rules import Lengths, Rules, SpecialTokens
 
 __all__ = ["check_count", "check_ids", "check_keys", "check_range", "check_state", "make_rules"]
 
 
-def make_rules(
-    batch: int,
-    *,
-    bos_id: int,
-    eos_id: int,
-    pad_id: int,
-    max_length: int,
-    limits: Any,
-    minimums: Any,
-    length_penalty: Any,
-) -> Rules:
-    """The rules that the arguments of these names state.
+def make_rules(batch_size: int, special_tokens: SpecialTokens, lengths: Lengths) -> Rules:
+    """The rules that these arguments of every search state.
 
     Raises:
       TypeError or ValueError naming the argument.
     """
-    check_count("batch", batch)
-    check_count("max_length", max_length)
-    check_range("length_penalty", length_penalty)
-    for name, token in (("bos_id", bos_id), ("eos_id", eos_id), ("pad_id", pad_id)):
+    check_count("batch_size", batch_size)
+    check_range("length_penalty", lengths.length_penalty)
+    for name, token in special_tokens._asdict().items():
         if not checks.is_static(token) or token < 0:
             raise ValueError(f"{name} is {token!r}; expected a token's id, 0 or more, as an int.")
-    longest = _per_example("limits", limits, batch, max_length)
+    padded_length = _padded_length(lengths)
+    max_length = _per_example("max_length", lengths.max_length, batch_size)
     return Rules(
-        bos_id=bos_id,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        max_length=max_length,
-        exponent=length_penalty,
-        limits=jnp.clip(longest, 0, max_length),
-        minimums=_per_example("minimums", minimums, batch, 0),
+        special_tokens=special_tokens,
+        padded_length=padded_length,
+        max_length=jnp.clip(max_length, 0, padded_length),
+        min_length=_per_example("min_length", lengths.min_length, batch_size),
+        length_penalty=lengths.length_penalty,
     )
 
 
-def check_count(name: str, value: Any, most: int | None = None) -> None:
+def check_count(name: str, value: int, most: int | None = None) -> None:
     """Raises unless `value` is a static integer from 1 to `most`."""
     if not checks.is_static(value):
         raise TypeError(f"{name} is {value!r}; expected an int that is known while tracing.")
@@ -57,56 +47,76 @@ def check_count(name: str, value: Any, most: int | None = None) -> None:
 
 
 def check_range(
-    name: str, value: Any, *, least: float = 0.0, most: float = math.inf, open_below: bool = False
+    name: str,
+    value: ArrayLike,
+    *,
+    least: float = 0.0,
+    most: float = math.inf,
+    open_below: bool = False,
 ) -> None:
     """Raises ValueError unless `value` is a finite number in its range; traced ones pass."""
     if jnp.ndim(value) != 0:
         raise ValueError(f"{name} has shape {jnp.shape(value)}; expected a single number.")
     if isinstance(value, jax.core.Tracer):
         return
-    inside = (least < value if open_below else least <= value) and value <= most
-    if not inside or not math.isfinite(value):
+    number: Any = value
+    inside = (least < number if open_below else least <= number) and number <= most
+    if not inside or not math.isfinite(number):
         lower = f"above {least}" if open_below else f"{least} or more"
         upper = f", at most {most}" if math.isfinite(most) else ""
         raise ValueError(f"{name} is {value}; expected a finite number, {lower}{upper}.")
 
 
-def check_ids(rules: Rules, vocab_size: int) -> None:
+def check_ids(special_tokens: SpecialTokens, vocab_size: int) -> None:
     """Raises ValueError if a special token is not in the vocabulary."""
-    largest = max(rules.bos_id, rules.eos_id, rules.pad_id)
-    if largest >= vocab_size:
+    if max(special_tokens) >= vocab_size:
         raise ValueError(
-            f"step gave logits of V = {vocab_size} tokens, but one of bos_id, eos_id and pad_id is "
-            f"{largest}; expected ids below V."
+            f"decode_step gave logits of V = {vocab_size} tokens, but one of bos_id, eos_id and "
+            f"pad_id is {max(special_tokens)}; expected ids below V."
         )
 
 
-def check_keys(keys: Any, batch: int) -> jax.Array:
+def check_keys(keys: jax.Array, batch_size: int) -> jax.Array:
     """The keys [B] as typed ones; raises TypeError or ValueError if they are something else."""
     if not hasattr(keys, "dtype"):
         raise TypeError(f"keys is a {type(keys).__name__}; expected an array of keys.")
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         keys = jax.random.wrap_key_data(keys)
-    checks.check_axes("keys", keys, "B", {"B": (batch, "batch")})
+    checks.check_axes("keys", keys, "B", {"B": (batch_size, "batch_size")})
     return keys
 
 
-def check_state(state: Any, batch: int) -> Any:
+def check_state(state: State, batch_size: int) -> State:
     """The state with its leaves as arrays; raises ValueError unless all are [B, ...]."""
     state = jax.tree.map(jnp.asarray, state)
     for path, leaf in jax.tree.leaves_with_path(state):
-        if leaf.ndim == 0 or leaf.shape[0] != batch:
+        if leaf.ndim == 0 or leaf.shape[0] != batch_size:
             raise ValueError(
                 f"state{jax.tree_util.keystr(path)} has shape {leaf.shape}; "
-                f"expected a leading axis of batch = {batch}."
+                f"expected a leading axis of batch_size = {batch_size}."
             )
     return state
 
 
-def _per_example(name: str, values: Any, batch: int, default: int) -> jax.Array:
-    if values is None:
-        return jnp.full((batch,), default, jnp.int32)
-    values = jnp.asarray(values)
-    checks.check_integer(name, values)
-    checks.check_axes(name, values, "B", {"B": (batch, "batch")})
-    return values.astype(jnp.int32)
+def _padded_length(lengths: Lengths) -> int:
+    """T, which is known while tracing."""
+    if lengths.padded_length is not None:
+        check_count("padded_length", lengths.padded_length)
+        return lengths.padded_length
+    if not isinstance(lengths.max_length, int):
+        raise TypeError(
+            f"max_length is {lengths.max_length!r}; expected an int, or beside an array an int for "
+            "padded_length, the length of the results."
+        )
+    check_count("max_length", lengths.max_length)
+    return lengths.max_length
+
+
+def _per_example(name: str, value: ArrayLike, batch_size: int) -> jax.Array:
+    """int32 [B] of one number for all, or of one for each."""
+    array = jnp.asarray(value)
+    checks.check_integer(name, array)
+    if array.ndim == 0:
+        return jnp.full((batch_size,), array, jnp.int32)
+    checks.check_axes(name, array, "B", {"B": (batch_size, "batch_size")})
+    return array.astype(jnp.int32)

@@ -2,35 +2,30 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flaxattn.search.arguments import (
-    check_count,
-    check_ids,
-    check_state,
-    make_rules,
-)
+from flaxattn.search.arguments import check_count, check_ids, check_state, make_rules
 from flaxattn.search.candidates import Candidates, expand
-from flaxattn.search.hypotheses import (
-    Hypotheses,
-    Rules,
-    Step,
-    call_step,
-    no_hypotheses,
+from flaxattn.search.decode_step import (
+    DecodeStep,
+    State,
+    call_decode_step,
     repeat_rows,
     take_rows,
 )
+from flaxattn.search.hypotheses import Hypotheses, no_hypotheses
+from flaxattn.search.rules import Lengths, Rules, SpecialTokens
 
 __all__ = ["beam_search"]
 
 
-class Search(NamedTuple):
-    """Where the search stands before token `at` is read."""
+class Search(NamedTuple, Generic[State]):
+    """Where the search stands before token `position` is read."""
 
-    at: jax.Array
+    position: jax.Array
     """int32 []."""
     tokens: jax.Array
     """int32 [B, K, T]: what the live beams have generated."""
@@ -43,26 +38,21 @@ class Search(NamedTuple):
     done: jax.Array
     """bool [B]: nothing that comes can change what is kept."""
     broken: jax.Array
-    """bool [B]: log-probabilities could not be told."""
-    state: Any
+    """bool [B]: log-probabilities could not be computed."""
+    state: State
 
 
 def beam_search(
-    step: Step,
-    state: Any,
+    decode_step: DecodeStep[State],
+    state: State,
     *,
-    batch: int,
+    batch_size: int,
+    special_tokens: SpecialTokens,
+    lengths: Lengths,
     beam_size: int,
-    bos_id: int,
-    eos_id: int,
-    pad_id: int,
-    max_length: int,
-    limits: jax.Array | None = None,
-    minimums: jax.Array | None = None,
-    length_penalty: float | jax.Array = 0.6,
     n_best: int = 1,
-    spread: Callable[[Any, int], Any] = repeat_rows,
-    reorder: Callable[[Any, jax.Array], Any] = take_rows,
+    spread: Callable[[State, int], State] = repeat_rows,
+    reorder: Callable[[State, jax.Array], State] = take_rows,
 ) -> Hypotheses:
     """The best whole sequences that a beam of live prefixes comes upon, best first.
 
@@ -77,22 +67,19 @@ def beam_search(
 
     The loop stops when all examples are done. The first rule never changes the result. With
     beams for all prefixes the result is exact: the best of all sequences within the limits.
-    What becomes of an example does not depend on the others of its batch, if that holds for `step`.
+    What is found for an example does not depend on the others of its batch, if that holds for
+    `decode_step`.
 
-    It is a plain function to be called in a jitted one: `step` may close over traced arrays. New
-    values of `limits`, `minimums` and a traced `length_penalty` compile nothing anew.
+    It is a plain function to be called in a jitted one: `decode_step` may close over traced arrays.
 
     Args:
-      step: as `Step` says; it reads R = B * K rows.
+      decode_step: as `DecodeStep` says; it reads R = B * K rows.
       state: a pytree with leaves `[B, ...]`, before `bos_id` is read; it is spread over the beams
         and reordered with them.
-      batch: B; beam_size: K, may be larger than V.
-      bos_id, pad_id: never generated, unless one of them is `eos_id`.
-      max_length: T, the longest length of all; lengths include `eos_id`, not `bos_id`.
-      limits: int `[B]`, each example's longest length, at most T; there only `eos_id` may come.
-        0: nothing is sought. None: T.
-      minimums: int `[B]`, each example's shortest length, if not above its limit. None: 0.
-      length_penalty: the exponent, 0 or more; 0: scores are log-probabilities.
+      batch_size: B.
+      special_tokens: the ids of the tokens that begin, end and pad.
+      lengths: the fewest and the most tokens, and the length penalty.
+      beam_size: K, may be larger than V.
       n_best: n, at most K.
       spread: `spread(state, beam_size) -> state` for R rows. The default repeats the rows of every
         leaf, those of one example beside each other.
@@ -106,74 +93,69 @@ def beam_search(
 
     >>> table = jnp.log(jnp.array([[0, 0, 0.6, 0.4], [0, 0, 0.6, 0.4], [0, 0.3, 0.4, 0.3],
     ...     [0, 0.9, 0.1, 0]]))  # from each of 4 tokens to the next; 0 begins and pads, 1 ends
-    >>> step = lambda tokens, index, state: (table[tokens], state)
-    >>> found = beam_search(step, None, batch=1, beam_size=2, bos_id=0, eos_id=1, pad_id=0,
-    ...     max_length=4, length_penalty=0.0, n_best=2)
+    >>> decode_step = lambda tokens, index, state: (table[tokens], state)
+    >>> ids = SpecialTokens(bos_id=0, eos_id=1, pad_id=0)
+    >>> lengths = Lengths(max_length=4, length_penalty=0.0)
+    >>> found = beam_search(decode_step, None, batch_size=1, special_tokens=ids, lengths=lengths,
+    ...     beam_size=2, n_best=2)
     >>> found.tokens.tolist()
     [[[3, 1, 0, 0], [2, 3, 1, 0]]]
     >>> np.exp(found.log_probs).round(3).tolist()
     [[0.36..., 0.16...]]
     """
-    rules = make_rules(
-        batch,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        max_length=max_length,
-        limits=limits,
-        minimums=minimums,
-        length_penalty=length_penalty,
-    )
+    rules = make_rules(batch_size, special_tokens, lengths)
     check_count("beam_size", beam_size)
     check_count("n_best", n_best, most=beam_size)
-    state = spread(check_state(state, batch), beam_size)
+    state = spread(check_state(state, batch_size), beam_size)
     start = _start(state, beam_size, n_best, rules)
     search = jax.lax.while_loop(
         lambda search: ~search.done.all(),
-        lambda search: _advance(step, search, rules, reorder),
+        lambda search: _advance(decode_step, search, rules, reorder),
         start,
     )
-    unknown = no_hypotheses((batch, n_best), rules, score=math.nan)
+    unknown = no_hypotheses((batch_size, n_best), rules, score=math.nan)
     return _choose(search.broken, unknown, search.kept)
 
 
-def _start(state: Any, beam_size: int, n_best: int, rules: Rules) -> Search:
-    (batch,) = rules.limits.shape
+def _start(state: State, beam_size: int, n_best: int, rules: Rules) -> Search[State]:
+    (batch,), (bos_id, _, pad_id) = rules.max_length.shape, rules.special_tokens
     shape = (batch, beam_size)
     return Search(
-        at=jnp.zeros((), jnp.int32),
-        tokens=jnp.full((*shape, rules.max_length), rules.pad_id, jnp.int32),
-        last=jnp.full(shape, rules.bos_id, jnp.int32),
+        position=jnp.zeros((), jnp.int32),
+        tokens=jnp.full((*shape, rules.padded_length), pad_id, jnp.int32),
+        last=jnp.full(shape, bos_id, jnp.int32),
         live=jnp.full(shape, -jnp.inf, jnp.float32).at[:, 0].set(0.0),  # one prefix: nothing yet
         kept=no_hypotheses((batch, n_best), rules),
-        done=rules.limits == 0,
+        done=rules.max_length == 0,
         broken=jnp.zeros((batch,), bool),
         state=state,
     )
 
 
 def _advance(
-    step: Step,
-    search: Search,
+    decode_step: DecodeStep[State],
+    search: Search[State],
     rules: Rules,
-    reorder: Callable[[Any, jax.Array], Any],
-) -> Search:
+    reorder: Callable[[State, jax.Array], State],
+) -> Search[State]:
     """Reads one token of every beam."""
     batch, beam_size = search.live.shape
-    logits, state = call_step(step, search.last.reshape(-1), search.at, search.state)
-    check_ids(rules, logits.shape[-1])
+    logits, state = call_decode_step(
+        decode_step, search.last.reshape(-1), search.position, search.state
+    )
+    check_ids(rules.special_tokens, logits.shape[-1])
     found = expand(
-        logits.reshape(batch, beam_size, logits.shape[-1]), search.live, search.at, rules
+        logits.reshape(batch, beam_size, logits.shape[-1]), search.live, search.position, rules
     )
     kept = _keep(search, found, rules)
-    bound = rules.scores(found.log_probs[:, 0], rules.limits)
+    bound = rules.scores(found.log_probs[:, 0], rules.max_length)
     rows = (jnp.arange(batch)[:, None] * beam_size + found.parents).reshape(-1)
-    last = jnp.where(jnp.isneginf(found.log_probs), rules.pad_id, found.tokens)
+    last = jnp.where(jnp.isneginf(found.log_probs), rules.special_tokens.pad_id, found.tokens)
     tokens = jnp.take_along_axis(search.tokens, found.parents[..., None], axis=1)
-    over = rules.must_end(search.at) | (~jnp.isneginf(found.ends)).all(axis=-1)
+    over = rules.must_end(search.position) | (~jnp.isneginf(found.ends)).all(axis=-1)
     return Search(
-        at=search.at + 1,
-        tokens=tokens.at[:, :, search.at].set(last),
+        position=search.position + 1,
+        tokens=tokens.at[:, :, search.position].set(last),
         last=last,
         live=found.log_probs,
         kept=kept,
@@ -183,11 +165,11 @@ def _advance(
     )
 
 
-def _keep(search: Search, found: Candidates, rules: Rules) -> Hypotheses:
+def _keep(search: Search[State], found: Candidates, rules: Rules) -> Hypotheses:
     """The best of those kept and those that end here; of equals, those kept."""
-    length = search.at + 1
+    length = search.position + 1
     ended = Hypotheses(
-        tokens=search.tokens.at[:, :, search.at].set(rules.eos_id),
+        tokens=search.tokens.at[:, :, search.position].set(rules.special_tokens.eos_id),
         scores=rules.scores(found.ends, length),
         log_probs=found.ends,
         lengths=jnp.broadcast_to(length, found.ends.shape),

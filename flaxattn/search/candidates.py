@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.search.hypotheses import Rules, log_normaliser
-from flaxattn.search.largest import top_k
+from flaxattn.search.decode_step import log_normaliser
+from flaxattn.search.rules import Rules
+from flaxattn.search.top_k import top_k
 
 __all__ = ["Candidates", "expand"]
 
@@ -23,7 +24,7 @@ class Candidates(NamedTuple):
     ends: jax.Array
     """float32 [B, K]: of each beam ended here; -inf if that is not among the K best ways to go."""
     broken: jax.Array
-    """bool [B]: whether there are log-probabilities that cannot be told."""
+    """bool [B]: whether there are log-probabilities that cannot be computed."""
 
 
 def expand(logits: jax.Array, live: jax.Array, index: jax.Array, rules: Rules) -> Candidates:
@@ -33,17 +34,17 @@ def expand(logits: jax.Array, live: jax.Array, index: jax.Array, rules: Rules) -
       logits: float32 `[B, K, V]`; live: float32 `[B, K]`, the beams' log-probabilities, -inf where
         there is none.
     """
-    vocab_size = logits.shape[-1]
+    vocab_size, eos_id = logits.shape[-1], rules.special_tokens.eos_id
     top, rest = log_normaliser(logits)
     known = (jnp.isfinite(top) & jnp.isfinite(rest))[..., 0]
     scores = jnp.where(
         jnp.isneginf(live)[..., None], -jnp.inf, (logits - top) - rest + live[..., None]
     )
-    ends = jnp.where(rules.may_end(index)[:, None], scores[..., rules.eos_id], -jnp.inf)
-    scores = scores.at[..., jnp.array([rules.eos_id, *rules.never])].set(-jnp.inf)
+    ends = jnp.where(rules.may_end(index)[:, None], scores[..., eos_id], -jnp.inf)
+    scores = scores.at[..., jnp.array([eos_id, *rules.never_generated])].set(-jnp.inf)
     best, where = top_k(scores.reshape(len(scores), -1), live.shape[1])
     best = jnp.where(rules.must_end(index)[:, None], -jnp.inf, best)
-    ends_where = jnp.arange(live.shape[1]) * vocab_size + rules.eos_id
+    ends_where = jnp.arange(live.shape[1]) * vocab_size + eos_id
     return Candidates(
         log_probs=best,
         parents=where // vocab_size,

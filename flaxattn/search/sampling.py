@@ -1,35 +1,31 @@
 """Sequences drawn at random, token by token."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flaxattn.search.arguments import check_count, check_keys, check_range, check_state, make_rules
-from flaxattn.search.following import follow, path_hypotheses
-from flaxattn.search.hypotheses import Hypotheses, Step, repeat_rows
-from flaxattn.search.largest import top_k as find_top_k
+from flaxattn.search.decode_step import DecodeStep, State, repeat_rows
+from flaxattn.search.generation import generate
+from flaxattn.search.hypotheses import Hypotheses
+from flaxattn.search.rules import Lengths, SpecialTokens
+from flaxattn.search.top_k import top_k as find_top_k
 
 __all__ = ["sample"]
 
 
 def sample(
-    step: Step,
-    state: Any,
+    decode_step: DecodeStep[State],
+    state: State,
     keys: jax.Array,
     *,
-    batch: int,
-    bos_id: int,
-    eos_id: int,
-    pad_id: int,
-    max_length: int,
-    limits: jax.Array | None = None,
-    minimums: jax.Array | None = None,
-    length_penalty: float | jax.Array = 0.6,
+    batch_size: int,
+    special_tokens: SpecialTokens,
+    lengths: Lengths,
     num_samples: int = 1,
-    temperature: float | jax.Array = 1.0,
+    temperature: ArrayLike = 1.0,
     top_k: int | None = None,
-    top_p: float | jax.Array | None = None,
+    top_p: ArrayLike | None = None,
 ) -> Hypotheses:
     """Sequences whose tokens are drawn one after another, in the order in which they were drawn.
 
@@ -45,7 +41,7 @@ def sample(
     Args:
       keys: keys `[B]`, one per example, say `jax.random.split(key, batch)`; or fold the number of
         each example in all the data into one key.
-      num_samples: n; `step` reads R = B * n rows.
+      num_samples: n; `decode_step` reads R = B * n rows.
       temperature: above 0; near 0, `greedy`.
       top_k: 1 or more; static.
       top_p: above 0, at most 1.
@@ -54,36 +50,29 @@ def sample(
     Raises:
       TypeError or ValueError naming the argument that does not fit.
 
-    >>> step = lambda tokens, index, state: (jnp.log(jnp.array([[0, 0.2, 0.4, 0.4]])), ())
-    >>> ids = {"bos_id": 0, "eos_id": 1, "pad_id": 0}
-    >>> keys = jax.random.split(jax.random.key(5), 1)
-    >>> found = sample(step, (), keys, batch=1, **ids, max_length=4, top_k=2)
+    >>> table = jnp.log(jnp.array([[0, 0.2, 0.4, 0.4]]))
+    >>> ids, lengths = SpecialTokens(bos_id=0, eos_id=1, pad_id=0), Lengths(max_length=4)
+    >>> found = sample(lambda tokens, index, state: (table, state), (),
+    ...     jax.random.split(jax.random.key(5), 1), batch_size=1, special_tokens=ids,
+    ...     lengths=lengths, top_k=2)
     >>> bool(jnp.isin(found.tokens[0, 0, :3], jnp.array([2, 3])).all())
     True
     """
-    rules = make_rules(
-        batch,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        max_length=max_length,
-        limits=limits,
-        minimums=minimums,
-        length_penalty=length_penalty,
-    )
+    rules = make_rules(batch_size, special_tokens, lengths)
     check_count("num_samples", num_samples)
     check_range("temperature", temperature, open_below=True)
     if top_k is not None:
         check_count("top_k", top_k)
     if top_p is not None:
         check_range("top_p", top_p, most=1.0, open_below=True)
-    numbers = jnp.tile(jnp.arange(num_samples), batch)
-    keys = jax.vmap(jax.random.fold_in)(repeat_rows(check_keys(keys, batch), num_samples), numbers)
+    numbers = jnp.tile(jnp.arange(num_samples), batch_size)
+    keys = repeat_rows(check_keys(keys, batch_size), num_samples)
+    keys = jax.vmap(jax.random.fold_in)(keys, numbers)
     rules = rules._replace(
-        limits=repeat_rows(rules.limits, num_samples),
-        minimums=repeat_rows(rules.minimums, num_samples),
+        max_length=repeat_rows(rules.max_length, num_samples),
+        min_length=repeat_rows(rules.min_length, num_samples),
     )
-    state = repeat_rows(check_state(state, batch), num_samples)
+    state = repeat_rows(check_state(state, batch_size), num_samples)
 
     def draw(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
         now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
@@ -91,11 +80,10 @@ def sample(
         logits = keep_likely(below / jnp.asarray(temperature, jnp.float32), top_k, top_p)
         return jax.vmap(jax.random.categorical)(now, logits)
 
-    path = follow(step, state, draw, rules)
-    return path_hypotheses(path, (batch, num_samples), rules)
+    return generate(decode_step, state, draw, rules, shape=(batch_size, num_samples))
 
 
-def keep_likely(logits: jax.Array, top_k: int | None, top_p: float | jax.Array | None) -> jax.Array:
+def keep_likely(logits: jax.Array, top_k: int | None, top_p: ArrayLike | None) -> jax.Array:
     """[R, V] with -inf for tokens not among the k most likely or not in their nucleus.
 
     >>> keep_likely(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), 3, 0.7)

@@ -7,30 +7,32 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from flaxattn.layers import CachePosition
+from flaxattn.masks import Mask
 from flaxattn.models import EncoderDecoder
-from flaxattn.search import Hypotheses, beam_search, greedy, sample
+from flaxattn.search import Hypotheses, Lengths, SpecialTokens, beam_search, greedy, sample
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.prefix_tree import PrefixTree, ancestry, descend, reorder
+from flaxattn.types import PyTree
 
 __all__ = ["decode"]
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "config", "max_length", "n_best", "bos_id", "eos_id", "mesh"),
+    static_argnames=("model", "config", "padded_length", "n_best", "special_tokens", "mesh"),
 )
 def decode(
     model: EncoderDecoder,
-    params: Any,
+    params: PyTree,
     source: jax.Array,
-    limits: jax.Array,
-    minimums: jax.Array,
+    max_length: jax.Array,
+    min_length: jax.Array,
     keys: jax.Array,
     *,
     config: DecodingConfig,
-    max_length: int,
-    bos_id: int,
-    eos_id: int,
+    padded_length: int,
+    special_tokens: SpecialTokens,
     mesh: Mesh,
     n_best: int = 1,
 ) -> Hypotheses:
@@ -40,19 +42,24 @@ def decode(
 
     Args:
       source: int `[B, S]`, padded with the model's `pad_id`; B is a multiple of the devices.
-      limits, minimums: int `[B]`, the most and the fewest tokens, the end token included; a limit
-        of 0 seeks nothing.
+      max_length, min_length: int `[B]`, the most and the fewest tokens, as in `Lengths`.
       keys: random keys `[B]`, used by sampling alone.
-      max_length: T, no less than any limit.
+      padded_length: T, no less than any `max_length`.
 
     Returns:
       `flaxattn.search.Hypotheses` of B examples.
     """
 
-    def on_device(params: Any, source: jax.Array, *of_rows: jax.Array) -> Hypotheses:
-        search = _Decoder(model, params, source, max_length)
-        ids = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": model.pad_id}
-        return search.run(config, n_best, ids, *of_rows)
+    def on_device(
+        params: PyTree,
+        source: jax.Array,
+        max_length: jax.Array,
+        min_length: jax.Array,
+        keys: jax.Array,
+    ) -> Hypotheses:
+        lengths = Lengths(max_length, min_length, config.length_penalty, padded_length)
+        decoder = _Decoder(model, params, source, special_tokens.bos_id, padded_length)
+        return decoder.run(config, n_best, keys, special_tokens, lengths)
 
     rows = PartitionSpec("data")
     return jax.shard_map(
@@ -61,15 +68,22 @@ def decode(
         in_specs=(PartitionSpec(), rows, rows, rows, rows),
         out_specs=rows,
         check_vma=False,  # loops on different devices end at different times
-    )(params, source, limits, minimums, keys)
+    )(params, source, max_length, min_length, keys)
 
 
 class _Decoder:
     """The decoder over the encoded rows of one device."""
 
-    def __init__(self, model: EncoderDecoder, params: Any, source: jax.Array, max_length: int):
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        params: PyTree,
+        source: jax.Array,
+        bos_id: int,
+        padded_length: int,
+    ) -> None:
         self._apply: Any = model.apply
-        self._params, self._max_length = params, max_length
+        self._params, self._bos_id, self._padded_length = params, bos_id, padded_length
         self._segment_ids = (source != model.pad_id).astype(jnp.int32)
         encoded: Any = self._apply(
             {"params": params}, source, self._segment_ids, deterministic=True, method="encode"
@@ -80,36 +94,31 @@ class _Decoder:
         self,
         config: DecodingConfig,
         n_best: int,
-        ids: dict[str, int],
-        limits: jax.Array,
-        minimums: jax.Array,
         keys: jax.Array,
+        special_tokens: SpecialTokens,
+        lengths: Lengths,
     ) -> Hypotheses:
-        common: dict[str, Any] = dict(
-            ids,
-            batch=len(limits),
-            max_length=self._max_length,
-            limits=limits,
-            minimums=minimums,
-            length_penalty=config.length_penalty,
-        )
+        common: Any = {
+            "batch_size": len(keys),
+            "special_tokens": special_tokens,
+            "lengths": lengths,
+        }
         beams = max(config.beam_size, n_best)
         if not config.sampling and beams > 1:
             return beam_search(
-                self._step_of_beams,
-                self._fresh_cache(ids["bos_id"], cells=self._max_length * beams),
+                self._decode_step_of_beams,
+                self._fresh_cache(beams),
                 beam_size=beams,
                 n_best=n_best,
                 spread=self._spread,
                 reorder=reorder,
                 **common,
             )
-        cache = self._fresh_cache(ids["bos_id"], cells=self._max_length)
         if not config.sampling:
-            return greedy(self._step, cache, **common)
+            return greedy(self._decode_step, self._fresh_cache(1), **common)
         return sample(
-            self._step,
-            cache,
+            self._decode_step,
+            self._fresh_cache(1),
             keys,
             num_samples=n_best,
             temperature=config.temperature,
@@ -118,17 +127,20 @@ class _Decoder:
             **common,
         )
 
-    def _fresh_cache(self, bos_id: int, cells: int) -> Any:
-        """The cache with the keys and values of the source, and `cells` for the target's."""
-        begin = jnp.full((self._encoded.shape[0], 1), bos_id)
-        return self._decode({}, begin, self._encoded, cache_index=0, cache_len=cells)[1]
+    def _fresh_cache(self, beams: int) -> PyTree:
+        """The cache with the keys and values of the source, and cells for those of the beams."""
+        first = jnp.full((self._encoded.shape[0], 1), self._bos_id)
+        position = CachePosition(0, length=beams * self._padded_length)
+        return self._decode({}, first, self._encoded, position)[1]
 
-    def _step(self, tokens: jax.Array, index: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    def _decode_step(
+        self, tokens: jax.Array, index: jax.Array, cache: PyTree
+    ) -> tuple[jax.Array, PyTree]:
         """One token of every row."""
-        logits, cache = self._decode(cache, tokens[:, None], None, cache_index=index)
+        logits, cache = self._decode(cache, tokens[:, None], None, CachePosition(index))
         return logits[:, 0], cache
 
-    def _step_of_beams(
+    def _decode_step_of_beams(
         self, tokens: jax.Array, index: jax.Array, tree: PrefixTree
     ) -> tuple[jax.Array, PrefixTree]:
         """One token of every beam: those of an example are T of one row."""
@@ -138,19 +150,26 @@ class _Decoder:
             tree.cache,
             tokens.reshape(batch, beams),
             None,
-            cache_index=index * beams,
+            CachePosition(index * beams),
             positions=jnp.broadcast_to(index, (batch, beams)),
             mask=ancestry(ancestors, index),
         )
         return logits.reshape(batch * beams, -1), PrefixTree(cache, ancestors)
 
-    def _spread(self, cache: Any, beams: int) -> PrefixTree:
-        shape = (self._encoded.shape[0], beams, self._max_length)
+    def _spread(self, cache: PyTree, beams: int) -> PrefixTree:
+        shape = (self._encoded.shape[0], beams, self._padded_length)
         return PrefixTree(cache, jnp.zeros(shape, jnp.int32))
 
     def _decode(
-        self, cache: Any, tokens: jax.Array, encoded: jax.Array | None, **how: Any
-    ) -> tuple[jax.Array, Any]:
+        self,
+        cache: PyTree,
+        tokens: jax.Array,
+        encoded: jax.Array | None,
+        cache_position: CachePosition,
+        *,
+        positions: jax.Array | None = None,
+        mask: Mask | None = None,
+    ) -> tuple[jax.Array, PyTree]:
         """The logits after [B, T] tokens, one or more rows for a source, and the new cache."""
         rows = tokens.shape[0] // self._segment_ids.shape[0]
         variables = {"params": self._params} | ({"cache": cache} if cache else {})
@@ -159,7 +178,9 @@ class _Decoder:
             tokens,
             encoded,
             jnp.repeat(self._segment_ids, rows, axis=0),
-            **how,
+            cache_position=cache_position,
+            positions=positions,
+            mask=mask,
             deterministic=True,
             method="decode_step",
             mutable=["cache"],

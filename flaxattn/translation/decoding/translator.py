@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder
-from flaxattn.search import Hypotheses
+from flaxattn.search import Hypotheses, SpecialTokens
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.devices import data_mesh, place
@@ -118,54 +118,50 @@ class Translator:
     def _translate_batch(
         self, numbers: list[int], sources: list[np.ndarray], n_best: int
     ) -> list[list[Translation]]:
-        config, pad_id = self._config, self._tokenizer.pad_id
+        config, tokenizer = self._config, self._tokenizer
         length = rounded(max(map(len, sources)))
         rows = _rows(len(sources), self._batch_size, self._mesh.size)
-        max_length = longest(length, config.max_ratio)
+        padded_length = longest(length, config.max_ratio)
         check_decoding(
             self._model.config,
             config,
             rows=rows,
             source_length=length,
-            target_length=max_length,
+            target_length=padded_length,
             n_best=n_best,
         )
-        source = np.full((rows, length), pad_id, np.int32)
-        limits, minimums = np.zeros((2, rows), np.int32)  # rows without a text end at once
+        source = np.full((rows, length), tokenizer.pad_id, np.int32)
+        max_length, min_length = np.zeros((2, rows), np.int32)  # rows without a text end at once
         for row, ids in enumerate(sources):
             source[row, : len(ids)] = ids
-            limits[row] = longest(len(ids), config.max_ratio)
-            minimums[row] = int(len(ids) * config.min_ratio)
+            max_length[row] = longest(len(ids), config.max_ratio)
+            min_length[row] = int(len(ids) * config.min_ratio)
         keys = _keys(config.sampling_seed, numbers, rows)
         found = decode(
             self._model,
             self._params,
-            *place((source, limits, minimums, keys), self._mesh, "data"),
+            *place((source, max_length, min_length, keys), self._mesh, "data"),
             config=config,
             n_best=n_best,
-            max_length=max_length,
-            bos_id=self._tokenizer.bos_id,
-            eos_id=self._tokenizer.eos_id,
+            padded_length=padded_length,
+            special_tokens=SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id),
             mesh=self._mesh,
         )
-        return self._texts(jax.device_get(found), limits[: len(sources)])
+        return self._texts(jax.device_get(found), max_length[: len(sources)])
 
-    def _texts(self, found: Hypotheses, limits: np.ndarray) -> list[list[Translation]]:
+    def _texts(self, found: Hypotheses, max_length: np.ndarray) -> list[list[Translation]]:
+        rows = zip(*(part.tolist() for part in found), max_length.tolist(), strict=True)
         return [
-            [
-                self._translation(limit, *one)
-                for one in zip(*(part[row] for part in found), strict=True)
-            ]
-            for row, limit in enumerate(limits.tolist())
+            [self._translation(most, *one) for one in zip(*hypotheses, strict=True)]
+            for *hypotheses, most in rows
         ]
 
     def _translation(
-        self, limit: int, tokens: Any, score: Any, log_prob: Any, length: Any
+        self, max_length: int, tokens: list[int], score: float, log_prob: float, length: int
     ) -> Translation:
         (text,) = self._tokenizer.decode([tokens])
-        ids = tuple(map(int, tokens[: int(length)]))
-        at_limit = int(length) >= limit
-        return Translation(on_one_line(text), float(score), float(log_prob), ids, at_limit)
+        ids = tuple(tokens[:length])
+        return Translation(on_one_line(text), score, log_prob, ids, length >= max_length)
 
 
 def translate(

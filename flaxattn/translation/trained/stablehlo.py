@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from flaxattn.layers import CachePosition
 from flaxattn.models import EncoderDecoder
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.parameters.initial import init_params
 from flaxattn.translation.storage.weights import named, nested
 from flaxattn.translation.text.lengths import EXTRA
+from flaxattn.types import PyTree
 
 __all__ = ["LONGEST", "PLATFORMS", "Programs", "programs", "room"]
 
@@ -81,7 +83,7 @@ class _Steps:
         encoded = self._apply(params, source, segment_ids, method="encode")
         begin = jnp.full((source.shape[0], 1), self._bos_id, jnp.int32)  # step 0 writes it anew
         cells = self._ratio * source.shape[1] + EXTRA
-        _, state = self._decode(params, source, begin, encoded, cache_index=0, cache_len=cells)
+        _, state = self._decode(params, source, begin, encoded, CachePosition(0, length=cells))
         return encoded, state
 
     def decode_step(
@@ -90,16 +92,26 @@ class _Steps:
         params = {"params": nested(weights)}
         source, cache = state["source"], {"cache": state["cache"]}
         decoded, state = self._decode(
-            params | cache, source, tokens[:, None], None, cache_index=index
+            params | cache, source, tokens[:, None], None, CachePosition(index)
         )
         return self._logits(params, decoded[:, 0]), state
 
     def _decode(
-        self, variables: Any, source: jax.Array, tokens: jax.Array, encoded: Any, **at: Any
-    ) -> tuple[jax.Array, Any]:
-        segment_ids = self._segment_ids(source)
+        self,
+        variables: PyTree,
+        source: jax.Array,
+        tokens: jax.Array,
+        encoded: jax.Array | None,
+        cache_position: CachePosition,
+    ) -> tuple[jax.Array, PyTree]:
         decoded, changed = self._apply(
-            variables, tokens, encoded, segment_ids, **at, method="decode_step", mutable=["cache"]
+            variables,
+            tokens,
+            encoded,
+            self._segment_ids(source),
+            cache_position=cache_position,
+            method="decode_step",
+            mutable=["cache"],
         )
         return decoded, {"source": source, "cache": changed["cache"]}
 

@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flaxattn.attention import ImplementationName
 from flaxattn.layers.attention import MultiHeadAttention
+from flaxattn.layers.cache import CachePosition
 from flaxattn.layers.dropout import Dropout
 from flaxattn.layers.feed_forward import Activation, FeedForward
 from flaxattn.masks import BlockPlan, Mask
@@ -19,7 +21,7 @@ __all__ = ["DecoderLayer", "EncoderLayer", "NormPosition", "TransformerLayer", "
 NormPosition = Literal["pre", "post"]
 
 
-def layer_norm(name: str, dtype: Any, param_dtype: Any) -> nn.LayerNorm:
+def layer_norm(name: str, dtype: DTypeLike | None, param_dtype: DTypeLike) -> nn.LayerNorm:
     """A LayerNorm whose parameters carry the logical axis name "embed"."""
     return nn.LayerNorm(
         dtype=dtype,
@@ -56,8 +58,8 @@ class TransformerLayer(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     activation_dropout_rate: float = 0.0
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     implementation: ImplementationName = "auto"
 
     def attention(self, name: str, *, rotary: bool = False) -> MultiHeadAttention:
@@ -73,6 +75,23 @@ class TransformerLayer(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             implementation=self.implementation,
             name=name,
+        )
+
+    def self_attention(
+        self,
+        mask: Mask | BlockPlan | jax.Array | None,
+        positions: jax.Array | None,
+        cache_position: CachePosition | None,
+        sow_weights: bool,
+    ) -> Callable[..., jax.Array]:
+        """The layer's attention to its own inputs, to be given these and `deterministic`."""
+        return functools.partial(
+            self.attention("self_attention", rotary=self.rotary),
+            mask=mask,
+            q_positions=positions,
+            kv_positions=positions,
+            cache_position=cache_position,
+            sow_weights=sow_weights,
         )
 
     def feed_forward(self) -> FeedForward:
@@ -110,28 +129,17 @@ class EncoderLayer(TransformerLayer):
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        cache_len: int | None = None,
-        cache_slot: int = 0,
+        cache_position: CachePosition | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D].
 
         Args:
-          mask, cache_index, cache_len, cache_slot, sow_weights: as in `MultiHeadAttention`.
+          mask, cache_position, sow_weights: as in `MultiHeadAttention`.
           positions: int `[B, T]`, for rotary.
         """
-        self_attention = functools.partial(
-            self.attention("self_attention", rotary=self.rotary),
-            mask=mask,
-            q_positions=positions,
-            kv_positions=positions,
-            cache_index=cache_index,
-            cache_len=cache_len,
-            cache_slot=cache_slot,
-            sow_weights=sow_weights,
-        )
+        self_attention = self.self_attention(mask, positions, cache_position, sow_weights)
         residual = functools.partial(self.residual, deterministic=deterministic)
         x = residual(x, self_attention, "self_attention")
         return residual(x, self.feed_forward(), "feed_forward")
@@ -152,36 +160,23 @@ class DecoderLayer(TransformerLayer):
         mask: Mask | BlockPlan | jax.Array | None = None,
         cross_mask: Mask | BlockPlan | jax.Array | None = None,
         positions: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        cache_len: int | None = None,
-        cache_slot: int = 0,
+        cache_position: CachePosition | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
         """[B, T, D] and `encoded` [B, S, D] -> [B, T, D].
 
         Args:
-          encoded: None: what a call with the same `cache_slot` kept of it in the cache.
-          mask, cross_mask, cache_index, cache_len, cache_slot, sow_weights: as in
-            `MultiHeadAttention`.
+          encoded: None: what an earlier call kept of it in the same slot of the cache.
+          mask, cross_mask, cache_position, sow_weights: as in `MultiHeadAttention`.
           positions: int `[B, T]`, for rotary.
         """
-        self_attention = functools.partial(
-            self.attention("self_attention", rotary=self.rotary),
-            mask=mask,
-            q_positions=positions,
-            kv_positions=positions,
-            cache_index=cache_index,
-            cache_len=cache_len,
-            cache_slot=cache_slot,
-            sow_weights=sow_weights,
-        )
+        self_attention = self.self_attention(mask, positions, cache_position, sow_weights)
         cross_attention = functools.partial(
             self.attention("cross_attention"),
             inputs_kv="cached" if encoded is None else encoded,
             mask=cross_mask,
-            cache_index=cache_index,
-            cache_slot=cache_slot,
+            cache_position=cache_position,
             sow_weights=sow_weights,
         )
         residual = functools.partial(self.residual, deterministic=deterministic)

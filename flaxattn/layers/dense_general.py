@@ -6,15 +6,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-__all__ = ["Projection"]
+__all__ = ["DenseGeneral"]
 
 
-class Projection(nn.Module):
-    """A linear map of the last axes of an array to new ones.
+class DenseGeneral(nn.Module):
+    """A linear map of the last axes of an array to new ones: `flax.linen.DenseGeneral`.
 
-    It has the parameters and initial values of `flax.linen.DenseGeneral`, which cannot name the
-    logical axes of a kernel of rank 3 under a mesh: it makes the kernel as a matrix first.
+    It has that layer's parameters and initial values. Linen's cannot name the logical axes of a
+    kernel of rank 3 under a mesh, since it makes the kernel as a matrix first.
 
     Attributes:
       features: the new axes.
@@ -27,8 +28,8 @@ class Projection(nn.Module):
     axes: tuple[str, ...]
     num_in_axes: int
     use_bias: bool
-    dtype: Any
-    param_dtype: Any
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
     kernel_init: nn.initializers.Initializer
     bias_init: nn.initializers.Initializer
 
@@ -45,14 +46,18 @@ class Projection(nn.Module):
         return y if bias is None else y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
 
     def _param(
-        self, name: str, init: Any, inputs: tuple[int, ...], axes: tuple[str, ...]
+        self,
+        name: str,
+        init: nn.initializers.Initializer,
+        inputs: tuple[int, ...],
+        axes: tuple[str, ...],
     ) -> jax.Array:
         """A parameter initialised as a matrix (or vector), so that fan-in and fan-out are right."""
         flat = (math.prod(inputs),) * bool(inputs) + (math.prod(self.features),)
 
-        def shaped(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        def shaped(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
             return jnp.reshape(init(key, flat, dtype), shape)
 
         boxed = nn.with_logical_partitioning(shaped, axes)
         param: Any = self.param(name, boxed, (*inputs, *self.features), self.param_dtype)
-        return param
+        return param  # without its box, which linen takes off
