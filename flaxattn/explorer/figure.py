@@ -9,7 +9,10 @@ from flaxattn.explorer.colours import scale
 from flaxattn.explorer.seen import Attention
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 __all__ = ["figure"]
 
@@ -79,7 +82,7 @@ def _checked_heads(attentions: Sequence[Attention], heads: Sequence[int] | None)
     return chosen
 
 
-def _draw_map(ax: Any, attention: Attention, head: int, colours: Any) -> Any:
+def _draw_map(ax: "Axes", attention: Attention, head: int, colours: "Colormap") -> "AxesImage":
     """The weights, and hatching over what is hidden."""
     from matplotlib.colors import ListedColormap
 
@@ -100,9 +103,9 @@ def _draw_map(ax: Any, attention: Attention, head: int, colours: Any) -> Any:
     return image
 
 
-def _label(ax: Any, attention: Attention, head: int, *, size: float, leftmost: bool) -> None:
+def _label(ax: "Axes", attention: Attention, head: int, *, size: float, leftmost: bool) -> None:
     """The tokens as labels; as written, whatever signs of mathematics are in them."""
-    text = {"parse_math": False, "color": INK, "fontsize": size}
+    text: dict[str, Any] = {"parse_math": False, "color": INK, "fontsize": size}
     queries = list(attention.q_tokens) if leftmost else []
     if leftmost and attention.q_writes is not None:
         queries = [f"{a} → {b}" for a, b in zip(queries, attention.q_writes, strict=True)]
@@ -117,7 +120,7 @@ def _label(ax: Any, attention: Attention, head: int, *, size: float, leftmost: b
         spine.set(color="#d5d3cd", linewidth=0.5)
 
 
-def _draw_scale(drawn: "Figure", image: Any, axes: np.ndarray) -> None:
+def _draw_scale(drawn: "Figure", image: "AxesImage", axes: np.ndarray) -> None:
     shrink = min(1.0, 2.2 / drawn.get_figheight())
     bar = drawn.colorbar(image, ax=list(axes.flat), shrink=shrink, aspect=14, pad=0.02)
     bar.set_label("weight", fontsize=8, color=QUIET)
@@ -125,7 +128,7 @@ def _draw_scale(drawn: "Figure", image: Any, axes: np.ndarray) -> None:
     bar.ax.tick_params(labelsize=7, colors=QUIET, length=2)
 
 
-def _hidden_legend(drawn: Any) -> None:
+def _hidden_legend(drawn: "Figure") -> None:
     from matplotlib.patches import Patch
 
     patch = Patch(facecolor=HIDDEN, edgecolor=HATCH, hatch="//////", linewidth=0)

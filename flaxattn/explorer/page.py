@@ -6,7 +6,6 @@ import importlib.resources
 import json
 import string
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -48,13 +47,13 @@ def _file(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _json(data: Any) -> str:
+def _json(data: object) -> str:
     """JSON in which nothing ends the script element that it stands in."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
-def _sentence(sentence: Sentence) -> dict[str, Any]:
+def _sentence(sentence: Sentence) -> dict[str, object]:
     kinds: dict[str, list[Attention]] = {}
     for attention in sentence.attentions:
         kinds.setdefault(attention.kind, []).append(attention)
@@ -80,7 +79,7 @@ def _sentence(sentence: Sentence) -> dict[str, Any]:
     }
 
 
-def _attention(attention: Attention) -> dict[str, Any]:
+def _attention(attention: Attention) -> dict[str, object]:
     """Weights as little-endian uint16 `[N, T, S]`, the mask as bits `[T, S]` or `[N, T, S]`."""
     weights = np.round(np.clip(attention.weights, 0, 1) * FULL).astype("<u2")
     mask = attention.mask

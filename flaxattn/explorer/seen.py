@@ -1,4 +1,4 @@
-"""What is shown: attentions, and the sentence that they belong to. Strings, numbers and arrays."""
+"""What is shown: attentions and the sentence they belong to, as strings, numbers and arrays."""
 
 import dataclasses
 import math
@@ -17,8 +17,8 @@ class Attention:
     """The weights of one attention on one example, all heads.
 
     Raises:
-      ValueError or TypeError naming the argument if shapes do not fit or a weight is no share of
-      one.
+      ValueError or TypeError naming the argument if shapes do not fit or a weight is not between
+      0 and 1.
 
     >>> seen = Attention("attention", ["a", "b"], ["a", "b"], np.ones((4, 2, 2)) / 2)
     >>> seen.weights.shape, seen.mask
@@ -26,7 +26,7 @@ class Attention:
     """
 
     name: str
-    """Where it is from, e.g. the path of a module."""
+    """Where it comes from, e.g. the path of a module."""
     q_tokens: Sequence[str]
     """T labels of the queries, the rows."""
     kv_tokens: Sequence[str]
@@ -89,7 +89,7 @@ class Attention:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A token that was written, and what else might have been."""
+    """A token that was written, and its alternatives."""
 
     token: str
     probability: float
@@ -104,7 +104,7 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A whole sentence that was found, and how it compares with others."""
+    """A whole sentence that was found, and its score."""
 
     text: str
     score: float
@@ -121,7 +121,7 @@ class Hypothesis:
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """One sentence and its attentions; all but these may be left out."""
+    """One sentence and its attentions; the other fields are optional."""
 
     text: str
     attentions: Sequence[Attention]

@@ -1,11 +1,12 @@
-"""Weights that linen modules have sown, of models of one's own, made ready to be shown."""
+"""Attention weights that the modules of any linen model have sown, as `Attention`s."""
 
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flaxattn.explorer.seen import Attention
 
@@ -15,12 +16,12 @@ NAME = "attention_weights"  # as MultiHeadAttention sows them, and those of flax
 
 
 class Labels(NamedTuple):
-    """What the rows and columns of some attentions stand for; see `Attention`."""
+    """The tokens that are the rows and columns of some attentions; see `Attention`."""
 
     q_tokens: Sequence[str]
     kv_tokens: Sequence[str] | None = None
     """None: `q_tokens`."""
-    mask: Any = None
+    mask: ArrayLike | None = None
     """bool `[T, S]` or `[N, T, S]`, at least as long as the tokens."""
     q_writes: Sequence[str] | None = None
 
@@ -30,11 +31,11 @@ class _Sown(NamedTuple):
     kind: str
     number: int  # the last one in the path
     call: int  # which of the module's calls in one pass
-    weights: Any
+    weights: object
 
 
 def attentions(
-    intermediates: Mapping[str, Any],
+    intermediates: Mapping[str, object],
     labels: Mapping[str, Labels] | None = None,
     *,
     example: int = 0,
@@ -48,7 +49,7 @@ def attentions(
     Args:
       intermediates: the tree that `apply(..., mutable=["intermediates"])` returns, in which weights
         are called "attention_weights", each `[B, N, T, S]`.
-      labels: by patterns of paths, of which the first that matches counts, e.g. {"encoder/*":
+      labels: by pattern of path, the first match counting, e.g. {"encoder/*":
         Labels(source), "*/cross_attention": Labels(target, source), "*": Labels(target)}.
         None: positions. Rows and columns beyond the tokens, which are padding, are left out.
       example: which of the batch.
@@ -77,7 +78,7 @@ def attentions(
     return [_seen(sown, labels, example, counts[sown.kind]) for sown in found]
 
 
-def _walk(tree: Mapping[str, Any], path: str) -> Iterator[_Sown]:
+def _walk(tree: Mapping[str, object], path: str) -> Iterator[_Sown]:
     for name in sorted(tree, key=_natural):
         value = tree[name]
         if isinstance(value, Mapping):
@@ -88,7 +89,7 @@ def _walk(tree: Mapping[str, Any], path: str) -> Iterator[_Sown]:
             yield from (_Sown(path, kind, number, i, x) for i, x in enumerate(calls))
 
 
-def _natural(name: str) -> list[Any]:
+def _natural(name: str) -> list[int | str]:
     """Sorts layer_10 after layer_9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
@@ -128,7 +129,7 @@ def _seen(
 
 def _labels_of(
     path: str, labels: Mapping[str, Labels] | None, shape: tuple[int, ...]
-) -> tuple[Sequence[str], Sequence[str], Any, Sequence[str] | None]:
+) -> tuple[Sequence[str], Sequence[str], ArrayLike | None, Sequence[str] | None]:
     if labels is None:
         queries, positions = (list(map(str, range(n))) for n in shape[2:])
         return queries, positions, None, None

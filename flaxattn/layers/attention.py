@@ -119,32 +119,46 @@ class MultiHeadAttention(nn.Module):
         {'cached_key': (1, 5, 2, 4), 'cached_value': (1, 5, 2, 4)}
         """
         checks.check_axes("inputs_q", inputs_q, "B T D", {})
-        own_keys = inputs_kv is None
         index = None if cache_position is None else check_index(cache_position, inputs_q.shape[0])
         num_kv_heads, head_dim = self._head_sizes(inputs_q.shape[-1])
         query = self._project("query", (self.num_heads, head_dim), HEADS)(inputs_q)
         query = self._rotate(query, q_positions, index)
+        own_keys = inputs_kv is None
+        start = index if own_keys else None
         if isinstance(inputs_kv, str):
             key, value = self._kept(inputs_kv, cache_position)
         else:
             inputs = inputs_q if inputs_kv is None else inputs_kv
             checks.check_axes("inputs_kv", inputs, "B S D", {"B": (inputs_q.shape[0], "inputs_q")})
-            key, value = (
-                self._project(name, (num_kv_heads, head_dim), HEADS)(inputs)
-                for name in ("key", "value")
-            )
-            start = index if own_keys else None
+            key = self._project("key", (num_kv_heads, head_dim), HEADS)(inputs)
+            value = self._project("value", (num_kv_heads, head_dim), HEADS)(inputs)
             key = self._rotate(key, kv_positions, start)
             if cache_position is not None:
-                key = self._write(cache_position, "cached_key", key, start)
-                value = self._write(cache_position, "cached_value", value, start)
+                key, value = self._write(cache_position, key, value, start)
         if index is not None:
             mask = shifted_mask(mask, index, num_written=inputs_q.shape[1] if own_keys else None)
         if sow_weights:
             weights = attention_weights(query, key, mask, bias=bias)
             self.sow("intermediates", "attention_weights", weights)
+        output = self._attend(query, key, value, mask, bias, deterministic=deterministic)
+        if index is not None and own_keys:
+            output = nan_unless_room(output, index, key.shape[1])
+        out_features = self.out_features or inputs_q.shape[-1]
+        out = self._project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
+        return out(output)
+
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: Mask | BlockPlan | jax.Array | None,
+        bias: jax.Array | None,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
         rate = self.dropout_rate if self.dropout_rate and not deterministic else 0.0
-        output = attend(
+        return attend(
             query,
             key,
             value,
@@ -154,11 +168,6 @@ class MultiHeadAttention(nn.Module):
             dropout_key=self.make_rng("dropout") if rate > 0 else None,
             implementation=self.implementation,
         )
-        if index is not None and own_keys:
-            output = nan_unless_room(output, index, key.shape[1])
-        out_features = self.out_features or inputs_q.shape[-1]
-        out = self._project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
-        return out(output)
 
     def _rotate(
         self, x: jax.Array, positions: jax.Array | None, index: jax.Array | None
@@ -182,20 +191,24 @@ class MultiHeadAttention(nn.Module):
         return key, value
 
     def _write(
-        self, position: CachePosition, name: str, new: jax.Array, start: jax.Array | None
-    ) -> jax.Array:
-        """All cells of a cache, after writing `new` from `start` on, or in place of them all."""
+        self, position: CachePosition, key: jax.Array, value: jax.Array, start: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """All cells of both caches, after writing from `start` on, or in place of them all."""
         if not self.is_mutable_collection("cache"):
             raise ValueError(
                 'cache_position is given, but the "cache" collection cannot be written; call '
                 'apply(..., mutable=["cache"]), which returns the new cache beside the output.'
             )
-        name = in_slot(name, position)
-        if start is not None:
-            cells = cells_for(new, self.get_variable("cache", name), position.length)
-            new = write_cells(cells, new, start)
-        self.put_variable("cache", name, new)
-        return new
+        written = []
+        for name, new in (("cached_key", key), ("cached_value", value)):
+            name = in_slot(name, position)
+            if start is not None:
+                cells = cells_for(new, self.get_variable("cache", name), position.length)
+                new = write_cells(cells, new, start)
+            self.put_variable("cache", name, new)
+            written.append(new)
+        key, value = written
+        return key, value
 
     def _head_sizes(self, features: int) -> tuple[int, int]:
         """K and H, or ValueError."""

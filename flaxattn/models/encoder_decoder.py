@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,14 @@ from flaxattn.layers import (
     sinusoidal,
 )
 from flaxattn.layers.cache import check_index, index_positions
+from flaxattn.layers.transformer import TransformerLayer
 from flaxattn.masks import Mask, causal, same_segment, valid
 from flaxattn.models.config import EncoderDecoderConfig
 from flaxattn.products import wide_einsum
 
 __all__ = ["EncoderDecoder", "Masks", "build_masks", "shift_right"]
+
+Stack = TypeVar("Stack", Encoder, Decoder)
 
 
 class Masks(NamedTuple):
@@ -217,7 +220,7 @@ class EncoderDecoder(nn.Module):
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
-        """`decode` of some tokens more, those before being kept in the "cache" collection.
+        """`decode` of the next tokens, with all before them kept in the "cache" collection.
 
         A row is one sentence, from position 0 on. One token or many; the same numbers as from
         `decode` of the whole. Every leaf of the cache has the batch as its first axis.
@@ -239,16 +242,16 @@ class EncoderDecoder(nn.Module):
         >>> config = EncoderDecoderConfig(vocab_size=11, features=8, ff_features=16, num_heads=2)
         >>> model, source = EncoderDecoder(config), jnp.ones((2, 5), int)
         >>> variables = model.init(jax.random.key(0), source, source, deterministic=True)
-        >>> def step(variables, tokens, encoded, **at):
+        >>> def decode_step(variables, tokens, encoded, position):
         ...     return model.apply(
-        ...         variables, tokens, encoded, source, **at,
+        ...         variables, tokens, encoded, source, cache_position=position,
         ...         deterministic=True, method="decode_step", mutable=["cache"]
         ...     )
         >>> encoded = model.apply(variables, source, source, deterministic=True, method="encode")
         >>> prompt, token = jnp.array([[1, 7], [1, 9]]), jnp.array([[4], [5]])
         >>> position = CachePosition(0, length=8)
-        >>> decoded, cache = step(variables, prompt, encoded, cache_position=position)
-        >>> decoded, cache = step(variables | cache, token, None, cache_position=CachePosition(2))
+        >>> decoded, cache = decode_step(variables, prompt, encoded, position)
+        >>> decoded, cache = decode_step(variables | cache, token, None, CachePosition(2))
         >>> decoded.shape
         (2, 1, 8)
         """
@@ -298,7 +301,7 @@ class EncoderDecoder(nn.Module):
     def _segment_ids(self, tokens: jax.Array) -> jax.Array:
         return (tokens != self.pad_id).astype(jnp.int32)
 
-    def _stack(self, stack: Any, layer: Any, num_layers: int) -> Any:
+    def _stack(self, stack: type[Stack], layer: type[TransformerLayer], num_layers: int) -> Stack:
         config = self.config
         make_layer = functools.partial(
             layer,

@@ -1,4 +1,4 @@
-"""Search over sequences of tokens: beams, greedy, samples; a model is a step that reads a token."""
+"""Search over sequences of tokens: beam, greedy, sampling, over any function that reads a token."""
 
 from flaxattn.search.beam import beam_search as beam_search
 from flaxattn.search.decode_step import DecodeStep as DecodeStep

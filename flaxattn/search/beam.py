@@ -1,4 +1,4 @@
-"""Beam search, the whole batch at once, inside one loop on the device."""
+"""Beam search over the whole batch at once, in one loop on the device."""
 
 import math
 from collections.abc import Callable
@@ -54,16 +54,16 @@ def beam_search(
     spread: Callable[[State, int], State] = repeat_rows,
     reorder: Callable[[State, jax.Array], State] = take_rows,
 ) -> Hypotheses:
-    """The best whole sequences that a beam of live prefixes comes upon, best first.
+    """The best whole sequences that beam search finds, best first.
 
-    At every step the K live beams of an example are prolonged by every token. The K best of those
-    that do not end are the next live beams. Those that end are finished if they are among the K
-    best of all; the `n_best` with the highest scores are kept. A score is the log-probability
-    divided by `length_penalties`. An example is done
+    A live beam is a prefix that has not ended. Each of an example's K live beams is extended by
+    every token. The K best extensions that do not end are the next live beams. Those that end are
+    finished if they are among the K best of all; the `n_best` with the highest scores are kept. A
+    score is the log-probability divided by `length_penalties`. An example is done
 
     - when no live beam can beat the last of the kept: its log-probability only falls, so its score
       ends at most at that log-probability divided by the penalty of the longest length;
-    - or when the K best are ends all of them: a beam of one is greedy search.
+    - or when all of the K best end: so one beam is greedy search.
 
     The loop stops when all examples are done. The first rule never changes the result. With
     beams for all prefixes the result is exact: the best of all sequences within the limits.
@@ -84,9 +84,9 @@ def beam_search(
       spread: `spread(state, beam_size) -> state` for R rows. The default repeats the rows of every
         leaf, those of one example beside each other.
       reorder: `reorder(state, rows) -> state`, where row i goes on from row `rows[i]`, one of the
-        same example; rows int32 `[R]`. The default takes those rows of every leaf, that is, copies
-        the state at every step. A large cache may stay where it is if the state has the row that
-        each of its tokens was written to, and that alone is reordered.
+        same example; rows int32 `[R]`. The default takes those rows of every leaf, so it copies the
+        whole state for every token. A large cache can stay where it is if the state also holds
+        the row that each token was written to, and only that is reordered.
 
     Raises:
       TypeError or ValueError naming the argument that does not fit.

@@ -1,4 +1,4 @@
-"""The best ways to go on from a beam."""
+"""The best continuations of the beams of an example."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ __all__ = ["Candidates", "expand"]
 
 
 class Candidates(NamedTuple):
-    """How the beams of an example may go on; log-probabilities are those of whole prefixes."""
+    """How the beams of an example can continue; log-probabilities are those of whole prefixes."""
 
     log_probs: jax.Array
     """float32 [B, K]: of the best continuations, in order; -inf where there are fewer."""
@@ -22,7 +22,7 @@ class Candidates(NamedTuple):
     tokens: jax.Array
     """int32 [B, K]: by which token."""
     ends: jax.Array
-    """float32 [B, K]: of each beam ended here; -inf if that is not among the K best ways to go."""
+    """float32 [B, K]: of each beam ended here; -inf if that is not among the K best of all."""
     broken: jax.Array
     """bool [B]: whether there are log-probabilities that cannot be computed."""
 

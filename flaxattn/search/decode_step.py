@@ -1,4 +1,4 @@
-"""The one thing that a search asks of a model: to read a token of every row."""
+"""What a search asks of a model: a function that reads one token of every row."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -47,7 +47,7 @@ def greedy(
     """The most likely token, one after another: what `beam_search` with one beam finds, n = 1.
 
     Args and errors are those of `beam_search`; `decode_step` reads R = B rows, and the length
-    penalty is for the scores alone.
+    penalty affects only the scores.
 
     >>> table = jnp.log(jnp.array([[0, 0.2, 0.8], [0, 0.7, 0.3]]))
     >>> decode_step = lambda tokens, index, state: (table, state)
@@ -62,7 +62,7 @@ def greedy(
 
 
 def _most_likely(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
-    # The sum is what beams compare: where rounding makes equals, both take the first.
+    # Beams compare these sums: where rounding makes two equal, both searches take the first.
     return (log_probs + so_far[:, None]).argmax(axis=-1)
 
 

@@ -27,25 +27,26 @@ def sample(
     top_k: int | None = None,
     top_p: ArrayLike | None = None,
 ) -> Hypotheses:
-    """Sequences whose tokens are drawn one after another, in the order in which they were drawn.
+    """Sequences drawn at random, token by token, in the order of drawing: not the best first.
 
-    A token is drawn from softmax(logits / temperature) over the tokens that may come there; of
-    these, where `top_k` is given, over the k most likely ones; of these, where `top_p` is given,
-    over the nucleus of Holtzman et al. (2020, arXiv:1904.09751): the fewest most likely tokens
-    whose probabilities add up to p. Tokens as likely as the last one that is in are in, too. The
-    log-probabilities given back are the model's own, whatever the temperature.
+    A token is drawn from softmax(logits / temperature) over the tokens allowed there; with `top_k`
+    only over the k most likely of them; with `top_p` only over the nucleus of these (Holtzman et
+    al. 2020, arXiv:1904.09751): the smallest set of most likely tokens whose probabilities add up
+    to p. Tokens as likely as the last one of a set belong to it, too. The log-probabilities
+    returned are the model's own, whatever the temperature.
 
-    Sample i of an example is drawn with `fold_in(key, i)` of the example's key, and its token at
-    an index with `fold_in` of that: neither the rest of the batch nor `num_samples` changes it.
+    Sample i of an example is drawn with `fold_in(key, i)` of the example's key, and each of its
+    tokens with that key folded with the token's index: neither the rest of the batch nor
+    `num_samples` changes it.
 
     Args:
-      keys: keys `[B]`, one per example, say `jax.random.split(key, batch)`; or fold the number of
-        each example in all the data into one key.
+      keys: keys `[B]`, one per example, such as `jax.random.split(key, B)`; or fold each example's
+        number in the whole data set into one key.
       num_samples: n; `decode_step` reads R = B * n rows.
       temperature: above 0; near 0, `greedy`.
       top_k: 1 or more; static.
       top_p: above 0, at most 1.
-      others: those of `beam_search`; the length penalty is for the scores alone.
+      others: those of `beam_search`; the length penalty affects only the scores.
 
     Raises:
       TypeError or ValueError naming the argument that does not fit.

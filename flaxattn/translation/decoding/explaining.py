@@ -18,6 +18,7 @@ from flaxattn.models import EncoderDecoder, build_masks, shift_right
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translation, Translator, rounded
 from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.types import PyTree
 
 __all__ = ["MOST_TEXTS", "MOST_TOKENS", "explain", "explain_translations", "hypotheses_sought"]
 
@@ -33,7 +34,7 @@ KINDS = {
 
 def explain(
     model: EncoderDecoder,
-    params: Any,
+    params: PyTree,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     config: DecodingConfig = DecodingConfig(),
@@ -63,7 +64,7 @@ def hypotheses_sought(config: DecodingConfig) -> int:
 
 def explain_translations(
     model: EncoderDecoder,
-    params: Any,
+    params: PyTree,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     translations: Sequence[Sequence[Translation]],
@@ -99,7 +100,7 @@ def _obstacle(source: np.ndarray, target: np.ndarray) -> str:
 
 def _explained(
     model: EncoderDecoder,
-    params: Any,
+    params: PyTree,
     tokenizer: Tokenizer,
     text: str,
     found: Sequence[Translation],
@@ -128,14 +129,14 @@ def _explained(
 @functools.partial(jax.jit, static_argnames=("model", "bos_id"))
 def _look(
     model: EncoderDecoder,
-    params: Any,
+    params: PyTree,
     source: jax.Array,
     target: jax.Array,
     source_length: jax.Array,
     target_length: jax.Array,
     *,
     bos_id: int,
-) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
     """One teacher-forced pass over a source [1, S] and its translation [1, T].
 
     Returns:
@@ -169,7 +170,7 @@ def _padded(ids: np.ndarray, pad_id: int) -> np.ndarray:
 
 
 def _attentions(
-    weights: Any, tokenizer: Tokenizer, source: np.ndarray, target: np.ndarray
+    weights: PyTree, tokenizer: Tokenizer, source: np.ndarray, target: np.ndarray
 ) -> list[Attention]:
     """The attentions on the tokens alone, without padding, and what `build_masks` lets them see."""
     s_len, t_len = len(source), len(target)
@@ -187,7 +188,11 @@ def _attentions(
 
 
 def _written(
-    tokenizer: Tokenizer, target: np.ndarray, shares: Any, best: Any, ids: Any
+    tokenizer: Tokenizer,
+    target: np.ndarray,
+    shares: np.ndarray,
+    best: np.ndarray,
+    ids: np.ndarray,
 ) -> list[Written]:
     tokens = []
     for i, piece in enumerate(tokenizer.pieces(target.tolist())):

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from flaxattn.translation.memory import check_decoding
 from flaxattn.translation.text.lengths import longest
 from flaxattn.translation.text.lines import on_one_line
 from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.types import PyTree
 
 __all__ = ["Translation", "Translator", "check_translating", "rounded", "translate"]
 
@@ -48,7 +49,7 @@ class Translator:
     def __init__(
         self,
         model: EncoderDecoder,
-        params: Any,
+        params: PyTree,
         tokenizer: Tokenizer,
         config: DecodingConfig = DecodingConfig(),
         *,
@@ -150,10 +151,11 @@ class Translator:
         return self._texts(jax.device_get(found), max_length[: len(sources)])
 
     def _texts(self, found: Hypotheses, max_length: np.ndarray) -> list[list[Translation]]:
-        rows = zip(*(part.tolist() for part in found), max_length.tolist(), strict=True)
+        """What was found in the rows that `max_length` [n] is of: the first n."""
+        parts = (part[: len(max_length)].tolist() for part in (*found, max_length))
         return [
             [self._translation(most, *one) for one in zip(*hypotheses, strict=True)]
-            for *hypotheses, most in rows
+            for *hypotheses, most in zip(*parts, strict=True)
         ]
 
     def _translation(
@@ -166,7 +168,7 @@ class Translator:
 
 def translate(
     model: EncoderDecoder,
-    params: Any,
+    params: PyTree,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     config: DecodingConfig = DecodingConfig(),

@@ -61,16 +61,16 @@ def programs(model: EncoderDecoder, bos_id: int, ratio: int = ROOM) -> Programs:
     batch, length = export.symbolic_shape("B, S", constraints=[f"S <= {LONGEST}"])
     weights = named(jax.eval_shape(lambda: init_params(model, 0)))
     source = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    steps = _Steps(model, bos_id, ratio)
-    _, state = jax.eval_shape(steps.encode, weights, source)
+    functions = _Functions(model, bos_id, ratio)
+    _, state = jax.eval_shape(functions.encode, weights, source)
     tokens, index = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     return Programs(
-        _serialized(steps.encode, weights, source),
-        _serialized(steps.decode_step, weights, state, tokens, index),
+        _serialized(functions.encode, weights, source),
+        _serialized(functions.decode_step, weights, state, tokens, index),
     )
 
 
-class _Steps:
+class _Functions:
     """What the programs compute."""
 
     def __init__(self, model: EncoderDecoder, bos_id: int, ratio: int) -> None:
@@ -81,7 +81,9 @@ class _Steps:
     def encode(self, weights: Any, source: jax.Array) -> tuple[jax.Array, Any]:
         params, segment_ids = {"params": nested(weights)}, self._segment_ids(source)
         encoded = self._apply(params, source, segment_ids, method="encode")
-        begin = jnp.full((source.shape[0], 1), self._bos_id, jnp.int32)  # step 0 writes it anew
+        begin = jnp.full(
+            (source.shape[0], 1), self._bos_id, jnp.int32
+        )  # the first decode step writes it again
         cells = self._ratio * source.shape[1] + EXTRA
         _, state = self._decode(params, source, begin, encoded, CachePosition(0, length=cells))
         return encoded, state
