@@ -215,12 +215,12 @@ def test_new_indices_do_not_trace_anew():
 
     @jax.jit
     @chex.assert_max_traces(n=2)  # one index for all, and one for each
-    def step(cache, x, index):
-        return call(layer, params, cache, x, mask=causal(), **cache_at(index))
+    def step(cache, x, position):
+        return call(layer, params, cache, x, mask=causal(), cache_position=position)
 
     for start in range(3):
-        step(cache, x[:, :1], start)
-        step(cache, x[:, :1], np.array([1, 2, 3]) + start)
+        step(cache, x[:, :1], CachePosition(start, 11))
+        step(cache, x[:, :1], CachePosition(np.array([1, 2, 3]) + start, 11))
 
 
 def test_new_python_integers_do_not_compile_anew_outside_jit(caplog):

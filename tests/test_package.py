@@ -20,6 +20,7 @@ PUBLIC = {
     "BlockPlan",
     "Blocks",
     "Bounds",
+    "CachePosition",
     "Decoder",
     "DecoderLayer",
     "Encoder",

@@ -292,6 +292,27 @@ def test_a_batch_of_any_composition_is_one_at_a_time(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_one_number_for_all_examples_is_an_array_of_it(name):
+    keys = with_keys(name, range(3))
+    arrays = METHODS[name](
+        start(range(3)), *keys, max_length=int32(5, 5, 5), min_length=int32(4, 4, 4)
+    )
+    method, options = METHODS[name].args[0], METHODS[name].keywords
+    others = {key: value for key, value in options.items() if key != "padded_length"}
+    numbers = method(
+        step,
+        start(range(3)),
+        *keys,
+        batch_size=3,
+        special_tokens=IDS,
+        lengths=Lengths(max_length=5, min_length=4),
+        **others,
+    )
+    assert numbers.tokens.shape[-1] == 5
+    assert_same(numbers, arrays._replace(tokens=arrays.tokens[..., :5]))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_scores_are_those_of_whole_sequences_within_the_limits(name):
     limits, minimums = [8, 6, 2, 1], [0, 5, 1, 0]
     found = METHODS[name](

@@ -33,7 +33,7 @@ def figure(
       heads: which ones; None: all.
 
     Raises:
-      ValueError if there is nothing to draw, or for a head that an attention has not.
+      ValueError if there is nothing to draw, or for a head that an attention does not have.
 
     >>> seen = Attention("attention", ["a", "b"], ["a", "b"], np.ones((4, 2, 2)) / 2)
     >>> len(figure([seen], heads=[0, 3]).axes)  # the third is the scale

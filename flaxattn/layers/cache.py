@@ -31,11 +31,11 @@ __all__ = [
 )
 @dataclasses.dataclass(frozen=True)
 class CachePosition:
-    """Where a call writes in the cache; a pytree in which new values of `index` compile nothing.
+    """Where a call stands in the cache; a pytree, so that new values of `index` never recompile.
 
-    >>> CachePosition(0, length=8)  # of the call that makes the cache
+    >>> CachePosition(0, length=8)  # for the call that makes the cache
     CachePosition(index=0, length=8, slot=0)
-    >>> CachePosition(3)  # of a later one
+    >>> CachePosition(3)  # for a later one
     CachePosition(index=3, length=None, slot=0)
     """
 

@@ -60,4 +60,4 @@ class DenseGeneral(nn.Module):
 
         boxed = nn.with_logical_partitioning(shaped, axes)
         param: Any = self.param(name, boxed, (*inputs, *self.features), self.param_dtype)
-        return param  # without its box, which linen takes off
+        return param  # linen has taken it out of its box

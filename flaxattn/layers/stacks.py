@@ -32,7 +32,7 @@ class _Stack(nn.Module):
         count = 1 if self.share_layers else self.num_layers
         layers = [self.layer(name=f"layer_{i}") for i in range(count)]
         for i in range(self.num_layers):
-            if cache_position is not None:  # else layers of one's own need know of no cache
+            if cache_position is not None:  # a custom layer that keeps none need not take it
                 slot = dataclasses.replace(cache_position, slot=i // count)
                 arguments = arguments | {"cache_position": slot}
             apply = functools.partial(_apply, static)

@@ -229,7 +229,8 @@ class EncoderDecoder(nn.Module):
           target_inputs: int `[B, T]`, the tokens from the index of `cache_position` on.
           encoded: `[B, S, D]`; None: its keys and values, which an earlier call kept.
           source_segment_ids: int `[B, S]`; 0 is padding.
-          cache_position: its length is the most tokens of a row.
+          cache_position: where in the cache `target_inputs` stand; its length is the most tokens
+            of a row.
           mask: of the whole sequence; default: `causal()`. With `positions`, a row may also be a
             tree of sentences that share their beginnings, as beam search has them.
           positions: int `[B, T]`; default: from that index on.

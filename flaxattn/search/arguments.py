@@ -1,15 +1,14 @@
 """What a search is given, checked before anything is computed; errors name the argument."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from flaxattn import checks
 from flaxattn.search.decode_step import State
 from flaxattn.search.rules import Lengths, Rules, SpecialTokens
+from flaxattn.types import Array
 
 __all__ = ["check_count", "check_ids", "check_keys", "check_range", "check_state", "make_rules"]
 
@@ -48,7 +47,7 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
 
 def check_range(
     name: str,
-    value: ArrayLike,
+    value: float | Array,
     *,
     least: float = 0.0,
     most: float = math.inf,
@@ -59,7 +58,7 @@ def check_range(
         raise ValueError(f"{name} has shape {jnp.shape(value)}; expected a single number.")
     if isinstance(value, jax.core.Tracer):
         return
-    number: Any = value
+    number = float(value)
     inside = (least < number if open_below else least <= number) and number <= most
     if not inside or not math.isfinite(number):
         lower = f"above {least}" if open_below else f"{least} or more"
@@ -103,16 +102,17 @@ def _padded_length(lengths: Lengths) -> int:
     if lengths.padded_length is not None:
         check_count("padded_length", lengths.padded_length)
         return lengths.padded_length
-    if not isinstance(lengths.max_length, int):
+    if not checks.is_static(lengths.max_length):
         raise TypeError(
             f"max_length is {lengths.max_length!r}; expected an int, or beside an array an int for "
             "padded_length, the length of the results."
         )
-    check_count("max_length", lengths.max_length)
-    return lengths.max_length
+    length = int(lengths.max_length)
+    check_count("max_length", length)
+    return length
 
 
-def _per_example(name: str, value: ArrayLike, batch_size: int) -> jax.Array:
+def _per_example(name: str, value: int | Array, batch_size: int) -> jax.Array:
     """int32 [B] of one number for all, or of one for each."""
     array = jnp.asarray(value)
     checks.check_integer(name, array)

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+
+from flaxattn.types import Array
 
 __all__ = ["Lengths", "Rules", "SpecialTokens", "length_penalties"]
 
@@ -26,12 +27,12 @@ class Lengths(NamedTuple):
     New values of arrays, and of a traced `length_penalty`, compile nothing anew.
     """
 
-    max_length: ArrayLike
+    max_length: int | Array
     """The most tokens: an int for all examples, or int `[B]`, cut to `padded_length`. The last of
     so many is always `eos_id`. 0: nothing is sought."""
-    min_length: ArrayLike = 0
+    min_length: int | Array = 0
     """The fewest tokens: an int, or int `[B]`; `max_length` wins where it is less."""
-    length_penalty: ArrayLike = 0.6
+    length_penalty: float | Array = 0.6
     """The exponent in `length_penalties`, 0 or more. 0: scores are log-probabilities."""
     padded_length: int | None = None
     """T, the length of the arrays of tokens, static. None: `max_length`, which is then an int."""
@@ -47,7 +48,7 @@ class Rules(NamedTuple):
     """int32 [B], 0 to T."""
     min_length: jax.Array
     """int32 [B]."""
-    length_penalty: ArrayLike
+    length_penalty: float | Array
 
     @property
     def never_generated(self) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ class Rules(NamedTuple):
         return log_probs / length_penalties(lengths, self.length_penalty)
 
 
-def length_penalties(lengths: ArrayLike, exponent: ArrayLike) -> jax.Array:
+def length_penalties(lengths: int | Array, exponent: float | Array) -> jax.Array:
     """((5 + length) / 6) ** exponent: equation 14 of Wu et al. (2016, arXiv:1609.08144).
 
     >>> length_penalties(np.array([1, 7]), 1.0).tolist()

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from flaxattn.search.arguments import check_count, check_keys, check_range, check_state, make_rules
 from flaxattn.search.decode_step import DecodeStep, State, repeat_rows
@@ -10,6 +9,7 @@ from flaxattn.search.generation import generate
 from flaxattn.search.hypotheses import Hypotheses
 from flaxattn.search.rules import Lengths, SpecialTokens
 from flaxattn.search.top_k import top_k as find_top_k
+from flaxattn.types import Array
 
 __all__ = ["sample"]
 
@@ -23,9 +23,9 @@ def sample(
     special_tokens: SpecialTokens,
     lengths: Lengths,
     num_samples: int = 1,
-    temperature: ArrayLike = 1.0,
+    temperature: float | Array = 1.0,
     top_k: int | None = None,
-    top_p: ArrayLike | None = None,
+    top_p: float | Array | None = None,
 ) -> Hypotheses:
     """Sequences drawn at random, token by token, in the order of drawing: not the best first.
 
@@ -77,17 +77,17 @@ def sample(
 
     def draw(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
         now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-        below = log_probs - log_probs.max(axis=-1, keepdims=True)  # 0 survives any temperature
-        logits = keep_likely(below / jnp.asarray(temperature, jnp.float32), top_k, top_p)
+        below = log_probs - log_probs.max(axis=-1, keepdims=True)  # no temperature makes 0 infinite
+        logits = _keep_likely(below / jnp.asarray(temperature, jnp.float32), top_k, top_p)
         return jax.vmap(jax.random.categorical)(now, logits)
 
     return generate(decode_step, state, draw, rules, shape=(batch_size, num_samples))
 
 
-def keep_likely(logits: jax.Array, top_k: int | None, top_p: ArrayLike | None) -> jax.Array:
+def _keep_likely(logits: jax.Array, top_k: int | None, top_p: float | Array | None) -> jax.Array:
     """[R, V] with -inf for tokens not among the k most likely or not in their nucleus.
 
-    >>> keep_likely(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), 3, 0.7)
+    >>> _keep_likely(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), 3, 0.7)
     Array([[      -inf, -0.9162...,       -inf, -1.2039...]], dtype=float32)
     """
     if top_k is None and top_p is None:

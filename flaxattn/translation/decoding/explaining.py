@@ -1,4 +1,4 @@
-"""Translations with all that led to them: weights, masks, probabilities, and what else was found.
+"""Translations and how they were found: weights, masks, probabilities and other hypotheses.
 
 Nothing is kept while translating: one pass over source and translation computes the weights anew.
 """
@@ -24,7 +24,7 @@ __all__ = ["MOST_TEXTS", "MOST_TOKENS", "explain", "explain_translations", "hypo
 
 MOST_TEXTS, MOST_TOKENS = 32, 128  # on one page; tokens of a source, or of a translation
 MOST_HYPOTHESES = 10
-OTHERS = 4  # tokens that might have been written instead
+OTHERS = 4  # of the most likely alternatives to a token
 KINDS = {
     "encoder/layer/self_attention": "Encoder self-attention",
     "decoder/layer/self_attention": "Decoder self-attention",
@@ -39,7 +39,7 @@ def explain(
     texts: Sequence[str],
     config: DecodingConfig = DecodingConfig(),
 ) -> list[Sentence]:
-    """The best translation of each text and how it came about, for `flaxattn.explorer.page`.
+    """The best translation of each text and how it was found, for `flaxattn.explorer.page`.
 
     Args:
       model, params, tokenizer: as `loading.load` gives them.
@@ -58,7 +58,7 @@ def explain(
 
 
 def hypotheses_sought(config: DecodingConfig) -> int:
-    """As many as there are beams, which costs nothing; samples are drawn one at a time."""
+    """As many as there are beams, at no extra cost; one where translations are sampled."""
     return 1 if config.sampling else min(config.beam_size, MOST_HYPOTHESES)
 
 
