@@ -395,6 +395,10 @@ DAMAGES = {
         edit("config.json", lambda c: c["architecture"].update(num_heads=3)),
         r"config\.json, architecture: .*num_heads|config\.json, architecture: .*heads",
     ),
+    "features that no position fits": (
+        edit("config.json", lambda c: c["architecture"].update(features=9, num_heads=3)),
+        r"config\.json, architecture: features is 9; expected a multiple of 2",
+    ),
     "another vocabulary": (
         edit("config.json", lambda c: c["architecture"].update(vocab_size=311)),
         r"tokenizer\.model has \d+ tokens; .*311",

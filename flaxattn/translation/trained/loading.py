@@ -130,10 +130,7 @@ def _fitting_shapes(folder: Path, model: EncoderDecoder) -> Any:
                 f"{folder / WEIGHTS}: other arrays than the architecture has: the {side} has "
                 f"{len(layers)} layers, expected {wanted}."
             )
-    try:
-        shapes = _shapes(model)
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}, architecture: {error}") from error
+    shapes = _shapes(model)
     check_weights(folder / WEIGHTS, header, shapes)
     return shapes
 
