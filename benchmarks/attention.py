@@ -26,6 +26,7 @@ import torch_attention  # beside this file; says itself whether torch is there
 
 import flaxattn
 from flaxattn import causal, full, lengths, prefix, same_segment, sliding_window
+from flaxattn.attention.costs import draw_plan
 
 ROUNDS, SECONDS = 7, 12.0  # per case: at most so many rounds, no new one after so long
 DENSE_BYTES = 2**30  # logits above this are not asked of those who keep them
@@ -189,7 +190,7 @@ def measure(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
 def live_flops(case: Case) -> float:
     """The floating-point operations of the matrix products on live blocks, seven with backward."""
     b, t, n, h = case.shape
-    plan = case.mask(*case.data).plan(t, t)
+    plan = draw_plan(case.mask(*case.data), t, t)
     plans = plan.bounds.some.size // (plan.bounds.some.shape[-2] * plan.bounds.some.shape[-1])
     live = np.sum(plan.bounds.some) * plan.block_q * plan.block_kv
     cells = live * b * n / plans  # one plan, or one per example: shared by the rest
@@ -240,7 +241,7 @@ def plan_costs() -> list[dict[str, Any]]:
             return causal() & sliding_window(1024) & same_segment(ids)
 
         x = jnp.asarray(np.random.default_rng(0).standard_normal((1, t, n, 64)), jnp.float32)
-        draw = jax.jit(lambda ids, t=t: mask(ids).plan(t, t).live)
+        draw = jax.jit(lambda ids, t=t: draw_plan(mask(ids), t, t).live)
         attend = jax.jit(lambda x, ids: flaxattn.attend(x, x, x, mask(ids)))
         times = measure(
             {

@@ -8,7 +8,7 @@ from typing import Any
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
-from flaxattn.masks.gallery import GALLERY, save
+from flaxattn.drawing.gallery import GALLERY, save
 
 HERE = Path(__file__).parent
 ABOUT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
@@ -39,8 +39,8 @@ nitpick_ignore_regex = [("py:.*", r"(?!flaxattn\.).*"), ("py:.*", r"flaxattn\.(?
 
 ABOVE_GALLERY = """
 Left, what each query sees; right, the blocks that the plan knows to be empty, partial and full.
-`python -m flaxattn.masks` draws them in a terminal, and any other mask you name. In Python:
-`flaxattn.masks.picture.show(mask, q_len, kv_len)`, which a notebook displays.
+`python -m flaxattn.drawing` draws them in a terminal, and any other mask you name. In Python:
+`flaxattn.drawing.picture.show(mask, q_len, kv_len)`, which a notebook displays.
 """
 PICTURES = HERE / "_gallery"  # drawn at every build, ignored by git
 

@@ -849,17 +849,17 @@ def test_empty_axes_give_outputs_of_that_shape_and_zeros_without_keys(axis, mask
 def test_plan_for_other_lengths_is_an_error_that_names_the_axis():
     data = inputs(SHAPE)[:3]
     with pytest.raises(ValueError, match="mask is a plan for T = 12, but query has T = 13"):
-        attend(*data, causal().plan(12, 17))
+        attend(*data, causal().plan(12, 17, block_q=3, block_kv=4))
     with pytest.raises(ValueError, match="mask is a plan for S = 13, but key has S = 17"):
-        attend(*data, causal().plan(13, 13))
+        attend(*data, causal().plan(13, 13, block_q=3, block_kv=4))
 
 
 def test_plan_for_another_batch_or_other_heads_is_an_error():
     data = inputs(SHAPE)[:3]
     with pytest.raises(ValueError, match="B = 3; but query has B = 2"):
-        attend(*data, lengths(kv_lengths=np.arange(3)).plan(13, 17))
+        attend(*data, lengths(kv_lengths=np.arange(3)).plan(13, 17, block_q=3, block_kv=4))
     with pytest.raises(ValueError, match="N = 3; but query has N = 4"):
-        attend(*data, sliding_window(np.arange(3)[None]).plan(13, 17))
+        attend(*data, sliding_window(np.arange(3)[None]).plan(13, 17, block_q=3, block_kv=4))
 
 
 def test_unknown_implementation_is_an_error_that_lists_the_choices():

@@ -32,6 +32,7 @@ from flaxattn import (
     valid,
     where,
 )
+from flaxattn.attention.costs import draw_plan
 from flaxattn.layers.cache import write_cells
 
 B, T, S, D, V = 3, 7, 5, 12, 13
@@ -483,7 +484,11 @@ def test_errors_name_what_is_wrong():
         (ValueError, "inputs_kv is 'other'", lambda: step(cache, x, "other", **at)),
         (ValueError, "'cached' and cache_position None", lambda: step(cache, x, "cached")),
         (ValueError, "in from_dense", lambda: step(cache, x, **at, mask=np.ones((T, T), bool))),
-        (ValueError, "is a BlockPlan", lambda: step(cache, x, **at, mask=causal().plan(T, 9))),
+        (
+            ValueError,
+            "is a BlockPlan",
+            lambda: step(cache, x, **at, mask=draw_plan(causal(), T, 9)),
+        ),
         (ValueError, "positions 0 to 8 were", lambda: step(cache, x, **at, mask=valid(IDS > 0))),
     ]:
         with pytest.raises(error, match=message):

@@ -107,7 +107,7 @@ MISUSES = {
         r"same_segment: kv_ids has shape \(2, 3\), that is 3 positions",
     ),
     "a plan for other lengths": (
-        lambda: call(causal().plan(8, 8)),
+        lambda: call(causal().plan(8, 8, block_q=4, block_kv=4)),
         ValueError,
         r"mask is a plan for T = 8.*T = 5",
     ),
@@ -228,7 +228,11 @@ MISUSES = {
         ValueError,
         r"ranks has 2",
     ),
-    "blocks of nothing": (lambda: causal().plan(T, S, block_q=0), ValueError, r"block_q is 0"),
+    "blocks of nothing": (
+        lambda: causal().plan(T, S, block_q=0, block_kv=2),
+        ValueError,
+        r"block_q is 0",
+    ),
     # ---- layers
     "inputs without features": (
         lambda: layer(x=(B, T)),

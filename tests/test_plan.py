@@ -13,16 +13,19 @@ from flaxattn import (
     attend,
     causal,
     chunked,
+    explain,
     from_dense,
     full,
     global_tokens,
     lengths,
     prefix,
+    prepare,
     same_segment,
     sliding_window,
     valid,
     where,
 )
+from flaxattn.attention.costs import draw_plan
 from flaxattn.masks import BlockPlan
 
 RNG = np.random.default_rng(0)
@@ -179,14 +182,14 @@ def test_plan_is_stored_once_for_what_is_shared():
 def test_plan_holds_as_much_as_its_blocks_and_its_mask():
     """At 65536 a dense mask would hold 4 GiB."""
     ids = jax.ShapeDtypeStruct((65536,), jnp.int32)
-    plan = jax.eval_shape(lambda ids: (causal() & same_segment(ids)).plan(65536, 65536), ids)
+    plan = jax.eval_shape(lambda ids: draw_plan(causal() & same_segment(ids), 65536, 65536), ids)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(plan))
     assert held < 2**20
 
 
 @pytest.mark.parametrize("lengths_", [(0, 5), (5, 0), (0, 0)], ids=str)
 def test_plan_of_nothing_has_no_blocks(lengths_):
-    plan = causal().plan(*lengths_)
+    plan = draw_plan(causal(), *lengths_)
     assert plan.state.shape == tuple(min(n, 1) for n in lengths_)
     assert plan.live.num_live.sum() == 0
 
@@ -267,16 +270,16 @@ def test_plan_is_a_pytree_of_its_arrays():
 @pytest.mark.parametrize("name", ["block_q", "block_kv"])
 def test_block_of_less_than_one_is_an_error_that_names_it(name, size):
     with pytest.raises(ValueError, match=f"{name} is {size}; expected at least 1"):
-        causal().plan(6, 6, **{name: size})
+        causal().plan(6, 6, **({"block_q": 2, "block_kv": 2} | {name: size}))
 
 
 def test_leaf_that_is_too_short_is_an_error():
     with pytest.raises(ValueError, match="valid: kv_valid"):
-        valid(np.ones(6, bool)).plan(6, 7)
+        valid(np.ones(6, bool)).plan(6, 7, block_q=2, block_kv=2)
 
 
 def test_blocks_are_no_longer_than_what_they_cut():
-    plan = causal().plan(37, 29)
+    plan = draw_plan(causal(), 37, 29)
     assert (plan.block_q, plan.block_kv) == (37, 29)
     assert plan.state.tolist() == [[1]]
 
@@ -293,25 +296,25 @@ CHOSEN = {
 @pytest.mark.parametrize("name", CHOSEN)
 def test_query_blocks_are_tall_where_a_mask_that_is_known_is_wide(name):
     mask, height = CHOSEN[name]
-    plan = mask.plan(4096, 4096)
+    plan = draw_plan(mask, 4096, 4096)
     assert (plan.block_q, plan.block_kv) == (height, 256)
     assert plan.state.shape == (4096 // height, 16)
 
 
 def test_query_blocks_of_a_mask_that_is_traced_are_those_that_suit_most():
-    plan = jax.jit(lambda n: prefix(n).plan(4096, 4096))(4000)
+    plan = jax.jit(lambda n: draw_plan(prefix(n), 4096, 4096))(4000)
     assert (plan.block_q, plan.block_kv) == (256, 256)
 
 
 def test_prepare_gives_a_plan_where_auto_uses_one_and_else_the_mask():
     mask = causal()
-    assert mask.prepare(362, 362) is mask  # 131044 logits
-    plan = mask.prepare(363, 363)  # 131769
+    assert prepare(mask, 362, 362) is mask  # 131044 logits
+    plan = prepare(mask, 363, 363)  # 131769
     assert isinstance(plan, BlockPlan)
     assert plan.mask is mask
     assert (plan.q_len, plan.kv_len) == (363, 363)
-    assert mask.prepare(1, 131072) is mask
-    assert isinstance(mask.prepare(1, 131073), BlockPlan)
+    assert prepare(mask, 1, 131072) is mask
+    assert isinstance(prepare(mask, 1, 131073), BlockPlan)
 
 
 # Attention by a plan.
@@ -386,16 +389,16 @@ above about 360 x 360""",
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_explain_says(name):
     mask, sizes, text = EXPLAINED[name]
-    assert mask.explain(*sizes) == text
+    assert explain(mask, *sizes) == text
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0)], ids=str)
 def test_explain_of_nothing_is_no_error(sizes):
-    assert full().explain(*sizes).startswith(f"full(): {sizes[0]} queries, {sizes[1]} keys")
+    assert explain(full(), *sizes).startswith(f"full(): {sizes[0]} queries, {sizes[1]} keys")
 
 
 def map_of(mask, length):
-    return [line for line in mask.explain(length, length).splitlines() if set(line) <= set("·▒█")]
+    return [line for line in explain(mask, length, length).splitlines() if set(line) <= set("·▒█")]
 
 
 def test_explain_shrinks_a_large_map_to_32_rows_of_64():

@@ -76,7 +76,7 @@ def check_mask(mask: Any, sizes: dict[str, tuple[int, str]]) -> Mask | BlockPlan
                 raise ValueError(
                     f"mask is a plan for {letter} = {length}, but {sizes[letter][1]} has "
                     f"{letter} = {sizes[letter][0]}; draw it with mask.plan({sizes['T'][0]}, "
-                    f"{sizes['S'][0]})."
+                    f"{sizes['S'][0]}, ...)."
                 )
         check_mask(mask.mask, sizes)
         return mask

@@ -7,7 +7,7 @@ import jax
 
 from flaxattn.attention.arguments import check_arrays, make_options
 from flaxattn.attention.options import Options
-from flaxattn.attention.table import IMPLEMENTATIONS, ImplementationName, choose
+from flaxattn.attention.table import IMPLEMENTATIONS, choose
 from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["attend", "attend_with_stats"]
@@ -23,7 +23,7 @@ def attend(
     scale: float | jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
-    implementation: ImplementationName = "auto",
+    implementation: str = "auto",
 ) -> jax.Array:
     """Masked multi-head attention: softmax(query keyᵀ · scale + bias, where mask) value.
 
@@ -45,7 +45,7 @@ def attend(
       implementation: "dense" is the definition, with memory T·S; "blockwise" visits only blocks
         in which something is seen, with memory T + S, and has first derivatives in reverse mode
         only; "auto" takes blockwise where it is the faster one or a `BlockPlan` is given (on a
-        CPU above about 360 x 360 logits per head: `Mask.explain` tells).
+        CPU above about 360 x 360 logits per head: `explain` tells).
 
     Returns:
       `[B, T, N, H']` in the dtype of `query`. Softmax and sums are taken in float32. With a mask
@@ -76,7 +76,7 @@ def attend_with_stats(
     scale: float | jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
-    implementation: ImplementationName = "auto",
+    implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """`attend`, and the log-sum-exp of each row's logits: with it parts of a sequence are merged.
 

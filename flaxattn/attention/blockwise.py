@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flaxattn.attention.costs import draw_plan
 from flaxattn.attention.dense import attend_dense, softmax_dtype
 from flaxattn.attention.dropout import head_seeds
 from flaxattn.attention.options import Options
@@ -85,7 +86,7 @@ def attend_blockwise(
 def _plan_of(mask: Mask | BlockPlan | None, q_len: int, kv_len: int) -> BlockPlan:
     if isinstance(mask, BlockPlan):
         return mask
-    return (full() if mask is None else mask).plan(q_len, kv_len)
+    return draw_plan(full() if mask is None else mask, q_len, kv_len)
 
 
 def _split_plan(tiling: Tiling, plan: BlockPlan) -> Fixed:

@@ -5,19 +5,17 @@ the shapes of `attend_with_stats`. A new one is a file with that function, and a
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from flaxattn.attention.blockwise import attend_blockwise
+from flaxattn.attention.costs import blocks_pay, draw_plan
 from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.options import Options
 from flaxattn.masks import BlockPlan, Mask
-from flaxattn.masks.plan import plan_pays
 
-__all__ = ["IMPLEMENTATIONS", "Implementation", "ImplementationName", "choose"]
-
-ImplementationName = Literal["auto", "dense", "blockwise"]
+__all__ = ["IMPLEMENTATIONS", "Choice", "Implementation", "best", "choose", "prepare"]
 
 Attend = Callable[
     [jax.Array, jax.Array, jax.Array, Mask | BlockPlan | None, Options],
@@ -33,14 +31,29 @@ class Implementation(NamedTuple):
     """One way to attend."""
 
     attend: Attend
+    plan: Callable[[Mask, int, int], BlockPlan] | None = None
+    """Draws the plan that it would draw itself of a mask for T and S; None: it needs no plan."""
     why_not: Callable[[jax.Array, jax.Array, Mask | BlockPlan | None], str | None] = _always
     """Of query, value and mask: why it cannot serve a call; None: it can."""
 
 
 IMPLEMENTATIONS = {
     "dense": Implementation(attend_dense),
-    "blockwise": Implementation(attend_blockwise),
+    "blockwise": Implementation(attend_blockwise, plan=draw_plan),
 }
+
+
+class Choice(NamedTuple):
+    """The name of an implementation, and why it is the one."""
+
+    name: str
+    why: str
+
+
+def best(q_len: int, kv_len: int) -> Choice:
+    """What `implementation="auto"` takes at these lengths, if it is given a mask or none."""
+    pays, why = blocks_pay(q_len, kv_len)
+    return Choice("blockwise" if pays else "dense", why)
 
 
 def choose(
@@ -52,8 +65,8 @@ def choose(
       ValueError if there is none of that name, or it cannot serve the call: it says why.
     """
     if name == "auto":
-        pays, _ = plan_pays(query.shape[1], key.shape[1])
-        name = "blockwise" if pays or isinstance(mask, BlockPlan) else "dense"
+        planned = isinstance(mask, BlockPlan)
+        name = "blockwise" if planned else best(query.shape[1], key.shape[1]).name
         return name if IMPLEMENTATIONS[name].why_not(query, value, mask) is None else "dense"
     if name not in IMPLEMENTATIONS:
         choices = ("auto", *IMPLEMENTATIONS)
@@ -61,3 +74,15 @@ def choose(
     if why := IMPLEMENTATIONS[name].why_not(query, value, mask):
         raise ValueError(f'implementation="{name}" cannot serve this call: {why}.')
     return name
+
+
+def prepare(mask: Mask, q_len: int, kv_len: int) -> Mask | BlockPlan:
+    """The plan of `mask` if `implementation="auto"` would draw one, else the mask as it is.
+
+    `attend` takes either. Where several layers share a mask, its plan is so drawn once.
+
+    >>> type(prepare(causal(), 64, 64)).__name__, type(prepare(causal(), 8192, 8192)).__name__
+    ('causal', 'BlockPlan')
+    """
+    plan = IMPLEMENTATIONS[best(q_len, kv_len).name].plan
+    return mask if plan is None else plan(mask, q_len, kv_len)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.masks.plan import BlockPlan
+from flaxattn.masks import BlockPlan
 
 __all__ = ["Tiling", "add_blocks", "over_levels", "pad_to", "take_blocks"]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flaxattn import checks
-from flaxattn.attention import ImplementationName, attend, attention_weights
+from flaxattn.attention import attend, attention_weights
 from flaxattn.layers.cache import (
     CachePosition,
     cells_for,
@@ -65,7 +65,7 @@ class MultiHeadAttention(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
-    implementation: ImplementationName = "auto"
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(

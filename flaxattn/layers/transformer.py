@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flaxattn.attention import ImplementationName
 from flaxattn.layers.attention import MultiHeadAttention
 from flaxattn.layers.cache import CachePosition
 from flaxattn.layers.dropout import Dropout
@@ -60,7 +59,7 @@ class TransformerLayer(nn.Module):
     activation_dropout_rate: float = 0.0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    implementation: ImplementationName = "auto"
+    implementation: str = "auto"
 
     def attention(self, name: str, *, rotary: bool = False) -> MultiHeadAttention:
         """One of the layer's attentions."""

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.masks.blocks import Blocks, Bounds
-from flaxattn.masks.explain import explain_plan
 from flaxattn.masks.leaves import (
     Leaf,
     Span,
@@ -27,7 +26,7 @@ from flaxattn.masks.leaves import (
     over_heads,
     parts_of,
 )
-from flaxattn.masks.plan import BlockPlan, make_plan, plan_pays
+from flaxattn.masks.plan import BlockPlan, make_plan
 from flaxattn.masks.values import equal, hash_of
 
 __all__ = ["And", "Mask", "Not", "Or", "Shifted"]
@@ -118,39 +117,16 @@ class Mask:
         q, kv = q_blocks.reshape(-1, 1), kv_blocks.reshape(1, -1)
         return over_heads(lambda mask: mask.head_bounds(q, kv), self)
 
-    def plan(
-        self, q_len: int, kv_len: int, *, block_q: int | None = None, block_kv: int | None = None
-    ) -> BlockPlan:
+    def plan(self, q_len: int, kv_len: int, *, block_q: int, block_kv: int) -> BlockPlan:
         """Which blocks are empty, partial and full; `attend` takes the plan in place of the mask.
 
         Args:
           q_len, kv_len: T and S.
-          block_q, block_kv: queries and keys of a block; by default sizes that suit the mask if
-            it is known while tracing, else sizes that suit most.
+          block_q, block_kv: queries and keys of a block. `flaxattn.prepare` knows good sizes.
 
         Raises ValueError if an array inside is shorter than the positions asked for.
         """
         return make_plan(self, q_len, kv_len, block_q, block_kv)
-
-    def prepare(self, q_len: int, kv_len: int) -> "Mask | BlockPlan":
-        """The plan if `implementation="auto"` would use one, else the mask: shared by layers."""
-        return self.plan(q_len, kv_len) if plan_pays(q_len, kv_len)[0] else self
-
-    def explain(self, q_len: int, kv_len: int) -> str:
-        """A map of the blocks, the share of work skipped, and what "auto" chooses and why.
-
-        >>> print(causal().explain(1024, 1024))
-        causal(): 1024 queries, 1024 keys, blocks of 256 x 256
-        ▒···
-        █▒··
-        ██▒·
-        ███▒
-        · empty 37.5%   ▒ partial 25.0%   █ full 37.5%
-        skipped: 37.5% of the blocks, 37.5% of the FLOPs of dense attention
-        implementation="auto" chooses "blockwise": 1024 x 1024 logits per head; blocks are
-        faster above about 360 x 360
-        """
-        return explain_plan(self.plan(q_len, kv_len))
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         """The bounds of one example and head; blocks are `[Q, 1]` and `[1, K]`."""

@@ -1,8 +1,8 @@
 """Block plans: which blocks of a mask hold work, drawn from its bounds and never from its cells.
 
 A block of `block_q` queries and `block_kv` keys is empty (nothing is seen), full (all is seen) or
-partial. Attention visits the live blocks, those that are not empty, and asks the mask only about
-the partial ones.
+partial. Attention need only visit the live blocks, those that are not empty, and ask the mask only
+about the partial ones.
 """
 
 import dataclasses
@@ -17,14 +17,7 @@ from jax import export
 from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.values import register_for_export
 
-__all__ = ["BlockPlan", "LiveBlocks", "make_plan", "plan_pays"]
-
-# Measured on two CPU cores (benchmarks/attention.py): a step takes about as long as its cells and
-# this many more queries, which is what fetching the keys of the step costs.
-BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 256, 100
-# Up to so many logits per head the dense definition is taken. On a CPU it is as fast or faster
-# there, on the same machine; elsewhere XLA's products are, as long as the memory is borne.
-DENSE_CELLS, DENSE_CELLS_OFF_CPU = 2**17, 2**24
+__all__ = ["BlockPlan", "LiveBlocks", "make_plan"]
 
 
 class LiveBlocks(NamedTuple):
@@ -85,44 +78,18 @@ for _part in (Bounds, LiveBlocks):
     )
 
 
-def make_plan(
-    mask: Any, q_len: int, kv_len: int, block_q: int | None, block_kv: int | None
-) -> BlockPlan:
+def make_plan(mask: Any, q_len: int, kv_len: int, block_q: int, block_kv: int) -> BlockPlan:
     """The plan of `mask`; see `Mask.plan`."""
     for name, size in {"block_q": block_q, "block_kv": block_kv}.items():
-        if size is not None and size < 1:
+        if size < 1:
             raise ValueError(f"{name} is {size}; expected at least 1.")
     mask.check_length(q_len, kv_len)
-    block_kv = block_kv or _fitting(BLOCK_KV, kv_len)
-    height = block_q or _fitting(BLOCK_Q, q_len)
-    bounds = _draw(mask, q_len, kv_len, height, block_kv)
-    if block_q is None and isinstance(bounds.some, np.ndarray):  # known while tracing
-        tall = _fitting(TALL_BLOCK_Q, q_len)
-        tall_bounds = _draw(mask, q_len, kv_len, tall, block_kv)
-        if tall_bounds.some.sum() * (tall + FETCH) < bounds.some.sum() * (height + FETCH):
-            height, bounds = tall, tall_bounds
-    return BlockPlan(mask, bounds, _live(bounds), q_len, kv_len, height, block_kv)
-
-
-def _fitting(block: int, length: int) -> int:
-    return max(min(block, length), 1)
-
-
-def _draw(mask: Any, q_len: int, kv_len: int, block_q: int, block_kv: int) -> Bounds:
-    """The bounds of `mask`; a short last key block is not full: keys past the end are hidden."""
     kv_blocks = Blocks.of(kv_len, block_kv)
     some, every = mask.bounds(Blocks.of(q_len, block_q), kv_blocks)
+    # A short last key block is not full: the keys past the end are hidden.
     whole = kv_blocks.lengths == block_kv
-    return Bounds(some, every & whole.reshape((1,) * (every.ndim - 1) + (-1,)))
-
-
-def plan_pays(q_len: int, kv_len: int) -> tuple[bool, str]:
-    """The rule of `implementation="auto"`: whether to attend by blocks, and why."""
-    cells = f"{q_len} x {kv_len} logits per head"
-    if jax.default_backend() != "cpu":
-        pays = q_len * kv_len > DENSE_CELLS_OFF_CPU
-        return pays, f"{cells}; off the CPU blocks are for memory alone, above 4096 x 4096"
-    return q_len * kv_len > DENSE_CELLS, f"{cells}; blocks are faster above about 360 x 360"
+    bounds = Bounds(some, every & whole.reshape((1,) * (every.ndim - 1) + (-1,)))
+    return BlockPlan(mask, bounds, _live(bounds), q_len, kv_len, block_q, block_kv)
 
 
 def _live(bounds: Bounds) -> LiveBlocks:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn import checks
+from flaxattn.attention import prepare
 from flaxattn.layers import (
     CachePosition,
     Decoder,
@@ -178,7 +179,7 @@ class EncoderDecoder(nn.Module):
         mask = build_masks(source_segment_ids, source_segment_ids).encoder
         return self.encoder(
             self._embed("source", source, positions, deterministic),
-            mask=mask.prepare(source.shape[1], source.shape[1]),
+            mask=prepare(mask, source.shape[1], source.shape[1]),
             positions=positions,
             sow_weights=sow_weights,
             deterministic=deterministic,
@@ -201,8 +202,8 @@ class EncoderDecoder(nn.Module):
         return self.decoder(
             self._embed("target", target_inputs, positions, deterministic),
             encoded,
-            mask=masks.decoder.prepare(q_len, q_len),
-            cross_mask=masks.cross.prepare(q_len, kv_len),
+            mask=prepare(masks.decoder, q_len, q_len),
+            cross_mask=prepare(masks.cross, q_len, kv_len),
             positions=positions,
             sow_weights=sow_weights,
             deterministic=deterministic,

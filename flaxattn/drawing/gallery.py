@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import flaxattn.masks
-from flaxattn.masks.mask import Mask
+from flaxattn.masks import Mask
 
 __all__ = ["GALLERY", "Entry", "evaluate", "save"]
 
@@ -110,7 +110,7 @@ def save(folder: Path, entries: Mapping[str, Entry] = GALLERY) -> list[Path]:
     Returns:
       The files. The names of entries that are no names of files are replaced by numbers.
     """
-    from flaxattn.masks.picture import show, show_all  # so late that only pictures need matplotlib
+    from flaxattn.drawing.picture import show, show_all  # only pictures need matplotlib
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []

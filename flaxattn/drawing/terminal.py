@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from flaxattn.masks.explain import SYMBOLS, flat, share_skipped
-from flaxattn.masks.gallery import Entry
+from flaxattn.drawing.explain import SYMBOLS, flat, share_skipped
+from flaxattn.drawing.gallery import Entry
 
 __all__ = ["draw"]
 

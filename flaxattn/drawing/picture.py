@@ -1,7 +1,7 @@
 """A mask as a picture: its cells, and beside them the blocks that its plan knows.
 
-The one room of this floor that needs matplotlib, and so the one that `flaxattn.masks` does not
-import by itself.
+The one file here that needs matplotlib, and so the one that `flaxattn.drawing` does not import by
+itself.
 """
 
 import io
@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from flaxattn.masks.explain import flat, share_skipped
-from flaxattn.masks.mask import Mask
-from flaxattn.masks.plan import BlockPlan
+from flaxattn.drawing.explain import flat, share_skipped
+from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["Picture", "show", "show_all"]
 
@@ -46,7 +45,7 @@ def show(mask: Mask, q_len: int, kv_len: int, *, block: int | None = None) -> Pi
     Raises:
       ValueError if an array inside the mask is shorter than the positions asked for.
 
-    >>> from flaxattn.masks.picture import show
+    >>> from flaxattn.drawing.picture import show
     >>> cells, blocks = show(causal() & sliding_window(3), 12, 12).axes
     >>> blocks.get_title("left")
     'blocks of 2: 58% of the work skipped'

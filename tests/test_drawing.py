@@ -7,12 +7,12 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import flaxattn.masks
+from flaxattn.drawing.__main__ import main
+from flaxattn.drawing.explain import SYMBOLS
+from flaxattn.drawing.gallery import GALLERY, Entry, evaluate, save
+from flaxattn.drawing.picture import PARTIAL, SEEN, show, show_all
+from flaxattn.drawing.terminal import draw
 from flaxattn.masks import Mask, causal, from_dense, sliding_window
-from flaxattn.masks.__main__ import main
-from flaxattn.masks.explain import SYMBOLS
-from flaxattn.masks.gallery import GALLERY, Entry, evaluate, save
-from flaxattn.masks.picture import PARTIAL, SEEN, show, show_all
-from flaxattn.masks.terminal import draw
 
 
 def first(array):

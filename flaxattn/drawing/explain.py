@@ -5,31 +5,41 @@ from typing import Any
 
 import numpy as np
 
-from flaxattn.masks.blocks import Blocks
-from flaxattn.masks.plan import BlockPlan, plan_pays
+from flaxattn.attention.costs import draw_plan
+from flaxattn.attention.table import best
+from flaxattn.masks import BlockPlan, Blocks, Mask
 
-__all__ = ["SYMBOLS", "explain_plan", "flat", "share_skipped"]
+__all__ = ["SYMBOLS", "explain", "flat", "share_skipped"]
 
 SYMBOLS = np.array(["·", "▒", "█"])  # empty, partial, full
 MAP_ROWS, MAP_COLUMNS = 32, 64
 
 
-def explain_plan(plan: BlockPlan) -> str:
-    """The text of `Mask.explain`."""
+def explain(mask: Mask, q_len: int, kv_len: int) -> str:
+    """A map of the blocks, the share of work skipped, and what "auto" chooses and why.
+
+    >>> print(explain(causal(), 1024, 1024))
+    causal(): 1024 queries, 1024 keys, blocks of 256 x 256
+    ▒···
+    █▒··
+    ██▒·
+    ███▒
+    · empty 37.5%   ▒ partial 25.0%   █ full 37.5%
+    skipped: 37.5% of the blocks, 37.5% of the FLOPs of dense attention
+    implementation="auto" chooses "blockwise": 1024 x 1024 logits per head; blocks are
+    faster above about 360 x 360
+    """
+    plan, choice = draw_plan(mask, q_len, kv_len), best(q_len, kv_len)
     state = flat(plan.state)
-    pays, why = plan_pays(plan.q_len, plan.kv_len)
     lines = [
-        f"{plan.mask}: {plan.q_len} queries, {plan.kv_len} keys, "
-        f"blocks of {plan.block_q} x {plan.block_kv}",
+        f"{mask}: {q_len} queries, {kv_len} keys, blocks of {plan.block_q} x {plan.block_kv}",
         *("".join(row) for row in SYMBOLS[_shrink(state[0])]),
         f"{SYMBOLS[0]} empty {_share(state == 0)}   {SYMBOLS[1]} partial {_share(state == 1)}   "
         f"{SYMBOLS[2]} full {_share(state == 2)}   "
         + (f"(map: the first of {len(state)} plans; shares: of all)" if len(state) > 1 else ""),
         f"skipped: {_share(state == 0)} of the blocks, "
         f"{share_skipped(plan):.1%} of the FLOPs of dense attention",
-        *textwrap.wrap(
-            f'implementation="auto" chooses "{"blockwise" if pays else "dense"}": {why}', 88
-        ),
+        *textwrap.wrap(f'implementation="auto" chooses "{choice.name}": {choice.why}', 88),
     ]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -1,4 +1,4 @@
-"""The mask gallery: `python -m flaxattn.masks`."""
+"""The mask gallery: `python -m flaxattn.drawing`."""
 
 import argparse
 import difflib
@@ -6,16 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flaxattn.masks.gallery import GALLERY, Entry, save
-from flaxattn.masks.terminal import draw
+from flaxattn.drawing.gallery import GALLERY, Entry, save
+from flaxattn.drawing.terminal import draw
 
 __all__ = ["main"]
 
 EXAMPLES = """examples:
-  python -m flaxattn.masks                                   the whole gallery
-  python -m flaxattn.masks causal longformer                 some of it
-  python -m flaxattn.masks "causal() & sliding_window(3)"    a mask of one's own
-  python -m flaxattn.masks --output pictures                 PNG files as well (needs matplotlib)
+  python -m flaxattn.drawing                                   the whole gallery
+  python -m flaxattn.drawing causal longformer                 some of it
+  python -m flaxattn.drawing "causal() & sliding_window(3)"    a mask of one's own
+  python -m flaxattn.drawing --output pictures                 PNG files as well (needs matplotlib)
 """
 
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: default: those of the process.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m flaxattn.masks",
+        prog="python -m flaxattn.drawing",
         description="Draws masks: what each query sees, and beside it the blocks of the plan, "
         "where · is empty and skipped, ▒ partial and █ full.",
         epilog=EXAMPLES,
