@@ -6,26 +6,31 @@ The letters of the shape alphabet (those of `jax.nn`):
     G = N // K · H head_dim · D model dim · F feed-forward dim · V vocabulary
 """
 
-from typing import Any
+from typing import TypeAlias, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
 
+from flaxattn.types import Array
+
 __all__ = [
+    "Sizes",
     "check_axes",
     "check_boolean",
     "check_floating",
     "check_integer",
-    "check_rate",
     "is_static",
 ]
 
+Sizes: TypeAlias = dict[str, tuple[int, str]]
+"""What each letter stands for, and the name of the argument that bound it."""
 
-def check_axes(name: str, array: Any, axes: str, sizes: dict[str, tuple[int, str]]) -> None:
+
+def check_axes(name: str, array: Array, axes: str, sizes: Sizes) -> None:
     """Checks `array` against `axes` such as "B T N H", binding each new letter in `sizes`.
 
-    `sizes` maps a letter to (size, name of the argument that bound it) and is filled in turn, so
-    that the error can name both sides of a disagreement. Raises ValueError.
+    `sizes` is filled in turn, so that the error can name both sides of a disagreement. Raises
+    ValueError.
     """
     letters = axes.split()
     shape = tuple(np.shape(array))
@@ -43,19 +48,19 @@ def check_axes(name: str, array: Any, axes: str, sizes: dict[str, tuple[int, str
             )
 
 
-def check_floating(name: str, array: Any) -> None:
+def check_floating(name: str, array: Array) -> None:
     """Raises TypeError unless `array` is of a floating dtype."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} has dtype {array.dtype}; expected a floating dtype.")
 
 
-def check_integer(name: str, array: Any) -> None:
+def check_integer(name: str, array: Array) -> None:
     """Raises TypeError unless `array` is of an integer dtype."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers.")
 
 
-def check_boolean(name: str, array: Any) -> None:
+def check_boolean(name: str, array: Array) -> None:
     """Raises TypeError unless `array` is boolean."""
     if array.dtype != jnp.bool_:
         raise TypeError(
@@ -64,12 +69,6 @@ def check_boolean(name: str, array: Any) -> None:
         )
 
 
-def check_rate(name: str, rate: float) -> None:
-    """Raises ValueError unless 0 <= rate < 1."""
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"{name} is {rate}; expected 0 <= {name} < 1.")
-
-
-def is_static(value: Any) -> bool:
+def is_static(value: object) -> TypeGuard[int]:
     """Whether `value` is a Python or NumPy integer: known while tracing, never a leaf."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

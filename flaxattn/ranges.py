@@ -17,10 +17,11 @@ import functools
 import numbers
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 __all__ = ["FieldError", "Range", "check_fields", "ranges"]
 
+Hint: TypeAlias = object  # what a field is annotated with: Python has no one type for it
 SHOWN = 40  # characters of a value in an error
 
 
@@ -60,7 +61,7 @@ class Range:
     below: bool = False
     """Whether `most` itself is outside."""
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: float) -> bool:
         lower = self.least < value if self.above else self.least <= value
         return lower and (value < self.most if self.below else value <= self.most)  # not NaN
 
@@ -71,7 +72,7 @@ class Range:
         return f"{lower}, {'less than' if self.below else 'at most'} {_text(self.most)}"
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: object) -> None:
     """Checks the numbers of a dataclass against their ranges, and its choices against `Literal`.
 
     Raises:
@@ -97,7 +98,7 @@ def ranges(config: type) -> dict[str, Range]:
 
 
 @functools.cache
-def _hints(config: type) -> dict[str, Any]:
+def _hints(config: type) -> dict[str, Hint]:
     return typing.get_type_hints(config, include_extras=True)
 
 
@@ -111,7 +112,7 @@ def _numbers(config: type) -> dict[str, tuple[type, Range, bool]]:
     }
 
 
-def _declared(hint: Any) -> Iterator[tuple[type, Range]]:
+def _declared(hint: Hint) -> Iterator[tuple[type, Range]]:
     """The number that a hint allows: alone, or None, or in a tuple."""
     parts = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
@@ -121,16 +122,18 @@ def _declared(hint: Any) -> Iterator[tuple[type, Range]]:
             yield from _declared(part)
 
 
-def _fits(number: Any, kind: type, within: Range) -> bool:
+def _fits(number: object, kind: type, within: Range) -> bool:
     wanted = numbers.Integral if kind is int else numbers.Real
-    return isinstance(number, wanted) and not isinstance(number, bool) and number in within
+    if isinstance(number, bool) or not isinstance(number, wanted):
+        return False
+    return cast(float, number) in within  # any number: NumPy's, too
 
 
 def _text(bound: float) -> str:
     return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits

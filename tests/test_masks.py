@@ -793,11 +793,16 @@ def test_error_has_its_type_and_names_the_argument(name):
 
 
 @pytest.mark.parametrize("join", [operator.and_, operator.or_])
-@pytest.mark.parametrize("other", [np.ones((2, 2), bool), jnp.ones((2, 2), bool), np.True_, True])
+@pytest.mark.parametrize(
+    "other", [np.ones((2, 2), bool), np.ones((0, 2), bool), jnp.ones((2, 2), bool), np.True_, True]
+)
 def test_arrays_are_not_masks_on_either_side(join, other):
+    """The array as a whole is refused, also an empty one: NumPy does not take it apart."""
+    said = rf"combines masks with masks, not with {type(other).__name__}; .*from_dense.*valid"
     for sides in ((causal(), other), (other, causal())):
-        with pytest.raises(TypeError, match=r"combines masks with masks.*from_dense.*valid"):
+        with pytest.raises(TypeError, match=said):
             join(*sides)
+    assert (other == causal()) is False
 
 
 def test_segment_ids_beyond_32_bits_are_not_confused():

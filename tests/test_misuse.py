@@ -312,6 +312,11 @@ MISUSES = {
         ValueError,
         r"rate is 1.0",
     ),
+    "a dropout layer that drops all but one in 10**12": (
+        lambda: Dropout(1 - 1e-12).apply({}, jnp.ones(3), deterministic=True),
+        ValueError,
+        r"rate is 0.999999999999; expected at most 1 - 2",
+    ),
     # ---- the model
     "features that have no sines": (
         lambda: model(features=9, num_heads=3),

@@ -1,20 +1,19 @@
 """What `attend` is given, checked before anything is computed; errors name the argument."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxattn import checks
-from flaxattn.attention.dropout import HIGHEST_RATE
+from flaxattn.attention.dropout import check_rate
 from flaxattn.attention.options import Options
+from flaxattn.checks import Sizes
 from flaxattn.masks import BlockPlan, Mask, from_dense
+from flaxattn.types import Array
 
 __all__ = [
     "check_arrays",
     "check_bias",
-    "check_dropout",
     "check_indices",
     "check_mask",
     "check_query_key",
@@ -24,7 +23,7 @@ __all__ = [
 
 
 def check_arrays(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: Any
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask | BlockPlan | Array | None
 ) -> Mask | BlockPlan | None:
     """Checks the arrays of a call, and its mask against them; gives the mask back as a `Mask`."""
     sizes = check_query_key(query, key)
@@ -45,13 +44,13 @@ def make_options(
     """The checked options of a call; without a rate there is no key."""
     check_bias(bias, check_query_key(query, key))
     check_scale(scale)
-    check_dropout(dropout_rate, dropout_key)
+    _check_dropout(dropout_rate, dropout_key)
     return Options(bias, scale, dropout_key if dropout_rate > 0 else None, dropout_rate)
 
 
-def check_query_key(query: jax.Array, key: jax.Array) -> dict[str, tuple[int, str]]:
+def check_query_key(query: jax.Array, key: jax.Array) -> Sizes:
     """Checks shapes and dtypes and returns what each letter stands for."""
-    sizes: dict[str, tuple[int, str]] = {}
+    sizes: Sizes = {}
     checks.check_axes("query", query, "B T N H", sizes)
     checks.check_axes("key", key, "B S K H", sizes)
     checks.check_floating("query", query)
@@ -66,7 +65,7 @@ def check_query_key(query: jax.Array, key: jax.Array) -> dict[str, tuple[int, st
     return sizes
 
 
-def check_mask(mask: Any, sizes: dict[str, tuple[int, str]]) -> Mask | BlockPlan | None:
+def check_mask(mask: Mask | BlockPlan | Array | None, sizes: Sizes) -> Mask | BlockPlan | None:
     """The mask as a `Mask`, or plan of one, whose leaves fit B and N."""
     if mask is None:
         return None
@@ -96,31 +95,27 @@ def check_mask(mask: Any, sizes: dict[str, tuple[int, str]]) -> Mask | BlockPlan
     return mask
 
 
-def check_bias(bias: Any, sizes: dict[str, tuple[int, str]]) -> None:
+def check_bias(bias: Array | None, sizes: Sizes) -> None:
     """Raises TypeError or ValueError unless `bias` is floating and [B, N, T, S], 1 where shared."""
     if bias is not None:
         checks.check_floating("bias", bias)
         _check_shared("bias", bias, sizes, "BNTS")
 
 
-def check_scale(scale: Any) -> None:
+def check_scale(scale: float | jax.Array | None) -> None:
     """Raises ValueError unless `scale` is a single number or None."""
     if scale is not None and jnp.ndim(scale) != 0:
         raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a single number.")
 
 
-def check_dropout(rate: float, key: Any) -> None:
+def _check_dropout(rate: float, key: jax.Array | None) -> None:
     """Raises ValueError unless 0 <= rate <= 1 - 2**-32, with a key where there is a rate."""
-    checks.check_rate("dropout_rate", rate)
-    if rate > HIGHEST_RATE:
-        raise ValueError(
-            f"dropout_rate is {rate}; expected at most 1 - 2**-32: nothing would be left."
-        )
+    check_rate("dropout_rate", rate)
     if rate > 0 and key is None:
         raise ValueError(f"dropout_rate is {rate} but dropout_key is None; pass a key.")
 
 
-def check_indices(name: str, indices: Any, letter: str, size: int) -> None:
+def check_indices(name: str, indices: Array, letter: str, size: int) -> None:
     """Raises TypeError unless `indices` are int [n], ValueError unless known ones are in range."""
     checks.check_integer(name, indices)
     if indices.ndim != 1:
@@ -135,7 +130,7 @@ def check_indices(name: str, indices: Any, letter: str, size: int) -> None:
         )
 
 
-def _check_shared(name: str, array: Any, sizes: dict[str, tuple[int, str]], axes: str) -> None:
+def _check_shared(name: str, array: Array, sizes: Sizes, axes: str) -> None:
     wanted = [sizes[letter][0] for letter in axes]
     if array.ndim != len(axes) or any(
         n not in (1, size) for n, size in zip(array.shape, wanted, strict=True)

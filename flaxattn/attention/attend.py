@@ -1,7 +1,6 @@
 """The front door of attention: checks, then the implementation that the table chooses."""
 
 import functools
-from typing import Any
 
 import jax
 
@@ -9,6 +8,7 @@ from flaxattn.attention.arguments import check_arrays, make_options
 from flaxattn.attention.options import Options
 from flaxattn.attention.table import IMPLEMENTATIONS, choose
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.types import Array
 
 __all__ = ["attend", "attend_with_stats"]
 
@@ -17,7 +17,7 @@ def attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: Mask | BlockPlan | jax.Array | None = None,
+    mask: Mask | BlockPlan | Array | None = None,
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
@@ -63,14 +63,15 @@ def attend(
     mask = check_arrays(query, key, value, mask)
     options = make_options(query, key, bias, scale, dropout_rate, dropout_key)
     name = choose(implementation, query, key, value, mask)
-    return _run(query, key, value, mask, options, name=name, stats=False)
+    output: jax.Array = _run(query, key, value, mask, options, name=name, stats=False)[0]
+    return output
 
 
 def attend_with_stats(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: Mask | BlockPlan | jax.Array | None = None,
+    mask: Mask | BlockPlan | Array | None = None,
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
@@ -78,7 +79,7 @@ def attend_with_stats(
     dropout_key: jax.Array | None = None,
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
-    """`attend`, and the log-sum-exp of each row's logits: with it parts of a sequence are merged.
+    """`attend`, and the log-sum-exp of each row's logits, which merges parts of a sequence.
 
     Args and raises are those of `attend`.
 
@@ -93,7 +94,8 @@ def attend_with_stats(
     mask = check_arrays(query, key, value, mask)
     options = make_options(query, key, bias, scale, dropout_rate, dropout_key)
     name = choose(implementation, query, key, value, mask)
-    return _run(query, key, value, mask, options, name=name, stats=True)
+    output, lse = _run(query, key, value, mask, options, name=name, stats=True)
+    return output, lse
 
 
 @functools.partial(jax.jit, static_argnames=("name", "stats"))
@@ -106,7 +108,7 @@ def _run(
     *,
     name: str,
     stats: bool,
-) -> Any:
+) -> tuple[jax.Array, jax.Array | None]:
     """The output, and with `stats` the log-sum-exp; what is not given back is not computed."""
     output, lse = IMPLEMENTATIONS[name].attend(query, key, value, mask, options)
-    return (output, lse) if stats else output
+    return output, lse if stats else None

@@ -6,7 +6,7 @@ of each row. Empty blocks are never visited and full ones are not asked about th
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from flaxattn.attention.repair import repair
 from flaxattn.attention.steps import (
     Chunk,
     Fixed,
+    Returning,
     Row,
     Static,
     add_bias,
@@ -29,10 +30,11 @@ from flaxattn.attention.steps import (
     where_seen,
     zero_varying_like,
 )
-from flaxattn.attention.tiles import Tiling, add_blocks, over_levels, pad_to, take_blocks
+from flaxattn.attention.tiles import At, Tiling, add_blocks, over_levels, pad_to, take_blocks
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.masks.leaves import map_leaves
 from flaxattn.products import wide_einsum
+from flaxattn.types import Array
 
 __all__ = ["attend_blockwise"]
 
@@ -47,6 +49,39 @@ class Inputs(NamedTuple):
     scale: jax.Array
 
 
+class Residuals(NamedTuple):
+    """What the backward pass has of the forward one."""
+
+    inputs: Inputs
+    fixed: Fixed
+    output: jax.Array  # [B, T, N, H']
+    lse: jax.Array  # [B, T, N], -inf where nothing is seen
+
+
+class Running(NamedTuple):
+    """The online softmax of a row, so far."""
+
+    top: jax.Array  # [u·k, g·t], the largest logit
+    total: jax.Array  # [u·k, g·t], the sum of exp(logit - top)
+    mixed: jax.Array  # [u·k, g·t, H'], the values times these powers, summed
+    any_seen: jax.Array  # bool [u, t]
+
+
+class KeyGradients(NamedTuple):
+    """Gradients that the rows of an example and chunk add to; features stand before positions."""
+
+    key: jax.Array  # [blocks, k, H, s]
+    value: jax.Array  # [blocks, k, H', s]
+    bias: jax.Array | None  # of all examples and chunks, as of `Tiling.split_bias`
+
+
+class Gradients(NamedTuple):
+    """Gradients that the steps of a row add to."""
+
+    query: jax.Array  # [u·k, g·t, H]
+    of_keys: KeyGradients
+
+
 def attend_blockwise(
     query: jax.Array,
     key: jax.Array,
@@ -56,7 +91,7 @@ def attend_blockwise(
 ) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, N, H'] and the float32 log-sum-exp [B, T, N] of attention by blocks.
 
-    Without a mask what is not finite is not looked for: there is nothing it could be hidden by.
+    Without a mask nothing can be hidden, and values that are not finite are not looked for.
     """
     if 0 in (*query.shape, *value.shape):  # there are no blocks; dense returns at once
         return attend_dense(query, key, value, mask, options)
@@ -68,7 +103,7 @@ def attend_blockwise(
     fixed = _split_plan(tiling, plan)
     if mask is not None:
         query, key, value, q_nan, kv_nan = repair(query, key, value, dtype)
-        # If anything is not finite, full blocks are treated as partial ones: those repair.
+        # If anything is not finite, full blocks are treated as partial ones, which repair it.
         broken = jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any()
         fixed = fixed._replace(
             num_full=jnp.where(broken, 0, fixed.num_full),
@@ -80,7 +115,8 @@ def attend_blockwise(
         fixed = fixed._replace(seeds=tiling.split_heads(seeds))
     static = Static(tiling, options.dropout_rate, has_mask=mask is not None)
     scale = options.scale_for(head_dim, dtype)
-    return _attend(static, Inputs(query, key, value, options.bias, scale), fixed)
+    output, lse = _attend(static, Inputs(query, key, value, options.bias, scale), fixed)
+    return output, lse
 
 
 def _plan_of(mask: Mask | BlockPlan | None, q_len: int, kv_len: int) -> BlockPlan:
@@ -93,7 +129,7 @@ def _split_plan(tiling: Tiling, plan: BlockPlan) -> Fixed:
     """The mask and the lists of a plan, cut for the loops."""
     live, lead = plan.live, plan.bounds.some.ndim - 2
 
-    def split(x: Any, axis: int) -> jax.Array:
+    def split(x: Array, axis: int) -> jax.Array:
         return tiling.split_lead(tiling.split_rows(jnp.asarray(x), axis), lead)
 
     return Fixed(
@@ -109,22 +145,27 @@ def _attend(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[jax.Array, ja
     return _forward(static, inputs, fixed)[0]
 
 
-def _forward(static: Static, inputs: Inputs, fixed: Fixed) -> tuple[Any, Any]:
-    def one(_: None, chunk: Chunk, at: Any) -> tuple[None, Any]:
-        def row_of(_: None, row: Row) -> tuple[None, Any]:
+def _forward(
+    static: Static, inputs: Inputs, fixed: Fixed
+) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
+    def one(_: None, chunk: Chunk, at: At) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        def row_of(_: None, row: Row) -> tuple[None, tuple[jax.Array, jax.Array]]:
             row = make_row(static, row, chunk, inputs.scale)
             return None, _forward_row(static, row, chunk)
 
-        return jax.lax.scan(row_of, None, rows_of(static, chunk))
+        _, outputs = jax.lax.scan(row_of, None, rows_of(static, chunk))
+        return None, outputs
 
     tiling = static.tiling
     _, (output, lse) = over_levels(one, None, _chunks(tiling, inputs, fixed), tiling.levels)
     output = tiling.join_q(output).astype(inputs.query.dtype)
     lse = tiling.join_q(lse)
-    return (output, lse), (inputs, fixed, output, lse)
+    return (output, lse), Residuals(inputs, fixed, output, lse)
 
 
-def _chunks(tiling: Tiling, inputs: Inputs, fixed: Fixed, **of_rows: jax.Array) -> Chunk:
+def _chunks(
+    tiling: Tiling, inputs: Inputs, fixed: Fixed, returning: Returning | None = None
+) -> Chunk:
     """What a pass reads, cut for the loops."""
     return Chunk(
         query=tiling.split_q(inputs.query),
@@ -132,7 +173,7 @@ def _chunks(tiling: Tiling, inputs: Inputs, fixed: Fixed, **of_rows: jax.Array) 
         value=tiling.split_kv(inputs.value),
         bias=None if inputs.bias is None else tiling.split_bias(inputs.bias),
         fixed=fixed,
-        **of_rows,
+        returning=returning,
     )
 
 
@@ -141,8 +182,8 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> tuple[jax.Array, jax
     tiling, dtype = static.tiling, softmax_dtype(row.query.dtype)
     shape = row.query.shape[:-1]
 
-    def step(j: jax.Array, carry: Any, partial: bool) -> Any:
-        top, total, mixed, any_seen = carry
+    def step(j: jax.Array, so_far: Running, partial: bool) -> Running:
+        top, total, mixed, any_seen = so_far
         tile = tile_of(static, row, chunk, j, partial)
         value = take_blocks(chunk.value, tile.blocks)
         new_top = jnp.maximum(top, tile.logits.max(axis=-1))
@@ -153,10 +194,10 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> tuple[jax.Array, jax
             powers = jnp.where(tile.kept, powers / (1.0 - static.rate), 0.0)
         products = wide_einsum("nts,nsh->nth", powers.astype(value.dtype), value, dtype)
         seen = True if tile.seen is None else tile.seen.any(axis=-1)
-        return new_top, total, mixed * decay[..., None] + products, any_seen | seen
+        return Running(new_top, total, mixed * decay[..., None] + products, any_seen | seen)
 
     zero = zero_varying_like((chunk, row), dtype)
-    start = (
+    start = Running(
         jnp.full(shape, -jnp.inf, dtype) + zero,
         jnp.zeros(shape, dtype) + zero,
         jnp.zeros((*shape, chunk.value.shape[-1]), dtype) + zero,
@@ -169,35 +210,42 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> tuple[jax.Array, jax
     return tiling.unfold(output), tiling.unfold(lse)
 
 
-def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, None]:
+def _backward(
+    static: Static, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[Inputs, None]:
     inputs, fixed, output, lse = residuals
     d_output, d_lse = cotangents
     tiling, dtype = static.tiling, lse.dtype
-    empty = lse == -jnp.inf  # nothing flows back from such a row, not even NaN
+    empty = lse == -jnp.inf  # nothing flows back from these rows, not even NaN
     d_output = jnp.where(empty[..., None], 0.0, d_output).astype(d_output.dtype)
-    # The softmax's Jacobian takes from each row its mean; the log-sum-exp's adds to it.
+    # The softmax's Jacobian subtracts its mean from each row; the log-sum-exp's adds to the row.
     mean = (d_output.astype(dtype) * output.astype(dtype)).sum(axis=-1) - d_lse
     chunks = _chunks(
         tiling,
         inputs,
         fixed,
-        # exp(x - inf) = 0, also of queries past the last, whatever their bias
-        lse=tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
-        mean=tiling.split_q(jnp.where(empty, 0.0, mean)),
-        d_output=tiling.split_q(d_output),
+        Returning(
+            # exp(x - inf) = 0, also of queries past the last, whatever their bias
+            lse=tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
+            mean=tiling.split_q(jnp.where(empty, 0.0, mean)),
+            d_output=tiling.split_q(d_output),
+        ),
     )
 
-    def one(d_bias: Any, chunk: Chunk, at: Any) -> tuple[Any, Any]:
-        def row_of(carry: Any, row: Row) -> tuple[Any, Any]:
+    def one(
+        d_bias: jax.Array | None, chunk: Chunk, at: At
+    ) -> tuple[jax.Array | None, tuple[jax.Array, jax.Array, jax.Array]]:
+        def row_of(so_far: KeyGradients, row: Row) -> tuple[KeyGradients, jax.Array]:
             row = make_row(static, row, chunk, inputs.scale)
-            return _backward_row(static, row, chunk, at, carry)
+            return _backward_row(static, row, chunk, at, so_far)
 
         zero = zero_varying_like(chunk, dtype)
-        shapes = (x.swapaxes(-1, -2).shape for x in (chunk.key, chunk.value))
-        start = [jnp.zeros(shape, dtype) + zero for shape in shapes]
-        rows = rows_of(static, chunk)
-        (d_key, d_value, d_bias), d_query = jax.lax.scan(row_of, (*start, d_bias), rows)
-        return d_bias, (d_query, d_key, d_value)
+        d_key, d_value = (
+            jnp.zeros(x.swapaxes(-1, -2).shape, dtype) + zero for x in (chunk.key, chunk.value)
+        )
+        start = KeyGradients(d_key, d_value, d_bias)
+        of_keys, d_query = jax.lax.scan(row_of, start, rows_of(static, chunk))
+        return of_keys.bias, (d_query, of_keys.key, of_keys.value)
 
     d_bias = None
     if chunks.bias is not None:
@@ -208,7 +256,7 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
     d_scale = (d_query * inputs.query.astype(dtype)).sum()
     if inputs.query.dtype != dtype:
         d_key *= inputs.scale
-    if inputs.bias is not None:
+    if d_bias is not None and inputs.bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
     gradients = (d_query * inputs.scale, d_key, d_value)
     d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
@@ -216,28 +264,30 @@ def _backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Inputs, 
 
 
 def _backward_row(
-    static: Static, row: Row, chunk: Chunk, at: Any, carry: Any
-) -> tuple[Any, jax.Array]:
-    """Adds a row's share to the gradients in `carry` and gives its queries', not yet scaled."""
-    dtype, seen_by_heads = row.lse.dtype, static.tiling.for_heads
-    # Gradients of keys and values are kept with features before positions: so, too, are queries
-    # here, and no matrix product has to turn a tile of weights around.
-    columns = [x.swapaxes(1, 2) for x in (row.query, row.d_output)]
+    static: Static, row: Row, chunk: Chunk, at: At, of_keys: KeyGradients
+) -> tuple[KeyGradients, jax.Array]:
+    """Adds a row's share to the gradients of keys, and gives its queries', not yet scaled."""
+    assert row.returning is not None
+    lse, mean, d_output = row.returning
+    dtype, seen_by_heads = lse.dtype, static.tiling.for_heads
+    # Gradients of keys and values are kept with features before positions. With queries in the
+    # same order no matrix product has to transpose a tile of weights.
+    columns = [x.swapaxes(1, 2) for x in (row.query, d_output)]
 
-    def step(j: jax.Array, carry: Any, partial: bool) -> Any:
-        d_query, d_key, d_value, d_bias = carry
+    def step(j: jax.Array, so_far: Gradients, partial: bool) -> Gradients:
+        d_query, (d_key, d_value, d_bias) = so_far
         tile = tile_of(static, row, chunk, j, partial)
         value = take_blocks(chunk.value, tile.blocks)
         seen = None if tile.seen is None else seen_by_heads(tile.seen)
-        weights = where_seen(seen, jnp.exp(tile.logits - row.lse[..., None]))
-        d_weights = wide_einsum("nth,nsh->nts", row.d_output, value, dtype)
+        weights = where_seen(seen, jnp.exp(tile.logits - lse[..., None]))
+        d_weights = wide_einsum("nth,nsh->nts", d_output, value, dtype)
         mixing = weights
         if tile.kept is not None:
             stays = tile.kept | jnp.isnan(weights)
             mixing, d_weights = (
                 jnp.where(stays, x / (1.0 - static.rate), 0.0) for x in (weights, d_weights)
             )
-        d_logits = where_seen(seen, weights * (d_weights - row.mean[..., None]))
+        d_logits = where_seen(seen, weights * (d_weights - mean[..., None]))
         mixing, narrow = mixing.astype(value.dtype), d_logits.astype(value.dtype)
         d_query += wide_einsum("nts,nsh->nth", narrow, tile.key, dtype)
         d_k = wide_einsum("nht,nts->nhs", columns[0], narrow, dtype)
@@ -246,11 +296,11 @@ def _backward_row(
         if d_bias is not None:
             d_logits = static.tiling.unfold(d_logits)
             d_bias = add_bias(d_bias, (*at, row.number), tile.blocks, d_logits)
-        return d_query, d_key, d_value, d_bias
+        return Gradients(d_query, KeyGradients(d_key, d_value, d_bias))
 
     start = jnp.zeros(row.query.shape, dtype) + zero_varying_like((chunk, row), dtype)
-    d_query, *carry = over_steps(static, row, step, (start, *carry))
-    return tuple(carry), static.tiling.unfold(d_query)
+    d_query, of_keys = over_steps(static, row, step, Gradients(start, of_keys))
+    return of_keys, static.tiling.unfold(d_query)
 
 
 _attend.defvjp(_forward, _backward)

@@ -5,11 +5,12 @@ deleted, not multiplied by zero: NaN or inf in a hidden key or value changes not
 that may see nothing gives zeros.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxattn.attention.dropout import head_seeds, keep
 from flaxattn.attention.heads import over_batch_and_heads
@@ -19,16 +20,31 @@ from flaxattn.masks import BlockPlan, Mask
 from flaxattn.products import wide_einsum
 
 __all__ = [
+    "OfKey",
+    "OfQuery",
     "attend_dense",
     "attend_head",
     "four_axes",
-    "log_sum_exp_of_head",
     "logits_of_head",
-    "output_of_head",
     "repaired",
     "softmax_dtype",
     "weights_of_head",
 ]
+
+
+class OfQuery(NamedTuple):
+    """Queries, finite where there is a mask, and what was taken out of them: NaN or 0."""
+
+    query: jax.Array  # [..., H]
+    nan: jax.Array | None  # [...]; None without a mask
+
+
+class OfKey(NamedTuple):
+    """Keys and values, and what was taken out of either: NaN or 0."""
+
+    key: jax.Array  # [..., H]
+    value: jax.Array  # [..., H']
+    nan: jax.Array | None  # [...]; None without a mask
 
 
 def attend_dense(
@@ -38,16 +54,22 @@ def attend_dense(
     mask: Mask | BlockPlan | None,
     options: Options,
 ) -> tuple[jax.Array, jax.Array]:
-    """The definition, `attend_head`, over batch and heads, repaired for all of them at once."""
+    """The definition, `attend_head`, over batch and heads; inputs are repaired once for all."""
     mask = mask.mask if isinstance(mask, BlockPlan) else mask
     of_query, of_key = repaired(query, key, value, mask)
     scale, rate, dropout_key = options.scale, options.dropout_rate, options.dropout_key
 
-    def head(of_query: Any, of_key: Any, mask: Any, bias: Any, seeds: Any) -> Any:
-        (query, q_nan), (key, value, kv_nan) = of_query, of_key
-        logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
-        output = output_of_head(weights_of_head(logits, mask), value, mask, rate, seeds)
-        return output, log_sum_exp_of_head(logits, mask)
+    def head(
+        of_query: OfQuery,
+        of_key: OfKey,
+        mask: jax.Array | None,
+        bias: jax.Array | None,
+        seeds: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
+        weights = weights_of_head(logits, mask)
+        output = _output_of_head(weights, of_key.value, mask, rate, seeds)
+        return output, _log_sum_exp_of_head(logits, mask)
 
     batch, q_len, num_heads, _ = query.shape
     dense = None if mask is None else four_axes(mask.dense(q_len, key.shape[1]))
@@ -62,7 +84,7 @@ def attend_head(
     mask: jax.Array | None = None,
     *,
     bias: jax.Array | None = None,
-    scale: Any = None,
+    scale: float | jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_seeds: jax.Array | None = None,
 ) -> jax.Array:
@@ -82,84 +104,83 @@ def attend_head(
     """
     chex.assert_rank([query, key, value], 2)
     chex.assert_equal_shape_prefix([key, value], 1)
-    q_nan = kv_nan = None
-    if mask is not None:
-        query, key, value, q_nan, kv_nan = repair(query, key, value, softmax_dtype(query.dtype))
-    logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
+    of_query, of_key = repaired(query, key, value, mask)
+    logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
     weights = weights_of_head(logits, mask)
-    return output_of_head(weights, value, mask, dropout_rate, dropout_seeds)
+    return _output_of_head(weights, of_key.value, mask, dropout_rate, dropout_seeds)
 
 
 def logits_of_head(
-    query: jax.Array,
-    key: jax.Array,
+    of_query: OfQuery,
+    of_key: OfKey,
     mask: jax.Array | None,
-    q_nan: Any,
-    kv_nan: Any,
     *,
     bias: jax.Array | None,
-    scale: Any,
+    scale: float | jax.Array | None,
 ) -> jax.Array:
-    """[T, S] in float32, or float64 for float64 inputs: -inf where hidden, 0 in rows all hidden.
-
-    With a mask, query `[T, H]` and key `[S, H]` are finite, and what was taken out of them stands
-    in `q_nan` `[T]` and `kv_nan` `[S]`.
-    """
+    """[T, S] in float32, or float64 for float64 inputs: -inf where hidden, 0 in rows all hidden."""
+    (query, q_nan), (key, _, kv_nan) = of_query, of_key
     chex.assert_rank([query, key], 2)
     chex.assert_equal_shape_suffix([query, key], 1)
     dtype = softmax_dtype(query.dtype)
     scale = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype)
     products = wide_einsum("th,sh->ts", query, key, dtype)
-    if mask is not None:  # for the gradient of the scale: products of large numbers overflow
+    if mask is not None:  # or products that overflow reach the gradient of the scale
         chex.assert_shape(mask, products.shape)
         products = jnp.where(mask, products, 0.0)
     logits = products * scale
     if bias is not None:
         logits += bias.astype(dtype)
-    if mask is None:
+    if mask is None or q_nan is None or kv_nan is None:  # all three or none are there
         return logits
-    # Added, not selected, so that NaN also flows back to whatever saw it.
+    # Added, not selected: so NaN flows back to whatever saw it, too.
     logits += q_nan[:, None] + kv_nan[None, :]
     return jnp.where(mask, logits, jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0))
 
 
 def weights_of_head(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Rows of [T, S] that sum to one, or to zero where nothing is seen."""
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights: jax.Array = jax.nn.softmax(logits, axis=-1)
     return weights if mask is None else jnp.where(mask, weights, 0.0)
 
 
-def log_sum_exp_of_head(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _log_sum_exp_of_head(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
     """[T, S] -> [T]: log Σ exp(logits) over what a row sees, -inf where that is nothing."""
     total = jax.nn.logsumexp(logits, axis=-1)
     return total if mask is None else jnp.where(mask.any(axis=-1), total, -jnp.inf)
 
 
-def output_of_head(
-    weights: jax.Array, value: jax.Array, mask: jax.Array | None, rate: float, seeds: Any
+def _output_of_head(
+    weights: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    rate: float,
+    seeds: jax.Array | None,
 ) -> jax.Array:
     """Weights [T, S], less those dropped, times value [S, H'] -> [T, H'] in its dtype."""
     if seeds is not None:
         q_idx, kv_idx = jnp.arange(weights.shape[0]), jnp.arange(weights.shape[1])
-        stays = keep(seeds, q_idx, kv_idx, rate) | jnp.isnan(weights)  # NaN is never hushed up
+        stays = keep(seeds, q_idx, kv_idx, rate) | jnp.isnan(weights)  # NaN stays NaN
         weights = jnp.where(stays, weights / (1.0 - rate), 0.0)
     output = wide_einsum("ts,sh->th", weights.astype(value.dtype), value, weights.dtype)
-    if mask is not None:  # so that nothing flows back from a row that sees nothing, not even NaN
+    if mask is not None:  # nothing flows back from a row that sees nothing, not even NaN
         output = jnp.where(mask.any(axis=-1, keepdims=True), output, 0.0)
     return output.astype(value.dtype)
 
 
-def softmax_dtype(dtype: Any) -> Any:
-    """That of logits and sums: float32, or float64 for float64 inputs."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+def softmax_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype of logits and sums: float32, or float64 for float64 inputs."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def repaired(query: jax.Array, key: jax.Array, value: jax.Array, mask: Any) -> tuple[Any, Any]:
-    """(query, q_nan) and (key, value, kv_nan) of `repair`; with no mask as they are, and None."""
+def repaired(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask | jax.Array | None
+) -> tuple[OfQuery, OfKey]:
+    """The three [..., H] of `repair` where there is a mask, else as they are."""
     if mask is None:
-        return (query, None), (key, value, None)
+        return OfQuery(query, None), OfKey(key, value, None)
     query, key, value, q_nan, kv_nan = repair(query, key, value, softmax_dtype(query.dtype))
-    return (query, q_nan), (key, value, kv_nan)
+    return OfQuery(query, q_nan), OfKey(key, value, kv_nan)
 
 
 def four_axes(dense: jax.Array) -> jax.Array:

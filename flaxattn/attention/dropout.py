@@ -7,10 +7,19 @@ given by the user: no implementation, block size or sharding changes it.
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["HIGHEST_RATE", "head_seeds", "keep"]
+__all__ = ["check_rate", "head_seeds", "keep"]
 
-HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers a weight may draw keeps it
+HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers that a weight may draw keeps it
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises ValueError unless 0 <= rate <= 1 - 2**-32."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} is {rate}; expected 0 <= {name} < 1.")
+    if rate > HIGHEST_RATE:
+        raise ValueError(f"{name} is {rate}; expected at most 1 - 2**-32: nothing would be left.")
 
 
 def head_seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
@@ -21,7 +30,8 @@ def head_seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
 
     over_n = jax.vmap(seeds, in_axes=(None, 0))
     over_b = jax.vmap(over_n, in_axes=(0, None))
-    return over_b(jnp.arange(batch), jnp.arange(num_heads))
+    of_all: jax.Array = over_b(jnp.arange(batch), jnp.arange(num_heads))
+    return of_all
 
 
 def keep(seeds: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, rate: float) -> jax.Array:
@@ -35,13 +45,13 @@ def keep(seeds: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, rate: float) -> 
     rows = _hash(q_idx.astype(jnp.uint32) ^ seeds[0])
     columns = _hash(kv_idx.astype(jnp.uint32) ^ seeds[1])
     bits = _hash(rows[:, None] ^ columns[None, :])
-    return bits >= jnp.uint32(round(rate * 2**32))
+    return bits >= np.uint32(round(rate * 2**32))
 
 
 def _hash(x: jax.Array) -> jax.Array:
     """The integer hash "lowbias32" (C. Wellons, hash-prospector, 2018): uint32 -> uint32."""
-    x = x ^ (x >> jnp.uint32(16))
-    x = x * jnp.uint32(0x7FEB352D)
-    x = x ^ (x >> jnp.uint32(15))
-    x = x * jnp.uint32(0x846CA68B)
-    return x ^ (x >> jnp.uint32(16))
+    x = x ^ (x >> np.uint32(16))
+    x = x * np.uint32(0x7FEB352D)
+    x = x ^ (x >> np.uint32(15))
+    x = x * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))

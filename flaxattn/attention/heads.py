@@ -5,16 +5,20 @@ are not repeated for the G = N // K query heads that share them.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 
+from flaxattn.types import PyTree
+
 __all__ = ["over_batch_and_heads"]
+
+Result = TypeVar("Result")
 
 
 def over_batch_and_heads(
-    fn: Callable[..., Any], of_query: Any, of_key: Any, *shared: jax.Array | None
-) -> Any:
+    fn: Callable[..., Result], of_query: PyTree, of_key: PyTree, *shared: jax.Array | None
+) -> Result:
     """`fn` of one head, mapped over batch and heads.
 
     Args:
@@ -31,7 +35,7 @@ def over_batch_and_heads(
     n, k = (jax.tree.leaves(x)[0].shape[1] for x in (of_query, of_key))
     of_query = jax.tree.map(lambda x: x.reshape(x.shape[0], k, n // k, *x.shape[2:]), of_query)
     arrays, axes = zip(*(_split(x, k, n // k) for x in shared), strict=True) if shared else ((), ())
-    if n == k:  # no groups: one axis less for XLA to find its way around
+    if n == k:  # no groups: one axis less, for which XLA has faster programs
         of_query = jax.tree.map(lambda x: x.squeeze(2), of_query)
     else:
         fn = jax.vmap(fn, in_axes=(0, None, *(a[2] for a in axes)))
@@ -40,10 +44,11 @@ def over_batch_and_heads(
     outputs = fn(of_query, of_key, *arrays)
     if n != k:
         outputs = jax.tree.map(lambda x: x.reshape(x.shape[0], n, *x.shape[3:]), outputs)
-    return jax.tree.map(lambda x: x.swapaxes(1, 2), outputs)
+    outputs = jax.tree.map(lambda x: x.swapaxes(1, 2), outputs)
+    return outputs
 
 
-def _split(x: jax.Array | None, k: int, g: int) -> tuple[Any, tuple[int | None, ...]]:
+def _split(x: jax.Array | None, k: int, g: int) -> tuple[jax.Array | None, tuple[int | None, ...]]:
     """[B, N, ...] -> [B, K, G, ...] less the axes of 1, and the vmap axis of B, K and G."""
     if x is None:
         return None, (None, None, None)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 __all__ = ["Options"]
 
@@ -21,13 +21,13 @@ class Options:
 
     bias: jax.Array | None = None
     """Floating `[B, N, T, S]`, 1 where shared; added to the logits."""
-    scale: Any = None
+    scale: float | jax.Array | None = None
     """Multiplies the logits. None: `H**-0.5`."""
     dropout_key: jax.Array | None = None
     """None: nothing is dropped."""
     dropout_rate: float = 0.0
     """The share of weights that is dropped; known while tracing."""
 
-    def scale_for(self, head_dim: int, dtype: Any) -> jax.Array:
+    def scale_for(self, head_dim: int, dtype: DTypeLike) -> jax.Array:
         """The scale in `dtype`, for queries of `head_dim` features."""
         return jnp.asarray(head_dim**-0.5 if self.scale is None else self.scale, dtype)

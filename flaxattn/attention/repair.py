@@ -5,12 +5,13 @@ Rows that hold anything not finite are therefore zero in the products, and come 
 to the logits: where the mask hides them, they are gone.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-__all__ = ["Repaired", "bounded", "nan_where", "not_finite", "repair", "without"]
+__all__ = ["Repaired", "bounded", "not_finite", "repair"]
 
 
 class Repaired(NamedTuple):
@@ -23,38 +24,38 @@ class Repaired(NamedTuple):
     kv_nan: jax.Array  # of a key or of its value
 
 
-def repair(query: jax.Array, key: jax.Array, value: jax.Array, dtype: Any) -> Repaired:
-    """The three [..., H] without their rows that are not finite, and these rows in `dtype`."""
+def repair(query: jax.Array, key: jax.Array, value: jax.Array, dtype: DTypeLike) -> Repaired:
+    """The three [..., H] with zeros in rows that are not finite, and NaN for these in `dtype`."""
     q_broken, value_broken = not_finite(query), not_finite(value)
     kv_broken = not_finite(key) | value_broken
     return Repaired(
-        without(query, q_broken),
-        without(key, kv_broken),
-        without(value, value_broken),
-        nan_where(q_broken, dtype),
-        nan_where(kv_broken, dtype),
+        _without(query, q_broken),
+        _without(key, kv_broken),
+        _without(value, value_broken),
+        _nan_where(q_broken, dtype),
+        _nan_where(kv_broken, dtype),
     )
 
 
 def not_finite(rows: jax.Array) -> jax.Array:
     """Which rows hold anything that is not finite: [..., H] -> bool [...].
 
-    Not by a maximum: XLA's drops NaN on a CPU, in arrays of some 4,096 elements and more.
+    Not found by a maximum: on a CPU XLA's drops NaN, in arrays of some 4,096 elements and more.
     """
     return ~jnp.isfinite(rows).all(axis=-1)
 
 
-def without(rows: jax.Array, broken: jax.Array) -> jax.Array:
+def _without(rows: jax.Array, broken: jax.Array) -> jax.Array:
     """Rows [..., H] with zeros where `broken`, bool [...]."""
     return jnp.where(broken[..., None], 0.0, rows).astype(rows.dtype)
 
 
-def nan_where(broken: jax.Array, dtype: Any) -> jax.Array:
+def _nan_where(broken: jax.Array, dtype: DTypeLike) -> jax.Array:
     """NaN where `broken`, else 0."""
     return jnp.where(broken, jnp.nan, 0.0).astype(dtype)
 
 
 def bounded(x: jax.Array) -> jax.Array:
-    """`x` with the largest finite numbers in place of inf; unlike in a clip, NaN surely stays."""
+    """`x` with the largest finite numbers in place of inf; unlike in a clip, NaN stays NaN."""
     limit = jnp.asarray(jnp.finfo(x.dtype).max, x.dtype)
     return jnp.where(jnp.isinf(x), jnp.sign(x) * limit, x)

@@ -3,22 +3,25 @@
 The letters are those of `tiles.py`.
 """
 
-import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import keep
 from flaxattn.attention.repair import bounded
-from flaxattn.attention.tiles import Tiling, take_blocks
+from flaxattn.attention.tiles import At, Carry, Tiling, take_blocks
 from flaxattn.masks import Mask
 from flaxattn.products import wide_einsum
+from flaxattn.types import PyTree
 
 __all__ = [
     "Chunk",
     "Fixed",
+    "Returning",
     "Row",
     "Static",
     "add_bias",
@@ -36,7 +39,7 @@ class Static(NamedTuple):
 
     tiling: Tiling
     rate: float
-    has_mask: bool  # False: every query sees every key, and nothing is asked of the mask
+    has_mask: bool  # False: every query sees every key, and the mask is not asked
 
 
 class Fixed(NamedTuple):
@@ -46,30 +49,35 @@ class Fixed(NamedTuple):
     blocks: jax.Array  # the plan: int32 [levels, R, u, blocks]
     num_full: jax.Array  # int32 [levels, R, u]
     num_live: jax.Array
-    q_nan: Any = None  # [levels, R, u, k, g, t], NaN where a query was not finite
-    kv_nan: Any = None  # [levels, blocks, k, s], likewise of a key or its value
+    q_nan: jax.Array | None = None  # [levels, R, u, k, g, t], NaN where a query was not finite
+    kv_nan: jax.Array | None = None  # [levels, blocks, k, s], likewise of a key or its value
     seeds: jax.Array | None = None  # uint32 [levels, k, g, 2]
 
 
+class Returning(NamedTuple):
+    """What the backward pass has of each query besides: [levels, R, u, k, g, t, ...]."""
+
+    lse: jax.Array  # inf where nothing is seen
+    mean: jax.Array  # what the softmax's Jacobian subtracts from each row
+    d_output: jax.Array  # [..., H']
+
+
 class Chunk(NamedTuple):
-    """All that a pass reads: [levels, ...], and in its loops that of one example and chunk."""
+    """All that a pass reads, [levels, ...]; inside its loops, of one example and chunk."""
 
     query: jax.Array  # [levels, R, u, k, g, t, H]
     key: jax.Array  # [levels, blocks, k, s, H]
     value: jax.Array  # [levels, blocks, k, s, H']
     bias: jax.Array | None  # [levels, R, u, k, g, t, blocks, s], 1 where shared
     fixed: Fixed
-    # What the backward pass has besides: [levels, R, u, k, g, t, ...].
-    lse: Any = None  # inf where nothing is seen
-    mean: Any = None
-    d_output: Any = None  # [..., H']
+    returning: Returning | None = None
 
 
 class Row(NamedTuple):
-    """A row of query blocks, of one example and chunk of heads; what else it has is optional.
+    """A row of query blocks, of one example and chunk of heads.
 
-    Blocks and key heads are one axis of u·k, and query heads of a group and queries one of g·t:
-    matrix products of rank three are the ones that XLA does without a copy.
+    Blocks and key heads are one axis of u·k, query heads of a group and queries one of g·t, because
+    XLA does matrix products of rank three without a copy.
     """
 
     number: jax.Array
@@ -78,11 +86,9 @@ class Row(NamedTuple):
     num_live: jax.Array
     query: jax.Array  # [u·k, g·t, H], scaled if factor is None
     factor: jax.Array | None = None  # of the logits, where the query is too narrow to be scaled
-    q_nan: Any = None  # [u·k, g·t]
+    q_nan: jax.Array | None = None  # [u·k, g·t]
     bias: jax.Array | None = None  # [u, k, g, t, blocks, s], 1 where shared
-    lse: Any = None  # [u·k, g·t]
-    mean: Any = None
-    d_output: Any = None  # [u·k, g·t, H']
+    returning: Returning | None = None  # [u·k, g·t, ...]
 
 
 class Places(NamedTuple):
@@ -115,16 +121,13 @@ def rows_of(static: Static, chunk: Chunk) -> Row:
         query=chunk.query,
         q_nan=fixed.q_nan,
         bias=None if bias is None or bias.shape[0] == 1 else bias,
-        lse=chunk.lse,
-        mean=chunk.mean,
-        d_output=chunk.d_output,
+        returning=chunk.returning,
     )
 
 
 def make_row(static: Static, row: Row, chunk: Chunk, scale: jax.Array) -> Row:
     """One of `rows_of`, with its axes folded, its query scaled and the bias that rows share."""
-    names = ("query", "q_nan", "lse", "mean", "d_output")
-    own = {name: getattr(row, name) for name in names}
+    own = {name: getattr(row, name) for name in ("query", "q_nan", "returning")}
     row = row._replace(**jax.tree.map(static.tiling.fold, own))
     if chunk.bias is not None and row.bias is None:
         row = row._replace(bias=chunk.bias[0])
@@ -136,13 +139,19 @@ def make_row(static: Static, row: Row, chunk: Chunk, scale: jax.Array) -> Row:
     return row._replace(query=query)
 
 
-def over_steps(static: Static, row: Row, step: Any, carry: Any) -> Any:
-    """First the steps in which all blocks are full, then the others that hold a live block."""
+def over_steps(
+    static: Static, row: Row, step: Callable[[jax.Array, Carry, bool], Carry], carry: Carry
+) -> Carry:
+    """First the steps in which all blocks are full, then the others that hold a live block.
+
+    `step` takes its number, what it carries on, and whether its blocks may be partial.
+    """
     width = static.tiling.width
     full = row.num_full.min() // width
     live = (row.num_live.max() + width - 1) // width
-    carry = jax.lax.fori_loop(0, full, functools.partial(step, partial=False), carry)
-    return jax.lax.fori_loop(full, live, functools.partial(step, partial=True), carry)
+    carry = jax.lax.fori_loop(0, full, lambda j, carry: step(j, carry, False), carry)
+    carry = jax.lax.fori_loop(full, live, lambda j, carry: step(j, carry, True), carry)
+    return carry
 
 
 def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool) -> Tile:
@@ -154,7 +163,7 @@ def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool)
     kept = None if fixed.seeds is None else _kept(static, fixed.seeds, places)
     if not partial:
         return Tile(logits, None, blocks, key, kept)
-    if static.has_mask:
+    if row.q_nan is not None and fixed.kv_nan is not None:  # as they are with a mask
         kv_nan = jax.lax.optimization_barrier(take_blocks(fixed.kv_nan, blocks))
         logits += row.q_nan[:, :, None] + kv_nan[:, None, :]
     # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
@@ -190,7 +199,7 @@ def _kept(static: Static, seeds: jax.Array, places: Places) -> jax.Array:
 
 
 def _seen(static: Static, row: Row, mask: Mask, places: Places) -> jax.Array:
-    """bool [u, t, W·s]: what the mask lets see of live blocks, without keys past the last."""
+    """bool [u, t, W·s]: what is seen of live blocks; keys past the last are hidden."""
     tiling, (slots, _, q_idx, kv_idx) = static.tiling, places
     live = jnp.repeat(slots < row.num_live[:, None], tiling.block_kv, axis=1)
     seen = (live & (kv_idx < tiling.kv_len))[:, None, :]
@@ -199,7 +208,7 @@ def _seen(static: Static, row: Row, mask: Mask, places: Places) -> jax.Array:
     return jnp.broadcast_to(seen, (*q_idx.shape, kv_idx.shape[1]))
 
 
-def zero_varying_like(arrays: Any, dtype: Any) -> jax.Array:
+def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
     """0 that varies over devices as the arrays do: what `shard_map` asks of the start of a loop."""
     never = jnp.zeros((), bool)
     for x in jax.tree.leaves(arrays):
@@ -230,9 +239,7 @@ def _bias_tile(tiling: Tiling, bias: jax.Array, blocks: jax.Array) -> jax.Array:
     return tiling.fold(jnp.broadcast_to(tile, (*heads, tile.shape[-1])))
 
 
-def add_bias(
-    d_bias: jax.Array, at: tuple[Any, ...], blocks: jax.Array, d_logits: jax.Array
-) -> jax.Array:
+def add_bias(d_bias: jax.Array, at: At, blocks: jax.Array, d_logits: jax.Array) -> jax.Array:
     """Adds a tile's [u, k, g, t, W·s] to the gradient of the bias, summed where it is shared."""
     u, rest = len(blocks), d_bias.shape[4:]  # u, k, g, t, blocks, s
     at = tuple(0 if size == 1 else i for i, size in zip(at, d_bias.shape, strict=False))

@@ -32,7 +32,7 @@ class Implementation(NamedTuple):
 
     attend: Attend
     plan: Callable[[Mask, int, int], BlockPlan] | None = None
-    """Draws the plan that it would draw itself of a mask for T and S; None: it needs no plan."""
+    """Of a mask, T and S: the plan that it would draw itself; None: it needs no plan."""
     why_not: Callable[[jax.Array, jax.Array, Mask | BlockPlan | None], str | None] = _always
     """Of query, value and mask: why it cannot serve a call; None: it can."""
 
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 
 
 def best(q_len: int, kv_len: int) -> Choice:
-    """What `implementation="auto"` takes at these lengths, if it is given a mask or none."""
+    """What `implementation="auto"` chooses at these lengths, unless it is given a plan."""
     pays, why = blocks_pay(q_len, kv_len)
     return Choice("blockwise" if pays else "dense", why)
 
@@ -79,7 +79,7 @@ def choose(
 def prepare(mask: Mask, q_len: int, kv_len: int) -> Mask | BlockPlan:
     """The plan of `mask` if `implementation="auto"` would draw one, else the mask as it is.
 
-    `attend` takes either. Where several layers share a mask, its plan is so drawn once.
+    `attend` takes either. Layers that share a mask can share its plan, and it is drawn once.
 
     >>> type(prepare(causal(), 64, 64)).__name__, type(prepare(causal(), 8192, 8192)).__name__
     ('causal', 'BlockPlan')

@@ -10,21 +10,26 @@ about `CELLS` cells, whatever the number of heads.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from flaxattn.masks import BlockPlan
+from flaxattn.types import Indices
 
-__all__ = ["Tiling", "add_blocks", "over_levels", "pad_to", "take_blocks"]
+__all__ = ["At", "Carry", "Tiling", "add_blocks", "over_levels", "pad_to", "take_blocks"]
 
+Carry = TypeVar("Carry")
+Arrays = TypeVar("Arrays")
+Outputs = TypeVar("Outputs")
+At: TypeAlias = tuple[Indices, ...]  # which example and chunks, from the outermost level on
 CELLS = 2**20  # logits of a step: enough to keep two cores busy, few enough for their caches
 WIDTH = 2  # key blocks of a step
 
 
 class Tiling(NamedTuple):
-    """How many of what; the letters are those of the module."""
+    """Sizes and numbers of tiles; the letters are those of the module."""
 
     batch: int
     chunks: int  # C
@@ -158,12 +163,12 @@ class Tiling(NamedTuple):
 
 
 def over_levels(
-    fn: Callable[..., tuple[Any, Any]],
-    carry: Any,
-    arrays: Any,
+    fn: Callable[[Carry, Arrays, At], tuple[Carry, Outputs]],
+    carry: Carry,
+    arrays: Arrays,
     levels: tuple[int, ...],
-    at: tuple[Any, ...] = (),
-) -> tuple[Any, Any]:
+    at: At = (),
+) -> tuple[Carry, Outputs]:
     """`fn(carry, arrays of one example and chunk, its indices) -> (carry, outputs)`, one by one.
 
     The leading axes of `arrays` are the levels, 1 where shared; those of the outputs are the
@@ -175,9 +180,8 @@ def over_levels(
     leaves, treedef = jax.tree.flatten(arrays)
     mapped = [x for x in leaves if x.shape[0] == size > 1]
 
-    def one(carry: Any, x: Any) -> tuple[Any, Any]:
-        index, own = x
-        own = iter(own)
+    def one(carry: Carry, x: tuple[Indices, list[jax.Array]]) -> tuple[Carry, Outputs]:
+        index, own = x[0], iter(x[1])
         mine = [next(own) if a.shape[0] == size > 1 else a[0] for a in leaves]
         return over_levels(fn, carry, jax.tree.unflatten(treedef, mine), inner, (*at, index))
 

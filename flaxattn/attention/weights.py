@@ -1,7 +1,5 @@
 """The weights of attention themselves: all of them, or those of chosen rows and heads."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +11,17 @@ from flaxattn.attention.arguments import (
     check_query_key,
     check_scale,
 )
-from flaxattn.attention.dense import four_axes, logits_of_head, repaired, weights_of_head
+from flaxattn.attention.dense import (
+    OfKey,
+    OfQuery,
+    four_axes,
+    logits_of_head,
+    repaired,
+    weights_of_head,
+)
 from flaxattn.attention.heads import over_batch_and_heads
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.types import Array
 
 __all__ = ["attention_weights"]
 
@@ -23,12 +29,12 @@ __all__ = ["attention_weights"]
 def attention_weights(
     query: jax.Array,
     key: jax.Array,
-    mask: Mask | BlockPlan | jax.Array | None = None,
+    mask: Mask | BlockPlan | Array | None = None,
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
-    rows: Any = None,
-    heads: Any = None,
+    rows: Array | None = None,
+    heads: Array | None = None,
 ) -> jax.Array:
     """The attention weights `attend` mixes values with, all of them or chosen rows and heads.
 
@@ -56,7 +62,8 @@ def attention_weights(
     check_scale(scale)
     rows = _chosen("rows", rows, "T", query.shape[1])
     heads = _chosen("heads", heads, "N", query.shape[2])
-    return _weights(query, key, mask, bias, scale, rows, heads)
+    weights: jax.Array = _weights(query, key, mask, bias, scale, rows, heads)
+    return weights
 
 
 @jax.jit
@@ -65,15 +72,16 @@ def _weights(
     key: jax.Array,
     mask: Mask | None,
     bias: jax.Array | None,
-    scale: Any,
+    scale: float | jax.Array | None,
     rows: jax.Array,
     heads: jax.Array,
 ) -> jax.Array:
     """`weights_of_head` of chosen rows and heads -> [B, M, R, S]."""
 
-    def head(of_query: Any, of_key: Any, mask: Any, bias: Any) -> jax.Array:
-        (query, q_nan), (key, _, kv_nan) = of_query, of_key
-        logits = logits_of_head(query, key, mask, q_nan, kv_nan, bias=bias, scale=scale)
+    def head(
+        of_query: OfQuery, of_key: OfKey, mask: jax.Array | None, bias: jax.Array | None
+    ) -> jax.Array:
+        logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
         return weights_of_head(logits, mask)
 
     dense = None
@@ -87,7 +95,7 @@ def _weights(
     return over_batch_and_heads(head, of_query, of_key, dense, bias).swapaxes(1, 2)
 
 
-def _chosen(name: str, indices: Any, letter: str, size: int) -> jax.Array:
+def _chosen(name: str, indices: Array | None, letter: str, size: int) -> jax.Array:
     """The indices along an axis, all of them by default; negative ones count from its end."""
     if indices is None:
         return jnp.arange(size)

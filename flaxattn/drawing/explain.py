@@ -1,13 +1,13 @@
 """A plan in words and as a map of characters."""
 
 import textwrap
-from typing import Any
 
 import numpy as np
 
 from flaxattn.attention.costs import draw_plan
 from flaxattn.attention.table import best
 from flaxattn.masks import BlockPlan, Blocks, Mask
+from flaxattn.types import Array
 
 __all__ = ["SYMBOLS", "explain", "flat", "share_skipped"]
 
@@ -44,11 +44,11 @@ def explain(mask: Mask, q_len: int, kv_len: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _share(where: Any) -> str:
+def _share(where: np.ndarray) -> str:
     return f"{np.mean(where):.1%}" if np.size(where) else "0.0%"
 
 
-def flat(array: Any) -> Any:
+def flat(array: Array) -> np.ndarray:
     """[*lead, rows, columns] -> NumPy [the product of lead, rows, columns]."""
     return np.asarray(array).reshape(int(np.prod(array.shape[:-2])), *array.shape[-2:])
 
@@ -61,7 +61,7 @@ def share_skipped(plan: BlockPlan) -> float:
     return float(1 - live.sum() / max(cells, 1))
 
 
-def _shrink(state: Any) -> Any:
+def _shrink(state: np.ndarray) -> np.ndarray:
     """At most MAP_ROWS x MAP_COLUMNS cells; one that covers different kinds is partial."""
     for axis, most in enumerate((MAP_ROWS, MAP_COLUMNS)):
         step = -(-state.shape[axis] // most)

@@ -99,7 +99,7 @@ def _skipped(plan: BlockPlan) -> str:
     return f"blocks of {plan.block_q}: {share_skipped(plan):.0%} of the work skipped"
 
 
-def _draw_cells(axis: Axes, cells: Any, *, labels: bool = True) -> None:
+def _draw_cells(axis: Axes, cells: np.ndarray, *, labels: bool = True) -> None:
     """A square for each pair of a query (downwards) and a key (to the right)."""
     height, width = cells.shape
     _frame(axis, width, height)
@@ -114,7 +114,7 @@ def _draw_cells(axis: Axes, cells: Any, *, labels: bool = True) -> None:
         axis.set_ylabel("query", fontsize=8, color=INK)
 
 
-def _draw_blocks(axis: Axes, state: Any, plan: BlockPlan) -> None:
+def _draw_blocks(axis: Axes, state: np.ndarray, plan: BlockPlan) -> None:
     """A square for each block: left out where it is empty, hatched where it is partial."""
     _frame(axis, plan.kv_len, plan.q_len)
     looks: dict[int, dict[str, Any]] = {

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.dropout import keep
+from flaxattn.attention.dropout import check_rate, keep
 
 __all__ = ["Dropout"]
 
@@ -34,8 +34,7 @@ class Dropout(nn.Module):
 
         Raises ValueError for a rate that is not at least 0 and less than 1.
         """
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"rate is {self.rate}; expected at least 0 and less than 1.")
+        check_rate("rate", self.rate)
         if deterministic or self.rate == 0:
             return x
         seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)

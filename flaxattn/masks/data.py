@@ -6,18 +6,23 @@ A position outside an array is hidden.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds, all_in, any_in, count_in, range_in
+from flaxattn.masks.indices import at, clip, indexable, shared, true_like
 from flaxattn.masks.leaves import Leaf, Span, array_leaf, child, index_leaf, leaf, mask_type
 from flaxattn.masks.mask import Mask
+from flaxattn.types import Array, Booleans, Indices
 
 __all__ = ["from_dense", "global_tokens", "lengths", "same_segment", "valid", "where"]
+
+Rule: TypeAlias = Callable[..., ArrayLike]  # of two indices and arrays, a boolean
 
 
 @mask_type
@@ -32,21 +37,21 @@ class lengths(Mask):
     [[[1, 0, 0]], [[1, 1, 0]]]
     """
 
-    q_lengths: Any = leaf(default=None)
-    kv_lengths: Any = leaf(default=None)
+    q_lengths: Indices | None = leaf(default=None)
+    kv_lengths: Indices | None = leaf(default=None)
 
     def __post_init__(self) -> None:
         for name in ("q_lengths", "kv_lengths"):
             if getattr(self, name) is not None:
                 index_leaf(self, name, minimum=0)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
-        q_seen = q_idx == q_idx if self.q_lengths is None else q_idx < self.q_lengths
-        kv_seen = kv_idx == kv_idx if self.kv_lengths is None else kv_idx < self.kv_lengths
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        q_seen = true_like(q_idx) if self.q_lengths is None else q_idx < self.q_lengths
+        kv_seen = true_like(kv_idx) if self.kv_lengths is None else kv_idx < self.kv_lengths
         return q_seen & kv_seen
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        always = (q.first == q.first) & (kv.first == kv.first)
+        always = true_like(q.first, kv.first)
         bounds = Bounds(always, always)
         if self.q_lengths is not None:
             bounds &= Bounds(q.first < self.q_lengths, q.last < self.q_lengths)
@@ -66,17 +71,17 @@ class valid(Mask):
     [[1, 0, 1], [1, 0, 1]]
     """
 
-    kv_valid: Any = leaf("kv")
+    kv_valid: Array = leaf("kv")
 
     def __post_init__(self) -> None:
         array = array_leaf(self, "kv_valid", checks.check_boolean, np.bool_)
         object.__setattr__(self, "kv_valid", array)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
-        return (q_idx == q_idx) & _at(self.kv_valid, kv_idx, False)
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        return true_like(q_idx) & at(self.kv_valid, kv_idx, False)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        always = q.first == q.first
+        always = true_like(q.first)
         return Bounds(any_in(self.kv_valid, kv) & always, all_in(self.kv_valid, kv) & always)
 
 
@@ -92,8 +97,8 @@ class same_segment(Mask):
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     """
 
-    q_ids: Any = leaf("q")
-    kv_ids: Any = leaf("kv", default=None)
+    q_ids: Array = leaf("q")
+    kv_ids: Array = leaf("kv", default=None)
 
     def __post_init__(self) -> None:
         if self.kv_ids is None:
@@ -102,12 +107,12 @@ class same_segment(Mask):
             array = array_leaf(self, name, checks.check_integer, np.int32)
             object.__setattr__(self, name, array)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
-        q_id, kv_id = _at(self.q_ids, q_idx, 0), _at(self.kv_ids, kv_idx, 0)
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        q_id, kv_id = at(self.q_ids, q_idx, 0), at(self.kv_ids, kv_idx, 0)
         return (q_id == kv_id) & (q_id != 0)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        """Exact where ids are sorted within what is not padding."""
+        """Exact where the ids that are not padding are sorted."""
         q_low, q_high = range_in(self.q_ids, q, self.q_ids != 0)
         kv_low, kv_high = range_in(self.kv_ids, kv, self.kv_ids != 0)
         some = (q_low <= kv_high) & (kv_low <= q_high) & (q_low <= q_high) & (kv_low <= kv_high)
@@ -129,7 +134,7 @@ class global_tokens(Mask):
     [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
     """
 
-    which: Any = leaf("both")
+    which: Indices = leaf("both")
 
     def __post_init__(self) -> None:
         if checks.is_static(self.which):
@@ -138,19 +143,19 @@ class global_tokens(Mask):
             array = array_leaf(self, "which", checks.check_boolean, np.bool_)
             object.__setattr__(self, "which", array)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return self._is_global(q_idx) | self._is_global(kv_idx)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        if checks.is_static(self.which):
+        if isinstance(self.which, int):
             return _within(self.which, q) | _within(self.which, kv)
         some = any_in(self.which, q) | any_in(self.which, kv)
         return Bounds(some, every=all_in(self.which, q) | all_in(self.which, kv))
 
-    def _is_global(self, index: Any) -> Any:
-        if checks.is_static(self.which):
+    def _is_global(self, index: Indices) -> Booleans:
+        if isinstance(self.which, int):
             return (index >= 0) & (index < self.which)
-        return _at(self.which, index, False)
+        return at(self.which, index, False)
 
 
 @mask_type
@@ -165,20 +170,20 @@ class from_dense(Mask):
     [[1, 0], [0, 1]]
     """
 
-    array: Any = leaf("q", "kv")
+    array: Array = leaf("q", "kv")
 
     def __post_init__(self) -> None:
         array = array_leaf(self, "array", checks.check_boolean, np.bool_)
         object.__setattr__(self, "array", array)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         q_size, kv_size = self.array.shape
-        q_idx, q_inside = _clip(q_idx, q_size) if q_size != 1 else _shared(q_idx)
-        kv_idx, kv_inside = _clip(kv_idx, kv_size) if kv_size != 1 else _shared(kv_idx)
-        return _indexable(self.array, q_idx, kv_idx)[q_idx, kv_idx] & q_inside & kv_inside
+        q_idx, q_inside = clip(q_idx, q_size) if q_size != 1 else shared(q_idx)
+        kv_idx, kv_inside = clip(kv_idx, kv_size) if kv_size != 1 else shared(kv_idx)
+        return indexable(self.array, q_idx, kv_idx)[q_idx, kv_idx] & q_inside & kv_inside
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        """Exact, at the cost of a look at the whole array."""
+        """Exact, but reads the whole array."""
         cells = count_in(self.array, q, axis=0)
         cells = count_in(cells, kv, axis=1)
         return Bounds(cells > 0, cells == q.lengths * kv.lengths)
@@ -200,8 +205,8 @@ class where(Mask):
     Args:
       fn: of two integer scalars and the arrays of one example and head; jax-traceable.
       *arrays: arrays of any shape and dtype, or with leading batch, or batch and head, axes.
-      ranks: the rank of each array for one example and head. By default the fewest leading
-        axes are taken for batch and head with which `fn` gives a single boolean.
+      ranks: the rank of each array for one example and head. By default as few
+        leading axes are taken for batch and head as let `fn` give a single boolean.
 
     Raises TypeError if `fn` gives no single boolean.
 
@@ -211,24 +216,23 @@ class where(Mask):
     [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
     """
 
-    fn: Callable[..., Any]
-    arrays: tuple[Any, ...] = child()
+    fn: Rule
+    arrays: tuple[jax.Array, ...] = child()
     ranks: tuple[int, ...] = ()
 
-    def __init__(
-        self, fn: Callable[..., Any], *arrays: Any, ranks: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, fn: Rule, *arrays: ArrayLike, ranks: Sequence[int] | None = None) -> None:
         object.__setattr__(self, "fn", fn)
         object.__setattr__(self, "arrays", tuple(jnp.asarray(a) for a in arrays))
         object.__setattr__(self, "ranks", _find_ranks(fn, self.arrays, ranks))
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         rule = jnp.vectorize(lambda q, kv: self.fn(q, kv, *self.arrays))
-        return rule(jnp.asarray(q_idx), jnp.asarray(kv_idx))
+        seen: jax.Array = rule(jnp.asarray(q_idx), jnp.asarray(kv_idx))
+        return seen
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         """Nothing is known of `fn`: every block is partial."""
-        always = (q.first == q.first) & (kv.first == kv.first)
+        always = true_like(q.first, kv.first)
         return Bounds(some=always, every=always ^ True)
 
     def leaves(self) -> Iterator[Leaf]:
@@ -236,19 +240,19 @@ class where(Mask):
             yield Leaf(f"where: array {i}", array, ("any",) * rank)
 
     def _check_spans(self, q: Span, kv: Span) -> None:
-        """Nothing to check: what the axes of the arrays stand for is known to `fn` alone."""
+        """Checks nothing: only `fn` knows what the axes of its arrays stand for."""
 
 
-def _within(length: Any, blocks: Blocks) -> Bounds:
+def _within(length: int, blocks: Blocks) -> Bounds:
     """Bounds of "the position is from 0 to `length` - 1" on blocks of one side."""
     some = (blocks.last >= 0) & (blocks.first < length)
     return Bounds(some & (length > 0), every=(blocks.first >= 0) & (blocks.last < length))
 
 
 def _find_ranks(
-    fn: Callable[..., Any], arrays: tuple[jax.Array, ...], ranks: Sequence[int] | None
+    fn: Rule, arrays: tuple[jax.Array, ...], ranks: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The given ranks if `fn` accepts them, else those that leave the fewest axes for batch."""
+    """The given ranks if `fn` accepts them; by default those that leave the fewest leading axes."""
     if ranks is not None and len(ranks) != len(arrays):
         raise ValueError(f"where: ranks has {len(ranks)} entries for {len(arrays)} arrays.")
     for array, rank in zip(arrays, ranks or (), strict=False):
@@ -273,37 +277,15 @@ def _find_ranks(
     )
 
 
-def _answer(fn: Callable[..., Any], arrays: tuple[jax.Array, ...], ranks: Sequence[int]) -> Any:
+def _answer(fn: Rule, arrays: tuple[jax.Array, ...], ranks: Sequence[int]) -> object:
+    """The shape and dtype, or trees of such, that `fn` gives, or what it raises."""
     index = jax.ShapeDtypeStruct((), jnp.int32)
     one = [
         jax.ShapeDtypeStruct(a.shape[a.ndim - r :], a.dtype)
         for a, r in zip(arrays, ranks, strict=True)
     ]
     try:
-        return jax.eval_shape(fn, index, index, *one)
-    except Exception as error:  # whatever fn raises is its answer to this reading of the axes
+        answer: object = jax.eval_shape(fn, index, index, *one)
+    except Exception as error:  # whatever fn raises, these ranks are not the right ones
         return error
-
-
-def _indexable(array: Any, *indices: Any) -> Any:
-    return jnp.asarray(array) if any(isinstance(i, jax.Array) for i in indices) else array
-
-
-def _clip(index: Any, size: int) -> tuple[Any, Any]:
-    """`index` within [0, size) and whether it was."""
-    xp = jnp if isinstance(index, jax.Array) else np
-    return xp.clip(index, 0, max(size - 1, 0)), (index >= 0) & (index < size)
-
-
-def _shared(index: Any) -> tuple[Any, Any]:
-    """Index 0 wherever, always inside: how an axis of size 1 is read."""
-    return index * 0, index == index
-
-
-def _at(array: Any, index: Any, outside: Any) -> Any:
-    """`array[index]`, and `outside` where the index is."""
-    xp = jnp if isinstance(array, jax.Array) or isinstance(index, jax.Array) else np
-    inside_index, inside = _clip(index, array.shape[0])
-    return xp.where(
-        inside, _indexable(array, index)[inside_index], xp.asarray(outside, array.dtype)
-    )
+    return answer

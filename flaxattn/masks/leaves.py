@@ -1,19 +1,22 @@
 """Arrays inside a mask: declared as its fields, checked, and mapped over examples and heads.
 
-A mask is a frozen dataclass and a pytree. Of its fields those made by `leaf` hold an array, or an
-integer, which is static; those made by `child` hold another mask.
+A mask is a frozen dataclass and a pytree. A field made by `leaf` holds an array, or an integer,
+which is static; one made by `child` holds another mask.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import GetAttrKey as Key
+from jax.typing import DTypeLike
 
 from flaxattn import checks
 from flaxattn.masks.values import register_for_export
+from flaxattn.types import Array, Indices, PyTree
 
 __all__ = [
     "Leaf",
@@ -36,7 +39,7 @@ class Leaf(NamedTuple):
     """An array inside a mask: what to call it in an error, and what its last axes are."""
 
     name: str
-    array: Any
+    array: Array
     axes: tuple[str, ...]  # for one example and head: positions "q", "kv" or "both", or "any"
 
     @property
@@ -51,19 +54,26 @@ class Span(NamedTuple):
     start: int | None
     length: int
 
-    def shifted(self, by: Any) -> "Span":
-        known = self.start is not None and isinstance(by, int)
-        return Span(self.start + by if known else None, self.length)
+    def shifted(self, by: Indices) -> "Span":
+        """The range `by` positions later; an array's values are not known while tracing."""
+        if self.start is None or not isinstance(by, int):
+            return Span(None, self.length)
+        return Span(self.start + by, self.length)
 
 
 class HasLeaves(Protocol):
-    """A pytree that describes its arrays: a mask."""
+    """A dataclass and pytree that describes its arrays: a mask."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def leaves(self) -> Iterator[Leaf]:
         """The arrays in the order of `jax.tree.leaves`."""
 
 
 SomeMask = TypeVar("SomeMask", bound=HasLeaves)
+Result = TypeVar("Result")  # a pytree
+Static: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]
+"""What jax hashes of a mask: the names of its children, and its other fields."""
 
 
 def leaf(*axes: str, default: Any = dataclasses.MISSING) -> Any:
@@ -83,17 +93,18 @@ def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
 
     def dynamic_names(mask: SomeMask) -> tuple[str, ...]:
         if "_dynamic" in vars(mask):  # made by unflatten, perhaps with placeholders for arrays
-            return vars(mask)["_dynamic"]
+            names: tuple[str, ...] = vars(mask)["_dynamic"]
+            return names
         fields = fields_of(mask)
         return tuple(f.name for f, v in fields if "child" in f.metadata or _is_dynamic(f, v))
 
-    def flatten_with_keys(mask: SomeMask) -> tuple[Any, Any]:
+    def flatten_with_keys(mask: SomeMask) -> tuple[list[tuple[Key, PyTree]], Static]:
         names = dynamic_names(mask)
         static = tuple((f.name, v) for f, v in fields_of(mask) if f.name not in names)
-        children = [(jax.tree_util.GetAttrKey(n), getattr(mask, n)) for n in names]
+        children = [(Key(n), getattr(mask, n)) for n in names]
         return children, (names, static)
 
-    def unflatten(aux: Any, children: Any) -> SomeMask:
+    def unflatten(aux: Static, children: Iterable[PyTree]) -> SomeMask:
         mask = object.__new__(cls)  # no checks: jax puts placeholders in leaves
         for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
             object.__setattr__(mask, name, value)
@@ -102,20 +113,20 @@ def mask_type(cls: type[SomeMask]) -> type[SomeMask]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
     register_for_export(cls)
-    cls._is_mask_type = True  # type: ignore[attr-defined]  # of this very class: see `parts_of`
+    cls._is_mask_type = True  # type: ignore[attr-defined]  # this class, not one derived from it: see `parts_of`
     return cls
 
 
-def fields_of(mask: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
+def fields_of(mask: HasLeaves) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
     """The fields of a mask and what they hold."""
     for field in dataclasses.fields(mask):
         yield field, getattr(mask, field.name)
 
 
-def parts_of(mask: Any) -> Iterator[Any]:
-    """What a mask is made of in the order of its fields: a `Leaf` for an array, and children.
+def parts_of(mask: SomeMask) -> Iterator[Leaf | SomeMask]:
+    """The arrays, as `Leaf`, and the child masks of a mask, in the order of its fields.
 
-    Raises TypeError for a mask whose class is no `mask_type`, of which jax would see no parts.
+    Raises TypeError for a mask whose class is no `mask_type`: jax would see no parts in it.
     """
     if "_is_mask_type" not in vars(type(mask)):
         name = type(mask).__name__
@@ -127,14 +138,14 @@ def parts_of(mask: Any) -> Iterator[Any]:
             yield Leaf(f"{type(mask).__name__}: {field.name}", value, field.metadata["axes"])
 
 
-def _is_dynamic(field: dataclasses.Field, value: Any) -> bool:
+def _is_dynamic(field: dataclasses.Field[Any], value: object) -> bool:
     return "axes" in field.metadata and not isinstance(value, int | None)
 
 
-def index_leaf(mask: Any, name: str, *, minimum: int | None = None) -> None:
+def index_leaf(mask: HasLeaves, name: str, *, minimum: int | None = None) -> None:
     """Checks and stores field `name`: an integer stays static, an array becomes int32.
 
-    Raises TypeError unless it holds integers, ValueError for too high a rank or too low a value.
+    Raises TypeError unless it holds integers, ValueError for a rank too high or a value too low.
     """
     value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
     if checks.is_static(value):
@@ -146,8 +157,10 @@ def index_leaf(mask: Any, name: str, *, minimum: int | None = None) -> None:
     object.__setattr__(mask, name, value)
 
 
-def array_leaf(mask: Any, name: str, check: Callable[[str, Any], None], dtype: Any) -> Any:
-    """Field `name` as a checked array of `dtype`, NumPy if it was not a jax array."""
+def array_leaf(
+    mask: HasLeaves, name: str, check: Callable[[str, Array], None], dtype: DTypeLike
+) -> Array:
+    """Field `name` as a checked array of `dtype`: of NumPy unless it was one of jax."""
     value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     check(owner, array)
@@ -193,10 +206,10 @@ def lead_of(leaves: list[Leaf]) -> tuple[int, ...]:
     return tuple(size for size, _ in lead)
 
 
-def over_heads(fn: Callable[[Any], Any], mask: HasLeaves) -> Any:
+def over_heads(fn: Callable[[SomeMask], Result], mask: SomeMask) -> Result:
     """`fn` of the mask of one example and head, vmapped over the axes its leaves carry.
 
-    Returns `[*mask.lead, ...]`; an axis that no leaf needs is never materialised.
+    Returns `[*mask.lead, ...]`; an axis that no leaf needs is not vmapped over.
     """
     described = list(mask.leaves())
     lead = lead_of(described)
@@ -208,7 +221,7 @@ def over_heads(fn: Callable[[Any], Any], mask: HasLeaves) -> Any:
         for a, d, kept in zip(arrays, described, mapped, strict=True)
     ]
 
-    def call(arrays: list[Any]) -> Any:
+    def call(arrays: list[Array]) -> Result:
         return fn(jax.tree.unflatten(treedef, arrays))
 
     for axis in reversed(range(len(lead))):
@@ -217,11 +230,14 @@ def over_heads(fn: Callable[[Any], Any], mask: HasLeaves) -> Any:
             call = jax.vmap(call, in_axes=(in_axes,))
     shared = [i for i, size in enumerate(lead) if size == 1]
     result = call(squeezed)
-    return jax.tree.map(lambda x: jnp.expand_dims(x, shared), result) if shared else result
+    if shared:
+        result = jax.tree.map(lambda x: jnp.expand_dims(x, shared), result)
+    return result
 
 
-def map_leaves(fn: Callable[[Any, int], Any], mask: SomeMask) -> SomeMask:
+def map_leaves(fn: Callable[[Array, int], Array], mask: SomeMask) -> SomeMask:
     """The mask with `fn(array, number of leading axes)` in place of each of its arrays."""
     arrays, treedef = jax.tree.flatten(mask)
     leads = [len(leaf.lead) for leaf in mask.leaves()]
-    return jax.tree.unflatten(treedef, map(fn, arrays, leads))
+    mapped: SomeMask = jax.tree.unflatten(treedef, map(fn, arrays, leads))
+    return mapped

@@ -6,7 +6,7 @@ never recompile; Python integers are static. No mask knows a shape: `dense` draw
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
@@ -28,6 +28,7 @@ from flaxattn.masks.leaves import (
 )
 from flaxattn.masks.plan import BlockPlan, make_plan
 from flaxattn.masks.values import equal, hash_of
+from flaxattn.types import Booleans, Indices
 
 __all__ = ["And", "Mask", "Not", "Or", "Shifted"]
 
@@ -47,9 +48,10 @@ class Mask:
     (True, 2)
     """
 
-    __array_ufunc__ = None  # so that `numpy_array & mask` asks `Mask.__rand__`
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # made by `mask_type`
+    __array_ufunc__ = None  # `numpy_array & mask` asks `Mask.__rand__`, not each element
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         """The rule: integer arrays in, broadcast against each other, booleans out."""
         raise TypeError(f"{type(self).__name__} gives no rule; define __call__(q_idx, kv_idx).")
 
@@ -62,10 +64,10 @@ class Mask:
     def __invert__(self) -> "Mask":
         return Not(self)
 
-    def __rand__(self, other: Any) -> "Mask":
+    def __rand__(self, other: object) -> "Mask":
         return And(_operand("&", other), self)
 
-    def __ror__(self, other: Any) -> "Mask":
+    def __ror__(self, other: object) -> "Mask":
         return Or(_operand("|", other), self)
 
     def __bool__(self) -> bool:
@@ -77,18 +79,20 @@ class Mask:
         return equal(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash_of(self)
+        return hash_of(self, (leaf.name for leaf in self.leaves()))
 
-    def shift(self, q_start: Any = 0, kv_start: Any = 0) -> "Mask":
+    def shift(self, q_start: Indices = 0, kv_start: Indices = 0) -> "Mask":
         """The same mask seen from later positions: index 0 stands for `q_start`, `kv_start`.
 
-        One mask so serves training, prefill, one-token decoding and a shard of a long sequence.
+        So one mask serves training, prefill, one-token decoding and a shard of a long sequence.
         Starts are integers, or integer arrays `[]`, `[B]` or `[B, N]`.
         """
         return Shifted(self, q_start, kv_start)
 
-    def dense(self, q_len: int, kv_len: int, *, q_start: Any = 0, kv_start: Any = 0) -> jax.Array:
-        """The mask as booleans `[T, S]`, or `[B, T, S]` or `[B, N, T, S]` if its leaves are so.
+    def dense(
+        self, q_len: int, kv_len: int, *, q_start: Indices = 0, kv_start: Indices = 0
+    ) -> jax.Array:
+        """The mask as booleans `[T, S]`, with axes B, or B and N, in front if its leaves have them.
 
         Raises ValueError if an array inside is shorter than the positions asked for.
         """
@@ -111,8 +115,8 @@ class Mask:
     def bounds(self, q_blocks: Blocks, kv_blocks: Blocks) -> Bounds:
         """What the mask proves of each pair of blocks: bool `[*lead, Q, K]` each.
 
-        NumPy, and so known while tracing, only where all arrays inside are NumPy and none has
-        batch or head axes, which jax maps over.
+        They are NumPy's, and so known while tracing, only if all arrays inside are NumPy's and none
+        has batch or head axes, which jax maps over.
         """
         q, kv = q_blocks.reshape(-1, 1), kv_blocks.reshape(1, -1)
         return over_heads(lambda mask: mask.head_bounds(q, kv), self)
@@ -142,7 +146,7 @@ class Mask:
         return lead_of(list(self.leaves()))
 
     def leaves(self) -> Iterator[Leaf]:
-        """The arrays inside, described, in the order of `jax.tree.leaves`."""
+        """Descriptions of the arrays inside, in the order of `jax.tree.leaves`."""
         for part in parts_of(self):
             if isinstance(part, Leaf):
                 yield part
@@ -158,13 +162,13 @@ class Mask:
                 part._check_spans(q, kv)
 
     def __repr__(self) -> str:
-        if not dataclasses.is_dataclass(self):  # no `mask_type`, which its use will tell
+        if not dataclasses.is_dataclass(self):  # its use will ask for `mask_type`
             return object.__repr__(self)
         parts = (f"{f.name}={_short(v)}" for f, v in fields_of(self) if v is not f.default)
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def _operand(symbol: str, other: Any) -> Mask:
+def _operand(symbol: str, other: object) -> Mask:
     if not isinstance(other, Mask):
         raise TypeError(
             f"{symbol} combines masks with masks, not with {type(other).__name__}; "
@@ -173,7 +177,7 @@ def _operand(symbol: str, other: Any) -> Mask:
     return other
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     return repr(value)
@@ -186,7 +190,7 @@ class And(Mask):
     left: Mask = child()
     right: Mask = child()
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return self.left(q_idx, kv_idx) & self.right(q_idx, kv_idx)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
@@ -203,7 +207,7 @@ class Or(Mask):
     left: Mask = child()
     right: Mask = child()
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return self.left(q_idx, kv_idx) | self.right(q_idx, kv_idx)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
@@ -219,8 +223,8 @@ class Not(Mask):
 
     mask: Mask = child()
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
-        return self.mask(q_idx, kv_idx) ^ True  # `~` of a Python bool is not its opposite
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        return self.mask(q_idx, kv_idx) ^ True  # `~True` is -2
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         return ~self.mask.head_bounds(q, kv)
@@ -234,14 +238,14 @@ class Shifted(Mask):
     """A mask read from `q_start` and `kv_start` on; see `Mask.shift`."""
 
     mask: Mask = child()
-    q_start: Any = leaf(default=0)
-    kv_start: Any = leaf(default=0)
+    q_start: Indices = leaf(default=0)
+    kv_start: Indices = leaf(default=0)
 
     def __post_init__(self) -> None:
         index_leaf(self, "q_start")
         index_leaf(self, "kv_start")
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return self.mask(q_idx + self.q_start, kv_idx + self.kv_start)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:

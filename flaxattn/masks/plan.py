@@ -1,4 +1,4 @@
-"""Block plans: which blocks of a mask hold work, drawn from its bounds and never from its cells.
+"""Block plans: which blocks of a mask hold work, known from its bounds and not from its cells.
 
 A block of `block_q` queries and `block_kv` keys is empty (nothing is seen), full (all is seen) or
 partial. Attention need only visit the live blocks, those that are not empty, and ask the mask only
@@ -7,7 +7,7 @@ about the partial ones.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,22 @@ from jax import export
 
 from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.values import register_for_export
+from flaxattn.types import Array
+
+if TYPE_CHECKING:
+    from flaxattn.masks.mask import Mask
 
 __all__ = ["BlockPlan", "LiveBlocks", "make_plan"]
 
 
 class LiveBlocks(NamedTuple):
-    """For every row of blocks its columns: the full ones, then the partial, then the empty."""
+    """The columns of every row of blocks: first the full ones, then the partial, then the empty."""
 
-    blocks: Any
+    blocks: Array
     """int32 `[*lead, rows, columns]`, each of the three kinds in ascending order."""
-    num_full: Any
+    num_full: Array
     """int32 `[*lead, rows]`."""
-    num_live: Any
+    num_live: Array
     """int32 `[*lead, rows]`, full and partial."""
 
 
@@ -41,7 +45,7 @@ class BlockPlan:
     """A mask drawn on blocks of a given size; `attend` takes it in place of the mask.
 
     One plan serves every layer of a step. Its leading axes are those of the mask's leaves: `()`,
-    `(B,)` or `(B, N)`, 1 where shared, so that what examples or heads share is stored once.
+    `(B,)` or `(B, N)`, 1 where shared: what examples or heads share is stored once.
 
     >>> plan = causal().plan(6, 6, block_q=2, block_kv=2)
     >>> plan.state.tolist()  # 0 empty, 1 partial, 2 full
@@ -50,7 +54,7 @@ class BlockPlan:
     ([[0, 1, 2], [0, 1, 2], [0, 1, 2]], [0, 1, 2], [1, 2, 3])
     """
 
-    mask: Any
+    mask: "Mask"
     """The `Mask` it was drawn from."""
     bounds: Bounds
     """bool `[*lead, Q, K]` each: not empty, full."""
@@ -62,7 +66,7 @@ class BlockPlan:
     block_kv: int
 
     @property
-    def state(self) -> Any:
+    def state(self) -> Array:
         """int8 `[*lead, Q, K]`: 0 empty, 1 partial, 2 full."""
         return self.bounds.some.astype(np.int8) + self.bounds.every.astype(np.int8)
 
@@ -78,7 +82,7 @@ for _part in (Bounds, LiveBlocks):
     )
 
 
-def make_plan(mask: Any, q_len: int, kv_len: int, block_q: int, block_kv: int) -> BlockPlan:
+def make_plan(mask: "Mask", q_len: int, kv_len: int, block_q: int, block_kv: int) -> BlockPlan:
     """The plan of `mask`; see `Mask.plan`."""
     for name, size in {"block_q": block_q, "block_kv": block_kv}.items():
         if size < 1:
@@ -93,7 +97,7 @@ def make_plan(mask: Any, q_len: int, kv_len: int, block_q: int, block_kv: int) -
 
 
 def _live(bounds: Bounds) -> LiveBlocks:
-    """Sorted by kind, then by index, in one sort of integers."""
+    """The lists of `bounds`: one sort of integers orders columns by kind, then by index."""
     xp = np if isinstance(bounds.some, np.ndarray) else jnp
     columns = bounds.some.shape[-1]
     kind = 2 - bounds.some.astype(np.int32) - bounds.every.astype(np.int32)

@@ -4,11 +4,11 @@ Integers are static; arrays `[]`, `[B]` or `[B, N]` are leaves, so that a window
 example to example and from head to head.
 """
 
-from typing import Any
-
 from flaxattn.masks.blocks import Blocks, Bounds
+from flaxattn.masks.indices import true_like
 from flaxattn.masks.leaves import index_leaf, leaf, mask_type
 from flaxattn.masks.mask import Mask
+from flaxattn.types import Booleans, Indices
 
 __all__ = ["causal", "chunked", "dilated", "full", "prefix", "sliding_window"]
 
@@ -21,23 +21,23 @@ class full(Mask):
     [[1, 1, 1], [1, 1, 1]]
     """
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
-        return (q_idx == q_idx) & (kv_idx == kv_idx)
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        return true_like(q_idx, kv_idx)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        always = (q.first == q.first) & (kv.first == kv.first)
+        always = true_like(q.first, kv.first)
         return Bounds(always, always)
 
 
 @mask_type
 class causal(Mask):
-    """A query sees itself and what is before it: key index <= query index.
+    """A query sees itself and the keys before it: key index <= query index.
 
     >>> causal().dense(3, 3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return kv_idx <= q_idx
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
@@ -55,8 +55,8 @@ class sliding_window(Mask):
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
 
-    left: Any = leaf()
-    right: Any = leaf(default=None)
+    left: Indices = leaf()
+    right: Indices = leaf(default=None)
 
     def __post_init__(self) -> None:
         index_leaf(self, "left", minimum=0)
@@ -64,7 +64,7 @@ class sliding_window(Mask):
             object.__setattr__(self, "right", self.left)
         index_leaf(self, "right", minimum=0)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
@@ -83,33 +83,33 @@ class prefix(Mask):
     [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
     """
 
-    length: Any = leaf()
+    length: Indices = leaf()
 
     def __post_init__(self) -> None:
         index_leaf(self, "length", minimum=0)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
-        return (kv_idx < self.length) & (q_idx == q_idx)
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        return (kv_idx < self.length) & true_like(q_idx)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        always = q.first == q.first
+        always = true_like(q.first)
         return Bounds((kv.first < self.length) & always, (kv.last < self.length) & always)
 
 
 @mask_type
 class chunked(Mask):
-    """A query sees the keys of its own chunk: consecutive runs of `size` positions.
+    """A query sees the keys of its own chunk; chunks are consecutive runs of `size` positions.
 
     >>> chunked(2).dense(3, 3).astype(int).tolist()
     [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     """
 
-    size: Any = leaf()
+    size: Indices = leaf()
 
     def __post_init__(self) -> None:
         index_leaf(self, "size", minimum=1)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return q_idx // self.size == kv_idx // self.size
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
@@ -129,12 +129,12 @@ class dilated(Mask):
     [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     """
 
-    step: Any = leaf()
+    step: Indices = leaf()
 
     def __post_init__(self) -> None:
         index_leaf(self, "step", minimum=1)
 
-    def __call__(self, q_idx: Any, kv_idx: Any) -> Any:
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return (q_idx - kv_idx) % self.step == 0
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:

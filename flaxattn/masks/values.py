@@ -1,44 +1,49 @@
-"""A mask is a value: equal parts make equal masks, and `jax.export` writes them down.
+"""A mask is a value: equal parts make equal masks, and `jax.export` can serialise them.
 
-Masks without arrays are hashable, so that one may be a static argument of `jax.jit`: however often
-it is made anew, it is the same mask, and nothing is compiled again.
+Masks without arrays are hashable, so one may be a static argument of `jax.jit`: a mask made again
+is the same mask, and nothing is compiled again.
 """
 
 import json
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jax import export
 
+from flaxattn.types import Array, PyTree
+
 __all__ = ["equal", "hash_of", "register_for_export"]
 
-_registered: dict[str, int] = {}  # how often each name
+_registered: dict[str, int] = {}  # how many classes of each name
 
 
-def equal(mask: Any, other: Any) -> bool:
+def equal(mask: PyTree, other: PyTree) -> bool:
     """Whether two masks have the same structure, the same static parts and the same arrays."""
-    structures: list[Any] = [jax.tree.structure(m) for m in (mask, other)]
+    structures: list[object] = [jax.tree.structure(m) for m in (mask, other)]
     leaves, others = (jax.tree.leaves(m) for m in (mask, other))
     return structures[0] == structures[1] and all(map(_same, leaves, others))
 
 
-def _same(x: Any, y: Any) -> bool:
+def _same(x: Array, y: Array) -> bool:
     if x is y:
         return True
     if any(isinstance(a, jax.core.Tracer) or not hasattr(a, "dtype") for a in (x, y)):
-        return False  # what a traced array holds is not known
+        return False  # the values of a traced array are not known
     return x.dtype == y.dtype and np.array_equal(x, y)
 
 
-def hash_of(mask: Any) -> int:
-    """That of its structure and static parts. Raises TypeError for a mask with arrays."""
+def hash_of(mask: PyTree, arrays: Iterable[str]) -> int:
+    """The hash of its structure and static parts.
+
+    Raises TypeError for a mask with arrays, whose names are `arrays`.
+    """
     leaves, structure = jax.tree.flatten(mask)
     if leaves:
-        arrays = ", ".join(leaf.name for leaf in mask.leaves())
         raise TypeError(
-            f"a mask with arrays has no hash ({arrays}): their values may change or be traced. "
-            "Pass it as an ordinary argument, not as a static one; new values do not recompile."
+            f"a mask with arrays has no hash ({', '.join(arrays)}): their values may change or be "
+            "traced. Pass it as an ordinary argument, not as a static one; new values do not "
+            "recompile."
         )
     return hash(structure)
 
@@ -46,20 +51,20 @@ def hash_of(mask: Any) -> int:
 def register_for_export(cls: type) -> None:
     """Lets `jax.export` serialise functions that take or give masks, or plans, of this class.
 
-    A rule of one's own, a function, cannot be written down: serialising it raises TypeError.
+    A rule of one's own is a function and cannot be serialised: trying raises TypeError.
     """
     name = f"{cls.__module__}.{cls.__qualname__}"
     count = _registered[name] = _registered.get(name, 0) + 1
     export.register_pytree_node_serialization(
         cls,
-        # A class may be defined anew, as by a cell of a notebook that is run again.
+        # A class may be defined again, as when a cell of a notebook is run again.
         serialized_name=name if count == 1 else f"{name}:{count}",
         serialize_auxdata=lambda aux: _written(cls, aux),
         deserialize_auxdata=_read,
     )
 
 
-def _written(cls: type, aux: Any) -> bytes:
+def _written(cls: type, aux: object) -> bytes:
     try:
         return json.dumps(aux).encode()
     except TypeError as error:
@@ -69,10 +74,10 @@ def _written(cls: type, aux: Any) -> bytes:
         ) from error
 
 
-def _read(data: bytes) -> Any:
+def _read(data: bytes) -> object:
     return _tuples(json.loads(data))
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     """JSON's lists as the tuples that they were."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
