@@ -62,7 +62,7 @@ def attend(
     """
     mask = check_arrays(query, key, value, mask)
     options = make_options(query, key, bias, scale, dropout_rate, dropout_key)
-    name = choose(implementation, query, key, value, mask)
+    name = choose(implementation, query, key, value, mask, options)
     output: jax.Array = _run(query, key, value, mask, options, name=name, stats=False)[0]
     return output
 
@@ -93,7 +93,7 @@ def attend_with_stats(
     """
     mask = check_arrays(query, key, value, mask)
     options = make_options(query, key, bias, scale, dropout_rate, dropout_key)
-    name = choose(implementation, query, key, value, mask)
+    name = choose(implementation, query, key, value, mask, options)
     output, lse = _run(query, key, value, mask, options, name=name, stats=True)
     return output, lse
 

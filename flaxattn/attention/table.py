@@ -5,7 +5,7 @@ the shapes of `attend_with_stats`. A new one is a file with that function, and a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 
@@ -17,24 +17,22 @@ from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["IMPLEMENTATIONS", "Choice", "Implementation", "best", "choose", "prepare"]
 
-Attend = Callable[
-    [jax.Array, jax.Array, jax.Array, Mask | BlockPlan | None, Options],
-    tuple[jax.Array, jax.Array],
-]
+Call: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, Mask | BlockPlan | None, Options]
+"""Query, key, value, mask or plan, and options: checked."""
 
 
-def _always(query: jax.Array, value: jax.Array, mask: Mask | BlockPlan | None) -> str | None:
-    return None
+def _serves(*call: *Call) -> str | None:
+    """No reason why not."""
 
 
 class Implementation(NamedTuple):
     """One way to attend."""
 
-    attend: Attend
+    attend: Callable[[*Call], tuple[jax.Array, jax.Array]]
     plan: Callable[[Mask, int, int], BlockPlan] | None = None
     """Of a mask, T and S: the plan that it would draw itself; None: it needs no plan."""
-    why_not: Callable[[jax.Array, jax.Array, Mask | BlockPlan | None], str | None] = _always
-    """Of query, value and mask: why it cannot serve a call; None: it can."""
+    why_not: Callable[[*Call], str | None] = _serves
+    """Why it cannot serve a call; None: it can."""
 
 
 IMPLEMENTATIONS = {
@@ -56,22 +54,21 @@ def best(q_len: int, kv_len: int) -> Choice:
     return Choice("blockwise" if pays else "dense", why)
 
 
-def choose(
-    name: str, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask | BlockPlan | None
-) -> str:
+def choose(name: str, *call: *Call) -> str:
     """The name of the implementation that serves a call: the one asked for, or the best.
 
     Raises:
       ValueError if there is none of that name, or it cannot serve the call: it says why.
     """
     if name == "auto":
+        query, key, _, mask, _ = call
         planned = isinstance(mask, BlockPlan)
         name = "blockwise" if planned else best(query.shape[1], key.shape[1]).name
-        return name if IMPLEMENTATIONS[name].why_not(query, value, mask) is None else "dense"
+        return name if IMPLEMENTATIONS[name].why_not(*call) is None else "dense"
     if name not in IMPLEMENTATIONS:
         choices = ("auto", *IMPLEMENTATIONS)
         raise ValueError(f"implementation is {name!r}; expected one of {choices}.")
-    if why := IMPLEMENTATIONS[name].why_not(query, value, mask):
+    if why := IMPLEMENTATIONS[name].why_not(*call):
         raise ValueError(f'implementation="{name}" cannot serve this call: {why}.')
     return name
 

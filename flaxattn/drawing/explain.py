@@ -4,8 +4,8 @@ import textwrap
 
 import numpy as np
 
+from flaxattn.attention import table
 from flaxattn.attention.costs import draw_plan
-from flaxattn.attention.table import best
 from flaxattn.masks import BlockPlan, Blocks, Mask
 from flaxattn.types import Array
 
@@ -29,7 +29,7 @@ def explain(mask: Mask, q_len: int, kv_len: int) -> str:
     implementation="auto" chooses "blockwise": 1024 x 1024 logits per head; blocks are
     faster above about 360 x 360
     """
-    plan, choice = draw_plan(mask, q_len, kv_len), best(q_len, kv_len)
+    plan, choice = draw_plan(mask, q_len, kv_len), table.best(q_len, kv_len)
     state = flat(plan.state)
     lines = [
         f"{mask}: {q_len} queries, {kv_len} keys, blocks of {plan.block_q} x {plan.block_kv}",

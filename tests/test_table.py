@@ -1,0 +1,75 @@
+"""The table of implementations: a third one is a function and an entry, and serves everywhere."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxattn import attend, attend_with_stats, causal, explain, prepare
+from flaxattn.attention import table
+from flaxattn.attention.dense import attend_dense
+from flaxattn.attention.table import IMPLEMENTATIONS, Choice, Implementation
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2, 4)), jnp.float32)
+BIAS = jnp.ones((1, 1, 6, 6))
+PLAN = causal().plan(6, 6, block_q=3, block_kv=2)
+
+
+def doubled(query, key, value, mask, options):
+    """Made up: what it gives is seen to be its own."""
+    output, lse = attend_dense(query, key, value, mask, options)
+    return 2 * output, lse
+
+
+def why_not(query, key, value, mask, options):
+    return None if options.bias is None else f"it knows no bias of shape {options.bias.shape}"
+
+
+def coarse(mask, q_len, kv_len):
+    return mask.plan(q_len, kv_len, block_q=q_len, block_kv=kv_len)
+
+
+@pytest.fixture
+def third(monkeypatch):
+    """Doubled attention beside the others."""
+    monkeypatch.setitem(IMPLEMENTATIONS, "doubled", Implementation(doubled, coarse, why_not))
+
+
+@pytest.fixture
+def best(third, monkeypatch):
+    """And chosen wherever nothing else is asked for."""
+    monkeypatch.setattr(table, "best", lambda q_len, kv_len: Choice("doubled", "it is new"))
+
+
+def test_it_serves_by_its_name(third):
+    output, lse = attend_with_stats(X, X, X, causal(), implementation="doubled")
+    expected, expected_lse = attend_with_stats(X, X, X, causal(), implementation="dense")
+    np.testing.assert_allclose(output, 2 * expected, rtol=1e-6)
+    np.testing.assert_array_equal(lse, expected_lse)
+
+
+def test_it_says_why_it_cannot_and_nothing_is_taken_in_its_place(third):
+    with pytest.raises(ValueError, match=r'"doubled" cannot serve this call: it knows no bias of'):
+        attend(X, X, X, causal(), bias=BIAS, implementation="doubled")
+
+
+def test_a_name_that_is_not_there_is_told_of_all_that_are(third):
+    with pytest.raises(ValueError, match=r"'auto', 'dense', 'blockwise', 'doubled'"):
+        attend(X, X, X, causal(), implementation="double")
+
+
+def test_auto_takes_the_best_if_it_can_and_else_the_definition(best):
+    dense = attend(X, X, X, causal(), implementation="dense")
+    np.testing.assert_allclose(attend(X, X, X, causal()), 2 * dense, rtol=1e-6)
+    biased = attend(X, X, X, causal(), bias=BIAS)
+    np.testing.assert_allclose(biased, dense, rtol=1e-6)  # the same for all keys
+
+
+def test_auto_takes_a_plan_to_blocks(best):
+    dense = attend(X, X, X, causal(), implementation="dense")
+    np.testing.assert_allclose(attend(X, X, X, PLAN), dense, rtol=1e-5, atol=1e-6)
+
+
+def test_prepare_and_explain_ask_the_place_that_chooses(best):
+    plan = prepare(causal(), 6, 6)
+    assert (plan.block_q, plan.block_kv) == (6, 6)
+    assert explain(causal(), 6, 6).endswith('implementation="auto" chooses "doubled": it is new')
