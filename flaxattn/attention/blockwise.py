@@ -19,8 +19,11 @@ from flaxattn.attention.repair import repair
 from flaxattn.attention.steps import (
     Chunk,
     Fixed,
+    Gradients,
+    KeyGradients,
     Returning,
     Row,
+    Running,
     Static,
     add_bias,
     make_row,
@@ -56,30 +59,6 @@ class Residuals(NamedTuple):
     fixed: Fixed
     output: jax.Array  # [B, T, N, H']
     lse: jax.Array  # [B, T, N], -inf where nothing is seen
-
-
-class Running(NamedTuple):
-    """The online softmax of a row, so far."""
-
-    top: jax.Array  # [u·k, g·t], the largest logit
-    total: jax.Array  # [u·k, g·t], the sum of exp(logit - top)
-    mixed: jax.Array  # [u·k, g·t, H'], the values times these powers, summed
-    any_seen: jax.Array  # bool [u, t]
-
-
-class KeyGradients(NamedTuple):
-    """Gradients that the rows of an example and chunk add to; features stand before positions."""
-
-    key: jax.Array  # [blocks, k, H, s]
-    value: jax.Array  # [blocks, k, H', s]
-    bias: jax.Array | None  # of all examples and chunks, as of `Tiling.split_bias`
-
-
-class Gradients(NamedTuple):
-    """Gradients that the steps of a row add to."""
-
-    query: jax.Array  # [u·k, g·t, H]
-    of_keys: KeyGradients
 
 
 def attend_blockwise(
@@ -213,24 +192,9 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> tuple[jax.Array, jax
 def _backward(
     static: Static, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[Inputs, None]:
-    inputs, fixed, output, lse = residuals
-    d_output, d_lse = cotangents
+    inputs, fixed, _, lse = residuals
     tiling, dtype = static.tiling, lse.dtype
-    empty = lse == -jnp.inf  # nothing flows back from these rows, not even NaN
-    d_output = jnp.where(empty[..., None], 0.0, d_output).astype(d_output.dtype)
-    # The softmax's Jacobian subtracts its mean from each row; the log-sum-exp's adds to the row.
-    mean = (d_output.astype(dtype) * output.astype(dtype)).sum(axis=-1) - d_lse
-    chunks = _chunks(
-        tiling,
-        inputs,
-        fixed,
-        Returning(
-            # exp(x - inf) = 0, also of queries past the last, whatever their bias
-            lse=tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
-            mean=tiling.split_q(jnp.where(empty, 0.0, mean)),
-            d_output=tiling.split_q(d_output),
-        ),
-    )
+    chunks = _chunks(tiling, inputs, fixed, _returning(tiling, residuals, *cotangents))
 
     def one(
         d_bias: jax.Array | None, chunk: Chunk, at: At
@@ -261,6 +225,23 @@ def _backward(
     gradients = (d_query * inputs.scale, d_key, d_value)
     d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
     return Inputs(d_query, d_key, d_value, d_bias, d_scale), None
+
+
+def _returning(
+    tiling: Tiling, residuals: Residuals, d_output: jax.Array, d_lse: jax.Array
+) -> Returning:
+    """What the backward pass has of each query besides, cut for the loops."""
+    _, _, output, lse = residuals
+    empty = lse == -jnp.inf  # nothing flows back from these rows, not even NaN
+    d_output = jnp.where(empty[..., None], 0.0, d_output).astype(d_output.dtype)
+    # The softmax's Jacobian subtracts its mean from each row; the log-sum-exp's adds to the row.
+    mean = (d_output.astype(lse.dtype) * output.astype(lse.dtype)).sum(axis=-1) - d_lse
+    return Returning(
+        # exp(x - inf) = 0, also of queries past the last, whatever their bias
+        lse=tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
+        mean=tiling.split_q(jnp.where(empty, 0.0, mean)),
+        d_output=tiling.split_q(d_output),
+    )
 
 
 def _backward_row(

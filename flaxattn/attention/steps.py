@@ -1,4 +1,4 @@
-"""One step of blockwise attention: the logits of a tile, and what a tile is made of.
+"""One step of blockwise attention: the logits of a tile, what it is made of, and what is summed.
 
 The letters are those of `tiles.py`.
 """
@@ -21,8 +21,11 @@ from flaxattn.types import PyTree
 __all__ = [
     "Chunk",
     "Fixed",
+    "Gradients",
+    "KeyGradients",
     "Returning",
     "Row",
+    "Running",
     "Static",
     "add_bias",
     "make_row",
@@ -108,6 +111,30 @@ class Tile(NamedTuple):
     blocks: jax.Array  # int32 [u, W]
     key: jax.Array  # [u·k, W·s, H]
     kept: jax.Array | None  # bool [u·k, g·t, W·s], what dropout keeps
+
+
+class Running(NamedTuple):
+    """The online softmax of a row, so far."""
+
+    top: jax.Array  # [u·k, g·t], the largest logit
+    total: jax.Array  # [u·k, g·t], the sum of exp(logit - top)
+    mixed: jax.Array  # [u·k, g·t, H'], the values times these powers, summed
+    any_seen: jax.Array  # bool [u, t]
+
+
+class KeyGradients(NamedTuple):
+    """Gradients that the rows of an example and chunk add to; features stand before positions."""
+
+    key: jax.Array  # [blocks, k, H, s]
+    value: jax.Array  # [blocks, k, H', s]
+    bias: jax.Array | None  # of all examples and chunks, as of `Tiling.split_bias`
+
+
+class Gradients(NamedTuple):
+    """Gradients that the steps of a row add to."""
+
+    query: jax.Array  # [u·k, g·t, H]
+    of_keys: KeyGradients
 
 
 def rows_of(static: Static, chunk: Chunk) -> Row:

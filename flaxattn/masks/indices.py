@@ -28,8 +28,11 @@ def true_like(*indices: Indices) -> Booleans:
 
     Each is compared with itself, because this serves integers and both kinds of arrays, and because
     the answer then varies over devices as the indices do, which `shard_map` asks for.
+
+    >>> true_like(7), true_like(np.arange(3), np.zeros((2, 1), int)).tolist()
+    (True, [[True, True, True], [True, True, True]])
     """
-    return functools.reduce(operator.and_, (x == x for x in indices))
+    return functools.reduce(operator.and_, (x == x for x in indices))  # noqa: PLR0124
 
 
 def indexable(array: Array, *indices: Indices) -> Array:
