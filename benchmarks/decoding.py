@@ -29,10 +29,10 @@ from jax.sharding import PartitionSpec
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.search import Hypotheses, Lengths, SpecialTokens, beam_search, greedy
+from flaxattn.training.devices import data_mesh, describe_devices, keep_memory, place, split_cpu
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
-from flaxattn.translation.devices import data_mesh, describe_devices, keep_memory, place, split_cpu
-from flaxattn.translation.parameters.initial import init_params
+from flaxattn.translation.initial import init_params
 
 ROUNDS, BATCH, SOURCE, LENGTH = 5, 64, 24, 32
 PAD, BOS, EOS = 0, 1, 2

@@ -5,21 +5,21 @@ from training_problem import Problem
 from training_process import Count, count
 
 from flaxattn.models import EncoderDecoder
-from flaxattn.translation.devices import data_mesh, keep_memory, place, split_cpu
-from flaxattn.translation.text.packing import Batch, PackedPairs
-from flaxattn.translation.training.loss import total
-from flaxattn.translation.training.train_step import (
+from flaxattn.training.devices import data_mesh, keep_memory, place, split_cpu
+from flaxattn.training.train_step import (
     init_state,
     make_eval_step,
     make_optimizer,
     make_train_step,
 )
+from flaxattn.translation.loss import total
+from flaxattn.translation.text.packing import Batch, PackedPairs
 
 __all__ = ["Contender"]
 
 
 class Contender:
-    """What `flaxattn.translation.training.loop.train` does between two validations."""
+    """What `flaxattn.training.loop.train` does between two validations."""
 
     trial_updates = 1
 

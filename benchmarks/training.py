@@ -32,8 +32,8 @@ from training_process import Remote  # beside this file
 
 import flaxattn
 from configs import PRESETS
+from flaxattn.training.devices import describe_devices
 from flaxattn.translation.config import DataConfig, RunConfig
-from flaxattn.translation.devices import describe_devices
 
 ROUNDS, UPDATES = 15, 10
 QUICK_ROUNDS, QUICK_UPDATES = 4, 5

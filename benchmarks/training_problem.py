@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.training.schedule import learning_rate
 from flaxattn.translation.config import RunConfig, TrainingConfig
-from flaxattn.translation.parameters.initial import init_params
+from flaxattn.translation.initial import init_params
 from flaxattn.translation.text.corpus import load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.training.schedule import learning_rate
 
 __all__ = ["PaddedPairs", "Problem", "by_length", "evenly", "pad", "prepare"]
 

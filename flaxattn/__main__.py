@@ -15,8 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: default: those of the process.
     """
-    from flaxattn.translation.ending import exit_code
-    from flaxattn.translation.screen import sturdy_streams
+    from flaxattn.training.ending import exit_code
+    from flaxattn.training.screen import sturdy_streams
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -43,7 +43,7 @@ def _parse(words: list[str]) -> Any:
 
 
 def _command(words: list[str], translate: Any) -> Any:
-    from flaxattn.translation.command_line import parsed
+    from flaxattn.training.command_line import parsed
     from flaxattn.translation.commands import Export, Score
     from flaxattn.translation.text.arguments import paths_at_home
 
@@ -57,7 +57,7 @@ def _command(words: list[str], translate: Any) -> Any:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    from flaxattn.translation.screen import printable
+    from flaxattn.training.screen import printable
 
     print(printable(f"flaxattn: warning: {message}"), file=sys.stderr)
 

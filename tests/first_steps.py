@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 
 from configs import PRESETS
+from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.config import DataConfig, RunConfig
-from flaxattn.translation.devices import data_mesh, place
-from flaxattn.translation.training.loss import means
-from flaxattn.translation.training.preparation import prepare
-from flaxattn.translation.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.translation.loss import means
+from flaxattn.translation.preparation import prepare
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = RESULTS / "first_steps.json"

@@ -13,9 +13,9 @@ import pytest
 import flaxattn.translation.run as run_module
 from configs import PRESETS
 from flaxattn.search import Hypotheses
+from flaxattn.training.storage.checkpoints import Checkpoints
 from flaxattn.translation.cli import main
 from flaxattn.translation.decoding import translator
-from flaxattn.translation.storage.checkpoints import Checkpoints
 
 SMALL = {
     "--features": 16,

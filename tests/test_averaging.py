@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxattn.translation.parameters.averaging import follow, mean
+from flaxattn.training.parameters.averaging import follow, mean
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.999])

@@ -15,16 +15,16 @@ from run_cases import SMALL, contents, own_pairs, prepared_by, tiny, write_pairs
 
 import flaxattn.translation.run as run_module
 from configs import PRESETS
+from flaxattn.training import run_folder
+from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.storage import files
+from flaxattn.training.storage.files import SaveError
 from flaxattn.translation.cli import main
 from flaxattn.translation.config import DataConfig
 from flaxattn.translation.decoding.translator import Translator
-from flaxattn.translation.storage import files
-from flaxattn.translation.storage.files import SaveError
+from flaxattn.translation.loss import DivergedError
+from flaxattn.translation.preparation import prepare
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.training import run_folder
-from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.loss import DivergedError
-from flaxattn.translation.training.preparation import prepare
 
 
 def refusal(capsys, command, *arguments):

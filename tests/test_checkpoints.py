@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxattn.translation.storage import checkpoints as checkpoints_module
-from flaxattn.translation.storage import files, manifest
-from flaxattn.translation.storage.checkpoints import Checkpoints, Models, size_of
-from flaxattn.translation.storage.files import SaveError
-from flaxattn.translation.storage.manifest import DamagedError, read_manifest, seal, verify
+from flaxattn.training.storage import checkpoints as checkpoints_module
+from flaxattn.training.storage import files, manifest
+from flaxattn.training.storage.checkpoints import Checkpoints, Models, size_of
+from flaxattn.training.storage.files import SaveError
+from flaxattn.training.storage.manifest import DamagedError, read_manifest, seal, verify
 
 
 def state_of(step):
@@ -361,8 +361,8 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from flaxattn.translation.storage.checkpoints import Checkpoints
-from flaxattn.translation.storage.files import SaveError
+from flaxattn.training.storage.checkpoints import Checkpoints
+from flaxattn.training.storage.files import SaveError
 
 state = {"w": np.random.default_rng(0).normal(size=50_000)}
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)

@@ -18,6 +18,10 @@ from run_cases import (
 )
 
 from flaxattn import EncoderDecoderConfig
+from flaxattn.training.continuing import continued, kept_run
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.run_folder import check_folder
+from flaxattn.training.storage.manifest import read_sealed, seal, write_sealed
 from flaxattn.translation.config import (
     RunConfig,
     TrainingConfig,
@@ -25,11 +29,7 @@ from flaxattn.translation.config import (
     from_json,
     to_json,
 )
-from flaxattn.translation.storage.manifest import read_sealed, seal, write_sealed
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.training.continuing import continued, kept_run
-from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.run_folder import check_folder
 
 COOLING = {"steps": 100, "warmup_steps": 10, "cooldown_steps": 50}
 
@@ -221,8 +221,8 @@ def test_a_run_continued_and_killed_meanwhile_ends_in_the_same_bytes(tmp_path, m
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """A run of files of one's own that was stopped before its first step."""
+    from flaxattn.training.interruption import InterruptedRun
     from flaxattn.translation import run as run_module
-    from flaxattn.translation.training.interruption import InterruptedRun
 
     monkeypatch.chdir(tmp_path)
 

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from flaxattn.__main__ import main
-from flaxattn.translation.storage.checkpoints import Checkpoints
-from flaxattn.translation.storage.manifest import seal
-from flaxattn.translation.storage.weights import read_header
+from flaxattn.training.storage.checkpoints import Checkpoints
+from flaxattn.training.storage.manifest import seal
+from flaxattn.training.storage.weights import read_header
 from flaxattn.translation.trained.loading import load, load_run
 
 KEPT = Path(__file__).parent / "kept" / "1"

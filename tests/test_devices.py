@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from flaxattn.translation import devices
+from flaxattn.training import devices
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_jax_really_has_so_many_devices():
     code = (
         "import json, os\n"
         "os.sched_getaffinity = lambda pid: {0, 1, 2}\n"
-        "from flaxattn.translation.devices import split_cpu\n"
+        "from flaxattn.training.devices import split_cpu\n"
         "split_cpu(12); split_cpu(8)\n"
         "import jax\n"
         "print(json.dumps([jax.local_device_count(), float(jax.numpy.ones(3).sum())]))\n"
@@ -124,7 +124,7 @@ FRESH_PAGES = """
 import resource
 import jax
 import jax.numpy as jnp
-from flaxattn.translation.devices import keep_memory
+from flaxattn.training.devices import keep_memory
 
 {call}
 step = jax.jit(lambda x: jnp.roll(x, 1) * 2 + jnp.flip(x, 0))

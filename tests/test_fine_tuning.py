@@ -12,15 +12,15 @@ import pytest
 from run_cases import SMALL, contents, decode_to, prepared_by, record_states, tiny
 
 import flaxattn.translation.run as run_module
+from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.parameters.freezing import labels, path_of
+from flaxattn.training.train_step import make_optimizer
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.parameters.freezing import labels, path_of
+from flaxattn.translation.preparation import check_architecture
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import load_run
-from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.preparation import check_architecture
-from flaxattn.translation.training.train_step import make_optimizer
 
 # ---- Frozen parameters -----------------------------------------------------------------------
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from configs import PRESETS
+from flaxattn.training.run_folder import check_folder
+from flaxattn.training.storage.manifest import DamagedError, seal, verify
 from flaxattn.translation.commands import kept_decoding
 from flaxattn.translation.config import DataConfig
-from flaxattn.translation.storage.manifest import DamagedError, seal, verify
 from flaxattn.translation.text.corpus import read_pairs
 from flaxattn.translation.trained.loading import load_exported, load_run
-from flaxattn.translation.training.run_folder import check_folder
 
 KEPT = Path(__file__).parent / "kept" / "1"
 

@@ -19,14 +19,14 @@ import jax
 import numpy as np
 import pytest
 
+from flaxattn.training.run_folder import check_folder
+from flaxattn.training.storage.checkpoints import Checkpoints
+from flaxattn.training.train_step import init_state, make_optimizer
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translator
-from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.storage.checkpoints import Checkpoints
+from flaxattn.translation.initial import init_params
 from flaxattn.translation.trained.loading import load, load_exported, load_run
 from flaxattn.translation.trained.record import read_run, run_name
-from flaxattn.translation.training.run_folder import check_folder
-from flaxattn.translation.training.train_step import init_state, make_optimizer
 
 KEPT = sorted((Path(__file__).parent / "kept").iterdir())
 

@@ -9,11 +9,11 @@ import pytest
 from run_cases import decode_to, tiny
 from test_training import LONG, train  # noqa: F401
 
+import flaxattn.training.loop as training
 import flaxattn.translation.run as run_module
-import flaxattn.translation.training.loop as training
-from flaxattn.translation.storage.files import SaveError
-from flaxattn.translation.training.home import Home
-from flaxattn.translation.training.reporting import RunLog
+from flaxattn.training.home import Home
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.storage.files import SaveError
 
 # orbax leaves coroutines behind where what it writes to is gone
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -11,8 +11,11 @@ from run_cases import tiny
 
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation import devices, memory
+from flaxattn.training import devices
+from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.translation import memory
 from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.initial import init_params
 from flaxattn.translation.memory import (
     check_decoding,
     check_training,
@@ -20,8 +23,6 @@ from flaxattn.translation.memory import (
     parameter_count,
     training_bytes,
 )
-from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.training.train_step import init_state, make_optimizer, make_train_step
 
 BASE = EncoderDecoderConfig(11, features=12, ff_features=7, num_heads=6, encoder_layers=2)
 

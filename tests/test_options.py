@@ -8,11 +8,11 @@ from run_cases import tiny
 
 from configs import PRESETS
 from flaxattn import EncoderDecoderConfig
+from flaxattn.training.continuing import Kept
 from flaxattn.translation import cli
 from flaxattn.translation.cli import main
 from flaxattn.translation.config import DataConfig, RunConfig, TrainingConfig, to_json
 from flaxattn.translation.options import going_on, own_paths, scaled, starting_from
-from flaxattn.translation.training.continuing import Kept
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from power import MODES, Disk
 
 import flaxattn.translation.trained.exporting as exporting
-from flaxattn.translation.storage.checkpoints import Checkpoints
-from flaxattn.translation.storage.files import write_whole
-from flaxattn.translation.storage.manifest import DamagedError, verify
+from flaxattn.training.storage.checkpoints import Checkpoints
+from flaxattn.training.storage.files import write_whole
+from flaxattn.training.storage.manifest import DamagedError, verify
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import load_exported
 from flaxattn.translation.trained.stablehlo import Programs

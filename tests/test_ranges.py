@@ -16,6 +16,7 @@ from configs import PRESETS
 from flaxattn import EncoderDecoderConfig
 from flaxattn.__main__ import main as commands
 from flaxattn.ranges import FieldError, Range, check_fields, ranges
+from flaxattn.training.storage.weights import read_weights, write_weights
 from flaxattn.translation.cli import Command, main
 from flaxattn.translation.commands import Export, Score, Translate
 from flaxattn.translation.config import (
@@ -26,7 +27,6 @@ from flaxattn.translation.config import (
     from_json,
     to_json,
 )
-from flaxattn.translation.storage.weights import read_weights, write_weights
 
 PARTS = {
     "model": EncoderDecoderConfig,

@@ -30,6 +30,9 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from configs import PRESETS
 from flaxattn import EncoderDecoder
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.run_folder import check_folder
+from flaxattn.training.screen import Screen
 from flaxattn.translation.config import (
     DecodingConfig,
     RunConfig,
@@ -37,13 +40,10 @@ from flaxattn.translation.config import (
     to_json,
 )
 from flaxattn.translation.decoding.translator import translate
-from flaxattn.translation.screen import Screen
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load_run
 from flaxattn.translation.trained.record import read_run
-from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.run_folder import check_folder
 
 # ---- What a run leaves behind ----------------------------------------------------------------
 

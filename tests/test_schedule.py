@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from configs import PRESETS
-from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.options import scaled
-from flaxattn.translation.training import schedule
-from flaxattn.translation.training.schedule import (
+from flaxattn.training import schedule
+from flaxattn.training.schedule import (
     describe,
     learning_rate,
     peak,
@@ -20,6 +18,8 @@ from flaxattn.translation.training.schedule import (
     shortfall,
     stages,
 )
+from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.options import scaled
 
 COOLING = TrainingConfig(steps=100, warmup_steps=10, cooldown_steps=50, learning_rate=1.0)
 CONTINUED = dataclasses.replace(

@@ -7,15 +7,15 @@ import sys
 import pytest
 
 from flaxattn.__main__ import main
-from flaxattn.translation.ending import exit_code
-from flaxattn.translation.screen import Screen, SturdyStream, duration, printable, sturdy_streams
-from flaxattn.translation.storage.files import SaveError
-from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.loss import DivergedError
+from flaxattn.training.ending import exit_code
+from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.screen import Screen, SturdyStream, duration, printable, sturdy_streams
+from flaxattn.training.storage.files import SaveError
+from flaxattn.translation.loss import DivergedError
 
 SPEAK = """
 import sys
-from flaxattn.translation.screen import Screen, sturdy_streams
+from flaxattn.training.screen import Screen, sturdy_streams
 with sturdy_streams(output=True):
     screen = Screen()
     screen.headline("Device: Žižkov ×")

@@ -11,18 +11,18 @@ import optax
 import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.devices import data_mesh, place
-from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.text.packing import Batch, PackedPairs
-from flaxattn.translation.training.loss import batch_loss
-from flaxattn.translation.training.schedule import learning_rate
-from flaxattn.translation.training.train_step import (
+from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.schedule import learning_rate
+from flaxattn.training.train_step import (
     init_state,
     make_eval_step,
     make_optimizer,
     make_train_step,
 )
+from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.initial import init_params
+from flaxattn.translation.loss import batch_loss
+from flaxattn.translation.text.packing import Batch, PackedPairs
 
 V, BOS, EOS, ROWS, LENGTH = 13, 1, 2, 8, 6
 CONFIG = EncoderDecoderConfig(

@@ -16,21 +16,21 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
-import flaxattn.translation.training.interruption as interruption
-import flaxattn.translation.training.loop as training
+import flaxattn.training.interruption as interruption
+import flaxattn.training.loop as training
 from flaxattn import EncoderDecoderConfig
+from flaxattn.training.devices import data_mesh
+from flaxattn.training.home import Home
+from flaxattn.training.interruption import InterruptedRun, Interruption
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.screen import Screen
+from flaxattn.training.storage.checkpoints import Models
 from flaxattn.translation.config import RunConfig, TrainingConfig
-from flaxattn.translation.devices import data_mesh
-from flaxattn.translation.screen import Screen
-from flaxattn.translation.storage.checkpoints import Models
+from flaxattn.translation.loss import DivergedError, Sums
+from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.text.packing import Batch
-from flaxattn.translation.training.home import Home
-from flaxattn.translation.training.interruption import InterruptedRun, Interruption
-from flaxattn.translation.training.loss import DivergedError, Sums
-from flaxattn.translation.training.preparation import Prepared
-from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.validation import Validation, stale
+from flaxattn.translation.validation import Validation, stale
 
 EMA = 100  # what this model's moving average is ahead of it
 BATCHES = types.SimpleNamespace(batch=lambda step: Batch(*[np.zeros((4, 2), np.int32)] * 4))
@@ -289,7 +289,7 @@ def test_a_run_asked_to_stop_keeps_its_step_and_goes_on_to_the_same_log(
 
 ASKED = """
 import os, signal, sys, time
-from flaxattn.translation.training.interruption import InterruptedRun, Interruption
+from flaxattn.training.interruption import InterruptedRun, Interruption
 
 asked = []
 try:

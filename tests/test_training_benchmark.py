@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.training.schedule import learning_rate
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.training.schedule import learning_rate
+from flaxattn.translation.initial import init_params
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 UPDATES = 3

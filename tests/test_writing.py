@@ -13,9 +13,9 @@ from run_cases import contents, decode_to, own_pairs, tiny, write_pairs
 
 import flaxattn.translation.trained.exporting as exporting
 from flaxattn.__main__ import main
+from flaxattn.training.storage.files import SaveError, beside, replacing, write_whole
 from flaxattn.translation.decoding import explaining, explanation
 from flaxattn.translation.decoding.translator import Translator
-from flaxattn.translation.storage.files import SaveError, beside, replacing, write_whole
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.stablehlo import Programs
 
@@ -146,7 +146,7 @@ def test_pipes_and_devices_are_written_straight(tmp_path):
 def test_standard_output_by_name_is_that_of_the_process(tmp_path, path):
     (tmp_path / "link").symlink_to("/dev/stdout")
     code = (
-        "from pathlib import Path; import sys; from flaxattn.translation.storage import files;"
+        "from pathlib import Path; import sys; from flaxattn.training.storage import files;"
         "files.write_whole(Path(sys.argv[1]), 'new')"
     )
     (tmp_path / "log").write_text("before ")

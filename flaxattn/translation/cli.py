@@ -5,12 +5,12 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 
-from flaxattn.translation.command_line import given, parsed
+from flaxattn.training.command_line import given, parsed
+from flaxattn.training.ending import EXIT_CODES, exit_code
+from flaxattn.training.screen import sturdy_streams
 from flaxattn.translation.config import RunConfig, at_home, check_sampling
-from flaxattn.translation.ending import EXIT_CODES, exit_code
 from flaxattn.translation.options import completed
 from flaxattn.translation.run import run
-from flaxattn.translation.screen import sturdy_streams
 from flaxattn.translation.text.arguments import check_words
 
 __all__ = ["main"]

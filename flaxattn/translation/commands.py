@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import tyro
 
 from flaxattn.ranges import Range, check_fields
-from flaxattn.translation.config import DecodingConfig, to_json
-from flaxattn.translation.screen import printable
-from flaxattn.translation.storage.apart import check_apart, check_outside, with_partial
-from flaxattn.translation.storage.files import replacing
-from flaxattn.translation.storage.json_data import from_older, read_object
-from flaxattn.translation.storage.layout import (
+from flaxattn.training.screen import printable
+from flaxattn.training.storage.apart import check_apart, check_outside, with_partial
+from flaxattn.training.storage.files import replacing
+from flaxattn.training.storage.json_data import from_older, read_object
+from flaxattn.training.storage.layout import (
     CONFIG,
     TEST,
 )
+from flaxattn.translation.config import DecodingConfig, to_json
 from flaxattn.translation.text.lines import read_lines
 from flaxattn.translation.text.opening import check_kind, opened_text
 from flaxattn.translation.text.streaming import chunks
@@ -152,7 +152,7 @@ class Translate:
         _say(f"loading {self.folder}")
         import jax  # so late that help and errors in the command come at once
 
-        from flaxattn.translation.devices import describe_devices, keep_memory, split_cpu
+        from flaxattn.training.devices import describe_devices, keep_memory, split_cpu
         from flaxattn.translation.trained.loading import load
 
         keep_memory()

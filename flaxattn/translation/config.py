@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.ranges import FieldError, Range, check_fields
-from flaxattn.translation.storage.json_data import from_older, same_fields
+from flaxattn.training.storage.json_data import from_older, same_fields
 
 __all__ = [
     "DataConfig",

@@ -8,17 +8,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from flaxattn.translation.config import RunConfig
-from flaxattn.translation.devices import data_mesh, place
-from flaxattn.translation.parameters.freezing import path_of
-from flaxattn.translation.screen import Screen, duration
-from flaxattn.translation.training.preparation import Prepared
-from flaxattn.translation.training.train_step import (
+from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.parameters.freezing import path_of
+from flaxattn.training.screen import Screen, duration
+from flaxattn.training.train_step import (
     init_state,
     make_eval_step,
     make_optimizer,
     make_train_step,
 )
+from flaxattn.translation.config import RunConfig
+from flaxattn.translation.preparation import Prepared
 
 __all__ = ["dry_run", "parameter_table"]
 

@@ -3,8 +3,8 @@
 import jax
 
 from flaxattn.models import EncoderDecoderConfig
+from flaxattn.training.devices import device_memory
 from flaxattn.translation.config import DecodingConfig, RunConfig
-from flaxattn.translation.devices import device_memory
 
 __all__ = [
     "check_decoding",

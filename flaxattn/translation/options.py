@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flaxattn.models import EncoderDecoderConfig
+from flaxattn.training.continuing import Kept, kept_run
 from flaxattn.translation.config import DataConfig, RunConfig, TrainingConfig
+from flaxattn.translation.preparation import free_to_differ
 from flaxattn.translation.trained.loading import architecture
-from flaxattn.translation.training.continuing import Kept, kept_run
-from flaxattn.translation.training.preparation import free_to_differ
 
 __all__ = ["completed", "going_on", "own_paths", "scaled", "starting_from"]
 

@@ -8,6 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxattn.training.continuing import continued
+from flaxattn.training.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
+from flaxattn.training.home import Home
+from flaxattn.training.loop import Trained, train
+from flaxattn.training.run_folder import check_folder, opened
+from flaxattn.training.schedule import describe, shortfall
+from flaxattn.training.screen import Screen
+from flaxattn.training.storage.files import SaveError, write_whole
+from flaxattn.training.storage.layout import EXPORTED, RESULT, TEST
+from flaxattn.training.storage.manifest import sha256, write_sealed
 from flaxattn.translation.config import (
     MAX_RATIO,
     DecodingConfig,
@@ -17,23 +27,13 @@ from flaxattn.translation.config import (
     to_json,
 )
 from flaxattn.translation.decoding.translator import Translator, check_translating
-from flaxattn.translation.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
 from flaxattn.translation.dry_run import dry_run
 from flaxattn.translation.memory import check_training
-from flaxattn.translation.screen import Screen
-from flaxattn.translation.storage.files import SaveError, write_whole
-from flaxattn.translation.storage.layout import EXPORTED, RESULT, TEST
-from flaxattn.translation.storage.manifest import sha256, write_sealed
+from flaxattn.translation.preparation import Prepared, prepare
 from flaxattn.translation.text.lengths import EXTRA, LONGER, choose_ratio, share_longer
 from flaxattn.translation.text.scoring import Score, check_tokenizer, doubt_of_tokenizer, score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded
-from flaxattn.translation.training.continuing import continued
-from flaxattn.translation.training.home import Home
-from flaxattn.translation.training.loop import Trained, train
-from flaxattn.translation.training.preparation import Prepared, prepare
-from flaxattn.translation.training.run_folder import check_folder, opened
-from flaxattn.translation.training.schedule import describe, shortfall
 
 __all__ = ["run"]
 

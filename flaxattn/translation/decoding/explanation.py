@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flaxattn.explorer import Sentence, figure, page
+from flaxattn.training.storage.files import write_whole
 from flaxattn.translation.decoding.explaining import MOST_TEXTS
-from flaxattn.translation.storage.files import write_whole
 
 __all__ = ["check_target", "write"]
 

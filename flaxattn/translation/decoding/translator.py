@@ -9,9 +9,9 @@ import numpy as np
 
 from flaxattn.models import EncoderDecoder
 from flaxattn.search import Hypotheses, SpecialTokens
+from flaxattn.training.devices import data_mesh, place
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
-from flaxattn.translation.devices import data_mesh, place
 from flaxattn.translation.memory import check_decoding
 from flaxattn.translation.text.lengths import longest
 from flaxattn.translation.text.lines import on_one_line

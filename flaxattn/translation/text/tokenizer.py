@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from flaxattn.training.storage.files import read_regular, write_whole
 from flaxattn.translation.config import NORMALIZATIONS, Normalization
-from flaxattn.translation.storage.files import read_regular, write_whole
 from flaxattn.translation.text.normalization import normalize_source
 from flaxattn.translation.text.subword_dropout import SPACE, SubwordDropout
 

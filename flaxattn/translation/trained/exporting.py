@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxattn.translation.storage.files import beside, make_folder, sync, write_whole
-from flaxattn.translation.storage.layout import (
+from flaxattn.training.storage.files import beside, make_folder, sync, write_whole
+from flaxattn.training.storage.layout import (
     CARD,
     CONFIG,
     OF_EXPORTED,
@@ -17,8 +17,8 @@ from flaxattn.translation.storage.layout import (
     TOKENIZER,
     WEIGHTS,
 )
-from flaxattn.translation.storage.manifest import seal
-from flaxattn.translation.storage.weights import write_weights
+from flaxattn.training.storage.manifest import seal
+from flaxattn.training.storage.weights import write_weights
 from flaxattn.translation.trained.card import model_card
 from flaxattn.translation.trained.loading import FORMAT, FORMAT_VERSION, SPECIAL_IDS, Loaded
 from flaxattn.translation.trained.stablehlo import programs, room

@@ -8,10 +8,8 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.storage.json_data import from_older, read_object, same_fields
-from flaxattn.translation.storage.layout import (
+from flaxattn.training.storage.json_data import from_older, read_object, same_fields
+from flaxattn.training.storage.layout import (
     CONFIG,
     EXPORTED,
     MANIFEST,
@@ -19,8 +17,10 @@ from flaxattn.translation.storage.layout import (
     TOKENIZER,
     WEIGHTS,
 )
-from flaxattn.translation.storage.manifest import DamagedError, sha256, verify
-from flaxattn.translation.storage.weights import check_weights, read_header, read_weights
+from flaxattn.training.storage.manifest import DamagedError, sha256, verify
+from flaxattn.training.storage.weights import check_weights, read_header, read_weights
+from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.initial import init_params
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.record import is_outdated, read_run, run_name
 
@@ -154,7 +154,7 @@ def load_run(folder: Path) -> Loaded:
       ValueError or FileNotFoundError if there is no such run, it has kept no model yet, or it is
       damaged.
     """
-    from flaxattn.translation.storage.checkpoints import Models  # so late that others need no orbax
+    from flaxattn.training.storage.checkpoints import Models  # so late that others need no orbax
 
     _check_files(folder, (CONFIG, TOKENIZER, MODELS), "a run that has been validated at least once")
     config = read_run(folder)

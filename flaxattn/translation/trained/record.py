@@ -5,8 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from flaxattn.translation.config import RunConfig, from_json
-from flaxattn.translation.storage.layout import (
+from flaxattn.training.storage.layout import (
     CHECKPOINTS,
     CONFIG,
     DATA,
@@ -15,12 +14,13 @@ from flaxattn.translation.storage.layout import (
     TEST,
     TOKENIZER,
 )
-from flaxattn.translation.storage.manifest import (
+from flaxattn.training.storage.manifest import (
     DamagedError,
     read_manifest,
     read_sealed,
     sha256,
 )
+from flaxattn.translation.config import RunConfig, from_json
 
 __all__ = [
     "has_begun",

@@ -17,9 +17,9 @@ from jax import export
 
 from flaxattn.layers import CachePosition
 from flaxattn.models import EncoderDecoder
+from flaxattn.training.storage.weights import named, nested
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.storage.weights import named, nested
+from flaxattn.translation.initial import init_params
 from flaxattn.translation.text.lengths import EXTRA
 from flaxattn.types import PyTree
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from flaxattn.training.home import Home
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.storage.checkpoints import Checkpoints, Models
+from flaxattn.training.storage.files import SaveError
+from flaxattn.training.storage.layout import CHECKPOINTS, MODELS
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.storage.checkpoints import Checkpoints, Models
-from flaxattn.translation.storage.files import SaveError
-from flaxattn.translation.storage.layout import CHECKPOINTS, MODELS
-from flaxattn.translation.training.home import Home
-from flaxattn.translation.training.reporting import RunLog
 
 __all__ = ["Keeping"]
 

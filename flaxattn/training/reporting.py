@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from flaxattn.translation.storage.files import read_regular, write_whole
-from flaxattn.translation.storage.layout import LOG, SPEED, TENSORBOARD
+from flaxattn.training.storage.files import read_regular, write_whole
+from flaxattn.training.storage.layout import LOG, SPEED, TENSORBOARD
 
 __all__ = ["RunLog"]
 

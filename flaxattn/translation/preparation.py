@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.training.parameters.freezing import labels
+from flaxattn.training.storage.layout import START, TOKENIZER
+from flaxattn.training.storage.weights import read_weights
 from flaxattn.translation.config import RunConfig
-from flaxattn.translation.parameters.freezing import labels
-from flaxattn.translation.parameters.initial import init_params
-from flaxattn.translation.storage.layout import START, TOKENIZER
-from flaxattn.translation.storage.weights import read_weights
+from flaxattn.translation.initial import init_params
 from flaxattn.translation.text.corpus import Corpus, Pairs, Tell, load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer

@@ -8,12 +8,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxattn.models import EncoderDecoder
+from flaxattn.training.parameters.averaging import follow
+from flaxattn.training.parameters.freezing import freeze
+from flaxattn.training.schedule import learning_rate
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.parameters.averaging import follow
-from flaxattn.translation.parameters.freezing import freeze
+from flaxattn.translation.loss import Sums, batch_loss
 from flaxattn.translation.text.packing import Batch
-from flaxattn.translation.training.loss import Sums, batch_loss
-from flaxattn.translation.training.schedule import learning_rate
 
 __all__ = [
     "TrainState",

@@ -6,14 +6,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from flaxattn.training.devices import place
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.train_step import make_eval_step
 from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import translate
-from flaxattn.translation.devices import place
+from flaxattn.translation.loss import means, total
+from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.text.scoring import score
-from flaxattn.translation.training.loss import means, total
-from flaxattn.translation.training.preparation import Prepared
-from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.train_step import make_eval_step
 
 __all__ = ["Validation", "stale"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flaxattn.translation.storage.files import read_regular
+from flaxattn.training.storage.files import read_regular
 
 __all__ = ["from_data", "from_older", "read_object", "same_fields", "some"]
 

@@ -5,8 +5,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from flaxattn.translation.storage.files import beside
-from flaxattn.translation.storage.layout import (
+from flaxattn.training.storage.files import beside
+from flaxattn.training.storage.layout import (
     CHECKPOINTS,
     EXPORTED,
     MODELS,

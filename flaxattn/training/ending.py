@@ -4,10 +4,10 @@ import errno
 import sys
 from collections.abc import Callable
 
-from flaxattn.translation.screen import printable
-from flaxattn.translation.storage.files import SaveError
-from flaxattn.translation.training.interruption import InterruptedRun
-from flaxattn.translation.training.loss import DivergedError
+from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.screen import printable
+from flaxattn.training.storage.files import SaveError
+from flaxattn.translation.loss import DivergedError
 
 __all__ = ["EXIT_CODES", "exit_code"]
 

@@ -5,9 +5,9 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+from flaxattn.training.schedule import same_until
 from flaxattn.translation.config import DecodingConfig, RunConfig, TrainingConfig
 from flaxattn.translation.trained.record import has_begun, read_run, steps_made
-from flaxattn.translation.training.schedule import same_until
 
 __all__ = ["Kept", "check_schedule", "continued", "kept_run"]
 

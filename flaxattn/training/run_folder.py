@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from flaxattn.training.continuing import check_schedule, kept_run
+from flaxattn.training.home import Home
+from flaxattn.training.storage.files import free_bytes, make_folder, telling_of_room
+from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, OF_RUN, START, TOKENIZER
+from flaxattn.training.storage.manifest import sha256, write_sealed
+from flaxattn.training.storage.weights import write_weights
 from flaxattn.translation.config import RunConfig, config_hash, data_path, portable, to_json
-from flaxattn.translation.storage.files import free_bytes, make_folder, telling_of_room
-from flaxattn.translation.storage.layout import CONFIG, DATA, LOCK, OF_RUN, START, TOKENIZER
-from flaxattn.translation.storage.manifest import sha256, write_sealed
-from flaxattn.translation.storage.weights import write_weights
+from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.trained.record import has_begun, read_data, read_run
-from flaxattn.translation.training.continuing import check_schedule, kept_run
-from flaxattn.translation.training.home import Home
-from flaxattn.translation.training.preparation import Prepared
 
 __all__ = ["check_folder", "check_space", "data_digests", "opened"]
 

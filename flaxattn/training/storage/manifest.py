@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flaxattn.translation.storage.files import check_regular, sync_tree, write_whole
-from flaxattn.translation.storage.json_data import read_object, same_fields
-from flaxattn.translation.storage.layout import MANIFEST
+from flaxattn.training.storage.files import check_regular, sync_tree, write_whole
+from flaxattn.training.storage.json_data import read_object, same_fields
+from flaxattn.training.storage.layout import MANIFEST
 
 __all__ = [
     "DamagedError",

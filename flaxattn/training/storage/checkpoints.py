@@ -14,9 +14,9 @@ from typing import Any, Literal, Self
 import jax
 import orbax.checkpoint as ocp
 
-from flaxattn.translation.parameters.averaging import mean
-from flaxattn.translation.storage.files import PARTIAL, SaveError, free_bytes, sync
-from flaxattn.translation.storage.manifest import DamagedError, read_manifest, seal, verify
+from flaxattn.training.parameters.averaging import mean
+from flaxattn.training.storage.files import PARTIAL, SaveError, free_bytes, sync
+from flaxattn.training.storage.manifest import DamagedError, read_manifest, seal, verify
 
 __all__ = ["Checkpoints", "Models", "size_of"]
 

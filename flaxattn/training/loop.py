@@ -2,19 +2,19 @@
 
 from typing import Any, NamedTuple
 
+from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.home import Home
+from flaxattn.training.interruption import InterruptedRun, Interruption
+from flaxattn.training.keeping import Keeping
+from flaxattn.training.metrics import Metrics, Tally
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.run_folder import check_space
+from flaxattn.training.screen import Screen
+from flaxattn.training.storage.checkpoints import size_of
+from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.config import RunConfig
-from flaxattn.translation.devices import data_mesh, place
-from flaxattn.translation.screen import Screen
-from flaxattn.translation.storage.checkpoints import size_of
-from flaxattn.translation.training.home import Home
-from flaxattn.translation.training.interruption import InterruptedRun, Interruption
-from flaxattn.translation.training.keeping import Keeping
-from flaxattn.translation.training.metrics import Metrics, Tally
-from flaxattn.translation.training.preparation import Prepared
-from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.run_folder import check_space
-from flaxattn.translation.training.train_step import init_state, make_optimizer, make_train_step
-from flaxattn.translation.training.validation import Validation, stale
+from flaxattn.translation.preparation import Prepared
+from flaxattn.translation.validation import Validation, stale
 
 __all__ = ["Trained", "train"]
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxattn.training.compilations import count_compilations
+from flaxattn.training.reporting import RunLog
+from flaxattn.training.schedule import learning_rate
+from flaxattn.training.screen import Progress, duration
 from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.screen import Progress, duration
-from flaxattn.translation.training.compilations import count_compilations
-from flaxattn.translation.training.loss import DivergedError, Sums, means, total
-from flaxattn.translation.training.reporting import RunLog
-from flaxattn.translation.training.schedule import learning_rate
+from flaxattn.translation.loss import DivergedError, Sums, means, total
 
 __all__ = ["Metrics", "Tally"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save
 
-from flaxattn.translation.parameters.freezing import path_of
-from flaxattn.translation.storage.files import check_regular, write_whole
-from flaxattn.translation.storage.json_data import some
+from flaxattn.training.parameters.freezing import path_of
+from flaxattn.training.storage.files import check_regular, write_whole
+from flaxattn.training.storage.json_data import some
 
 __all__ = ["check_weights", "named", "nested", "read_header", "read_weights", "write_weights"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self, TextIO
 
-from flaxattn.translation.storage.files import make_folder, replacing
-from flaxattn.translation.storage.layout import CONFIG, DATA, LOCK, START, TOKENIZER
+from flaxattn.training.storage.files import make_folder, replacing
+from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, START, TOKENIZER
 
 __all__ = ["Home"]
 
