@@ -6,13 +6,13 @@ from training_process import Count, count
 
 from flaxattn.models import EncoderDecoder
 from flaxattn.training.devices import data_mesh, keep_memory, place, split_cpu
+from flaxattn.training.metrics import total
 from flaxattn.training.train_step import (
     init_state,
     make_eval_step,
     make_optimizer,
     make_train_step,
 )
-from flaxattn.translation.loss import total
 from flaxattn.translation.text.packing import Batch, PackedPairs
 
 __all__ = ["Contender"]
@@ -25,7 +25,7 @@ class Contender:
 
     def __init__(self, problem: Problem) -> None:
         keep_memory()
-        split_cpu(problem.training.rows)
+        split_cpu(problem.training.batch_size)
         self._problem, self._mesh = problem, data_mesh()
         model = EncoderDecoder(problem.model, pad_id=problem.pad_id)
         self._optimizer = make_optimizer(problem.training)
@@ -56,9 +56,11 @@ class Contender:
 
     def _pack(self, pairs: list) -> PackedPairs:
         training = self._problem.training
-        rows, row_length, seed = training.rows, training.row_length, training.seed
+        batch_size, length = training.batch_size, training.sequence_length
         sides = zip(*pairs, strict=True)
-        return PackedPairs(*sides, rows=rows, row_length=row_length, seed=seed)
+        return PackedPairs(
+            *sides, batch_size=batch_size, sequence_length=length, seed=training.seed
+        )
 
     def _place(self, batch: Batch) -> Batch:
         return place(batch, self._mesh, "data")

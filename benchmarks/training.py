@@ -55,7 +55,7 @@ def shrunk(config: RunConfig) -> RunConfig:
         config,
         model=dataclasses.replace(config.model, **sizes, **layers),
         data=dataclasses.replace(config.data, builtin_pairs=1000),
-        training=dataclasses.replace(config.training, rows=8, learning_rate=1e-2),
+        training=dataclasses.replace(config.training, batch_size=8, learning_rate=1e-2),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.training.schedule import learning_rate
-from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.text.corpus import load_corpus
 from flaxattn.translation.text.packing import PackedPairs
@@ -27,7 +27,7 @@ class Problem:
     """Plain data, so that it can be handed to another process."""
 
     model: EncoderDecoderConfig
-    training: TrainingConfig
+    training: TranslationTraining
     params: Any  # flaxattn's tree in NumPy: where every contender starts
     rates: np.ndarray  # the learning rate of each update
     train: list[Pair]
@@ -67,7 +67,7 @@ def prepare(config: RunConfig, steps: int) -> Problem:
         [
             pair
             for pair in zip(*map(tokenizer.encode, zip(*pairs, strict=True)), strict=True)
-            if max(map(len, pair)) <= training.row_length
+            if max(map(len, pair)) <= training.sequence_length
         ]
         for pairs in (corpus.train, corpus.valid)
     )
@@ -82,10 +82,12 @@ def prepare(config: RunConfig, steps: int) -> Problem:
     )
 
 
-def _tokens_per_update(pairs: list[Pair], training: TrainingConfig) -> int:
+def _tokens_per_update(pairs: list[Pair], training: TranslationTraining) -> int:
     """Those of a packed batch, on average; the others take as many."""
     packed = PackedPairs(
-        *zip(*pairs, strict=True), rows=training.rows, row_length=training.row_length
+        *zip(*pairs, strict=True),
+        batch_size=training.batch_size,
+        sequence_length=training.sequence_length,
     )
     return round(sum(len(target) for _, target in pairs) / packed.batches_per_epoch)
 

@@ -1,7 +1,7 @@
 """Multi30k English-German image descriptions (Elliott et al. 2016), 29,000 pairs."""
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, TrainingConfig
+from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, TranslationTraining
 
 MULTI30K = RunConfig(
     output="runs/multi30k",
@@ -20,10 +20,10 @@ MULTI30K = RunConfig(
         decoder_layers=3,
         dropout_rate=0.2,
     ),
-    training=TrainingConfig(
+    training=TranslationTraining(
         steps=15_000,
-        rows=32,
-        row_length=64,
+        batch_size=32,
+        sequence_length=64,
         learning_rate=2.5e-3,
         warmup_steps=1000,
         cooldown_steps=6000,

@@ -1,7 +1,7 @@
 """A small model for your own text: `train.py small --train my.en my.de`."""
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.config import RunConfig, TranslationTraining
 
 SMALL = RunConfig(
     output="runs/small",
@@ -14,10 +14,10 @@ SMALL = RunConfig(
         decoder_layers=3,
         dropout_rate=0.1,
     ),
-    training=TrainingConfig(
+    training=TranslationTraining(
         steps=5000,
-        rows=32,
-        row_length=64,
+        batch_size=32,
+        sequence_length=64,
         learning_rate=2e-3,
         warmup_steps=800,
         cooldown_steps=1500,

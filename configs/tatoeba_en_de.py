@@ -1,7 +1,7 @@
 """Tatoeba English-German sentence pairs: many, short, colloquial."""
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.translation.config import DataConfig, RunConfig, TrainingConfig
+from flaxattn.translation.config import DataConfig, RunConfig, TranslationTraining
 
 TATOEBA_EN_DE = RunConfig(
     output="runs/tatoeba_en_de",
@@ -20,10 +20,10 @@ TATOEBA_EN_DE = RunConfig(
         decoder_layers=3,
         dropout_rate=0.1,
     ),
-    training=TrainingConfig(
+    training=TranslationTraining(
         steps=10_000,
-        rows=64,
-        row_length=64,
+        batch_size=64,
+        sequence_length=64,
         learning_rate=2e-3,
         warmup_steps=1000,
         cooldown_steps=3000,

@@ -1,7 +1,7 @@
 """The built-in English-German corpus: nothing to download, minutes on a laptop's CPU."""
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.translation.config import DataConfig, RunConfig, TrainingConfig
+from flaxattn.translation.config import DataConfig, RunConfig, TranslationTraining
 
 TINY = RunConfig(
     output="runs/tiny",
@@ -15,10 +15,10 @@ TINY = RunConfig(
         decoder_layers=2,
         dropout_rate=0.0,
     ),
-    training=TrainingConfig(
+    training=TranslationTraining(
         steps=1200,
-        rows=16,
-        row_length=64,
+        batch_size=16,
+        sequence_length=64,
         learning_rate=3e-3,
         warmup_steps=200,
         cooldown_steps=600,

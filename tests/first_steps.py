@@ -14,8 +14,8 @@ from configs import PRESETS
 from flaxattn.training.devices import data_mesh, place
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.config import DataConfig, RunConfig
-from flaxattn.translation.loss import means
 from flaxattn.translation.preparation import prepare
+from flaxattn.translation.task import TranslationTask
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = RESULTS / "first_steps.json"
@@ -30,14 +30,13 @@ def kept_presets() -> list[str]:
 def first_losses(name: str) -> list[float]:
     """The loss of each of the first steps, of the preset as it is but on the built-in corpus."""
     config = _on_builtin_corpus(PRESETS[name])
-    prepared, training = prepare(config), config.training
-    mesh, optimizer = data_mesh(), make_optimizer(training, prepared.params)
-    bos_id = prepared.tokenizer.bos_id
-    step = make_train_step(prepared.model, optimizer, training, bos_id=bos_id, mesh=mesh)
-    state, losses = place(init_state(prepared.params, optimizer, training), mesh), []
+    task, training = TranslationTask(config, prepare(config, print)), config.training
+    mesh, optimizer = data_mesh(), make_optimizer(training, task.params)
+    step = make_train_step(task.loss, optimizer, training, mesh=mesh)
+    state, losses = place(init_state(task.params, optimizer, training), mesh), []
     for i in range(STEPS):
-        state, sums = step(state, place(prepared.train.batch(i), mesh, "data"))
-        losses.append(round(means(jax.device_get(sums))["loss"], 5))
+        state, sums = step(state, place(task.batch(i), mesh, "data"))
+        losses.append(round(task.means(jax.device_get(sums))["loss"], 5))
     return losses
 
 

@@ -31,10 +31,10 @@ KEPT = 75  # the exit code of training that was asked to stop
 MOMENTS = ["starting", "training", "writing", "writing", "asked", "asked"]  # of lives, in turn
 OPTIONS = """
     --features 16 --ff-features 16 --num-heads 2 --encoder-layers 1 --decoder-layers 1
-    --dropout-rate 0.1 --vocab-size 400 --builtin-pairs 300 --held-out 8 --rows 4 --row-length 64
-    --warmup-steps 50 --r-drop 0.5 --subword-dropout 0.1 --ema-decay 0.9 --average 2
-    --log-every 7 --valid-every 10 --samples 1 --beam-size 1 --microbatches 2 --learning-rate 0.03
-    --metric chrf --patience 4
+    --dropout-rate 0.1 --vocab-size 400 --builtin-pairs 300 --held-out 8
+    --batch-size 4 --sequence-length 64 --warmup-steps 50 --r-drop 0.5 --subword-dropout 0.1
+    --ema-decay 0.9 --average 2 --log-every 7 --valid-every 10 --samples 1 --beam-size 1
+    --microbatches 2 --learning-rate 0.03 --metric chrf --patience 4
 """.split()
 
 

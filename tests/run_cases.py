@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-import flaxattn.translation.run as run_module
+import flaxattn.training.run as run_module
 from configs import PRESETS
 from flaxattn.search import Hypotheses
 from flaxattn.training.storage.checkpoints import Checkpoints
@@ -27,8 +27,8 @@ SMALL = {
     "--vocab-size": 400,
     "--builtin-pairs": 300,
     "--held-out": 8,
-    "--rows": 8,
-    "--row-length": 64,
+    "--batch-size": 8,
+    "--sequence-length": 64,
     "--steps": 12,
     "--learning-rate": 0.004,
     "--warmup-steps": 5,
@@ -102,7 +102,7 @@ def prepared_by(monkeypatch, folder, options):
     """What a dry run has prepared."""
     found = []
     with monkeypatch.context() as context:
-        context.setattr(run_module, "dry_run", lambda prepared, *_: found.append(prepared))
+        context.setattr(run_module, "dry_run", lambda task, *_: found.append(task.prepared))
         assert tiny(folder, options, "--dry-run") == 0
     return found[0]
 

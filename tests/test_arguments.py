@@ -9,8 +9,9 @@ from run_cases import tiny
 import flaxattn.__main__ as flaxattn_main
 from configs import PRESETS
 from flaxattn.__main__ import main
+from flaxattn.training.config import at_home
 from flaxattn.translation import cli
-from flaxattn.translation.config import DataConfig, DecodingConfig, at_home, data_path
+from flaxattn.translation.config import DataConfig, DecodingConfig, data_path
 
 BAD = "gr\udcf6\udcdfer"  # as Python gives bytes that are not UTF-8
 

@@ -10,6 +10,7 @@ from run_cases import tiny
 
 from configs import PRESETS
 from flaxattn.__main__ import main
+from flaxattn.training.record import is_outdated
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.storage.layout import LOCK, LOG, RESULT
 from flaxattn.training.storage.manifest import read_sealed, write_sealed
@@ -19,7 +20,6 @@ from flaxattn.translation.text.arguments import check_words
 from flaxattn.translation.text.corpus import load_corpus
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load, load_run
-from flaxattn.translation.trained.record import is_outdated
 
 KEPT = "tests/kept/1"
 
@@ -112,7 +112,7 @@ def test_of_the_built_in_corpus_a_tenth_is_held_out_at_most():
 
 def test_a_table_of_positions_is_as_long_as_rows():
     model = dataclasses.replace(PRESETS["tiny"].model, positions="learned", max_positions=63)
-    with pytest.raises(ValueError, match=r"max_positions is 63; .*--row-length, 64"):
+    with pytest.raises(ValueError, match=r"max_positions is 63; .*--sequence-length, 64"):
         RunConfig("run", model)
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxattn.training.parameters.averaging import follow, mean
+from flaxattn.training.parameters.averaging import mean, update_average
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.999])
@@ -14,14 +14,14 @@ def test_the_average_follows_with_a_decay_that_grows_to_its_limit(decay):
     for step, params in enumerate(history):
         kept = min(decay, (1 + step) / (10 + step))
         expected = kept * expected + (1 - kept) * params
-        found = follow(found, {"w": jnp.array(params, jnp.float32)}, jnp.int32(step), decay)
+        found = update_average(found, {"w": jnp.array(params, jnp.float32)}, jnp.int32(step), decay)
         np.testing.assert_allclose(found["w"], expected, rtol=1e-5, atol=1e-6)
     assert found["w"].dtype == jnp.float32
 
 
 def test_what_stands_still_is_its_own_average():
     params = {"w": jnp.array([0.1, 1e-30, -7.3e8])}
-    found = follow(params, params, jnp.int32(7), 0.99)
+    found = update_average(params, params, jnp.int32(7), 0.99)
     np.testing.assert_array_equal(found["w"], params["w"])
 
 

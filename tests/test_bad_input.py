@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from run_cases import SMALL, contents, own_pairs, prepared_by, tiny, write_pairs
 
-import flaxattn.translation.run as run_module
+import flaxattn.training.run as run_module
 from configs import PRESETS
 from flaxattn.training import run_folder
 from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.metrics import DivergedError
 from flaxattn.training.storage import files
 from flaxattn.training.storage.files import SaveError
 from flaxattn.translation.cli import main
 from flaxattn.translation.config import DataConfig
 from flaxattn.translation.decoding.translator import Translator
-from flaxattn.translation.loss import DivergedError
 from flaxattn.translation.preparation import prepare
 from flaxattn.translation.text.tokenizer import Tokenizer
 
@@ -83,13 +83,13 @@ def test_three_files_for_a_split_are_refused(refused):
 
 
 def test_rows_that_microbatches_do_not_divide_are_refused(refused):
-    assert "--rows" in refused({"--microbatches": 3})
+    assert "--batch-size" in refused({"--microbatches": 3})
 
 
 def test_rows_that_devices_do_not_divide_are_refused(refused, monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 3)
     error = refused({})
-    assert "--rows" in error and "3 devices" in error
+    assert "--batch-size" in error and "3 devices" in error
 
 
 def test_features_that_heads_do_not_divide_are_refused(refused):
@@ -101,13 +101,13 @@ def test_a_vocabulary_that_is_too_small_is_refused(refused):
 
 
 def test_rows_too_short_for_any_pair_are_refused(refused):
-    assert "--row-length" in refused({"--row-length": 3})
+    assert "--sequence-length" in refused({"--sequence-length": 3})
 
 
 @pytest.mark.parametrize(
     "option, value",
     [
-        ("--rows", 0),
+        ("--batch-size", 0),
         ("--steps", 0),
         ("--microbatches", 0),
         ("--num-heads", 0),
@@ -251,7 +251,7 @@ def test_a_tokenizer_that_is_there_decides_how_texts_are_normalised(tmp_path, mo
     learned.save(tmp_path / "tokenizer.model")
     (tmp_path / "config.json").touch()  # a run has begun there
     data = DataConfig(data_dir=str(tmp_path), train=write_pairs(tmp_path, "train", pairs))
-    prepared = prepare(dataclasses.replace(PRESETS["tiny"], data=data), tmp_path)
+    prepared = prepare(dataclasses.replace(PRESETS["tiny"], data=data), print, tmp_path)
     assert all(("é" in text) == (how == "nfc") for pair in prepared.corpus.train for text in pair)
 
 
@@ -271,7 +271,7 @@ def tokenizer():
 def test_of_a_huge_source_the_beginning_is_read_and_the_person_told(tokenizer):
     translator = object.__new__(Translator)
     translator._tokenizer, translator._config = tokenizer, PRESETS["tiny"].decoding
-    most = PRESETS["tiny"].decoding.max_source
+    most = PRESETS["tiny"].decoding.max_source_length
     with pytest.warns(UserWarning, match=rf"text 8 has more than {most} tokens") as told:
         sources = translator._encode(["a dog", "a dog " * 2_000_000], 6)
     assert len(told) == 1

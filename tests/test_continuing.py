@@ -1,6 +1,7 @@
 """A run that has ended is trained on: what may change, what is kept, and what is told of it."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -18,18 +19,18 @@ from run_cases import (
 )
 
 from flaxattn import EncoderDecoderConfig
-from flaxattn.training.continuing import continued, kept_run
+from flaxattn.training import continuing, run_folder
+from flaxattn.training.config import from_json, to_json
 from flaxattn.training.reporting import RunLog
-from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.manifest import read_sealed, seal, write_sealed
-from flaxattn.translation.config import (
-    RunConfig,
-    TrainingConfig,
-    config_hash,
-    from_json,
-    to_json,
-)
+from flaxattn.translation.config import RunConfig, TranslationTraining
+from flaxattn.translation.rules import RULES, config_hash
 from flaxattn.translation.text.tokenizer import Tokenizer
+
+continued, kept_run, check_folder = (
+    functools.partial(fn, rules=RULES)
+    for fn in (continuing.continued, continuing.kept_run, run_folder.check_folder)
+)
 
 COOLING = {"steps": 100, "warmup_steps": 10, "cooldown_steps": 50}
 
@@ -41,7 +42,7 @@ def begun(tmp_path):
     def make(made, **training):
         folder = tmp_path / "run"
         config = RunConfig(
-            str(folder), EncoderDecoderConfig(9), training=TrainingConfig(**COOLING | training)
+            str(folder), EncoderDecoderConfig(9), training=TranslationTraining(**COOLING | training)
         )
         for step in (made // 2, made):
             (folder / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
@@ -136,12 +137,12 @@ def test_a_damaged_configuration_is_told_of_where_the_folder_is_checked(begun, t
 
 
 def test_the_hash_tells_whether_a_run_was_continued():
-    config = RunConfig("", EncoderDecoderConfig(9), training=TrainingConfig(**COOLING))
+    config = RunConfig("", EncoderDecoderConfig(9), training=TranslationTraining(**COOLING))
     more = wanting(config, steps=150, ended_at=(100,), cooled_for=(50,))
     assert config_hash(more) != config_hash(wanting(config, steps=150))
     data = to_json(config)
     del data["training"]["ended_at"], data["training"]["cooled_for"]
-    assert from_json(data, "an older one") == config
+    assert from_json(RunConfig, data, "an older one") == config
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_the_hash_tells_whether_a_run_was_continued():
 )
 def test_a_history_that_cannot_be_is_refused(ends, cooldowns):
     with pytest.raises(ValueError, match="ended_at"):
-        TrainingConfig(steps=120, ended_at=ends, cooled_for=cooldowns)
+        TranslationTraining(steps=120, ended_at=ends, cooled_for=cooldowns)
 
 
 # ---- From end to end --------------------------------------------------------------------------
@@ -221,8 +222,8 @@ def test_a_run_continued_and_killed_meanwhile_ends_in_the_same_bytes(tmp_path, m
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """A run of files of one's own that was stopped before its first step."""
+    from flaxattn.training import run as run_module
     from flaxattn.training.interruption import InterruptedRun
-    from flaxattn.translation import run as run_module
 
     monkeypatch.chdir(tmp_path)
 

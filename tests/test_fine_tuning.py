@@ -11,11 +11,11 @@ import optax
 import pytest
 from run_cases import SMALL, contents, decode_to, prepared_by, record_states, tiny
 
-import flaxattn.translation.run as run_module
+import flaxattn.training.run as run_module
 from flaxattn.training.interruption import InterruptedRun
 from flaxattn.training.parameters.freezing import labels, path_of
 from flaxattn.training.train_step import make_optimizer
-from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.preparation import check_architecture
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.tokenizer import Tokenizer
@@ -75,8 +75,8 @@ def test_nothing_left_to_train_is_an_error(patterns):
 
 @pytest.mark.usefixtures("standard_promotion")  # optax raises floats to int32 powers
 def test_frozen_parameters_do_not_move_and_have_no_moments():
-    config = TrainingConfig(learning_rate=0.1, warmup_steps=1, weight_decay=0.1)
-    frozen = TrainingConfig(**vars(config) | {"freeze": ("encoder",)})
+    config = TranslationTraining(learning_rate=0.1, warmup_steps=1, weight_decay=0.1)
+    frozen = TranslationTraining(**vars(config) | {"freeze": ("encoder",)})
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     trained = {name: x for name, x in PARAMS.items() if name != "encoder"}
     found, sizes = {}, {}
@@ -226,7 +226,7 @@ def test_a_run_goes_on_from_what_it_began_with_whatever_became_of_it(
     before = contents(folder)
     found = []
     with monkeypatch.context() as context:
-        context.setattr(run_module, "train", lambda prepared, *_: found.append(prepared) or 1 / 0)
+        context.setattr(run_module, "train", lambda task, *_: found.append(task.prepared) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tiny(folder, options)
     (prepared,) = found

@@ -4,7 +4,7 @@
 
     python train.py tiny --output tests/kept/1 --features 8 --ff-features 8 --num-heads 2 \\
         --encoder-layers 1 --decoder-layers 1 --vocab-size 330 --builtin-pairs 300 --held-out 10 \\
-        --rows 4 --steps 200 --valid-every 100 --warmup-steps 20 --cooldown-steps 0 \\
+        --batch-size 4 --steps 200 --valid-every 100 --warmup-steps 20 --cooldown-steps 0 \\
         --learning-rate 0.01 --ema-decay 0.9 --average 2 --keep-checkpoints 1
 
 and `expected.json` by translating with it. TensorBoard events, StableHLO programs and the test
@@ -19,14 +19,16 @@ import jax
 import numpy as np
 import pytest
 
+from flaxattn.training.record import run_name
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.checkpoints import Checkpoints
 from flaxattn.training.train_step import init_state, make_optimizer
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.initial import init_params
+from flaxattn.translation.rules import RULES
 from flaxattn.translation.trained.loading import load, load_exported, load_run
-from flaxattn.translation.trained.record import read_run, run_name
+from flaxattn.translation.trained.record import read_run
 
 KEPT = sorted((Path(__file__).parent / "kept").iterdir())
 
@@ -51,7 +53,7 @@ def test_a_kept_model_translates_as_it_did(folder, loaded_by):
 
 def test_a_kept_run_can_be_taken_further(folder):
     config = read_run(folder)
-    check_folder(config)
+    check_folder(config, RULES)
     model, *_ = load_run(folder)
     optimizer = make_optimizer(config.training)
     with jax.numpy_dtype_promotion("standard"):

@@ -10,7 +10,7 @@ from run_cases import decode_to, tiny
 from test_training import LONG, train  # noqa: F401
 
 import flaxattn.training.loop as training
-import flaxattn.translation.run as run_module
+import flaxattn.translation.task as task_module
 from flaxattn.training.home import Home
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.storage.files import SaveError
@@ -53,7 +53,10 @@ def home(tmp_path, train):
     for name, content in BEGUN_WITH.items():
         (folder / name).write_bytes(content)
     train.folder = folder
-    with (folder / "lock").open("a+") as lock, Home(folder, "ours", lock) as home:
+    with (
+        (folder / "lock").open("a+") as lock,
+        Home(folder, "ours", lock, ["tokenizer.model"]) as home,
+    ):
         train.home = lambda _: contextlib.nullcontext(home)
         yield home
 
@@ -125,16 +128,16 @@ def test_models_that_were_deleted_are_missed(home, monkeypatch, train, capsys):
 def test_a_folder_lost_while_the_test_split_is_translated_is_told(tmp_path, monkeypatch, capsys):
     decode_to(monkeypatch, [5, 2])
 
-    class Losing(run_module.Translator):
+    class Losing(task_module.Translator):
         def translate(self, *arguments, **options):
             shutil.rmtree(tmp_path / "run")
             return super().translate(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "Translator", Losing)
+    monkeypatch.setattr(task_module, "Translator", Losing)
     options = {"--steps": 1, "--metric": "nll", "--samples": 0, "--r-drop": 0}
     assert tiny(tmp_path / "run", options) == 1
     told = capsys.readouterr()
-    assert "deleted or moved while the test split was translated" in told.err
+    assert "deleted or moved while the model was tested" in told.err
     assert "Everything is in" not in told.out
     assert {"model", "result.json", "test.hypothesis", "config.json"} <= {
         path.name for path in (tmp_path / "run").iterdir()

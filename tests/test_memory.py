@@ -14,7 +14,7 @@ from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.training import devices
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation import memory
-from flaxattn.translation.config import RunConfig, TrainingConfig
+from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.memory import (
     check_decoding,
@@ -47,7 +47,7 @@ def test_parameters_are_counted_as_they_are_made(changes):
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
     model = dataclasses.replace(BASE, vocab_size=500, features=48, ff_features=64)
-    config = RunConfig("", model, training=TrainingConfig(rows=16, row_length=32))
+    config = RunConfig("", model, training=TranslationTraining(batch_size=16, sequence_length=32))
     module = EncoderDecoder(model)
     params = init_params(module, 0)
     optimizer = make_optimizer(config.training)
@@ -70,7 +70,7 @@ ENORMOUS = [
     {"--features": 1_000_000, "--num-heads": 1},
     {"--ff-features": 1_000_000, "--features": 100_000, "--encoder-layers": 1000},
     {"--vocab-size": 10_000_000, "--features": 100_000},
-    {"--rows": 1_000_000, "--row-length": 1_000_000},
+    {"--batch-size": 1_000_000, "--sequence-length": 1_000_000},
     {"--positions": "learned", "--max-positions": 10_000_000, "--features": 1_000_000},
 ]
 
@@ -81,7 +81,7 @@ def test_what_no_machine_holds_is_refused_before_it_starts(tmp_path, capsys, opt
     assert tiny(tmp_path / "run", options, *flags) == 2
     error = capsys.readouterr().err
     assert "GiB of memory" in error and len(error) < 400
-    assert all(option in error for option in ("--features", "--rows", "--vocab-size"))
+    assert all(option in error for option in ("--features", "--batch-size", "--vocab-size"))
     assert not (tmp_path / "run").exists()
 
 

@@ -8,11 +8,13 @@ from run_cases import tiny
 
 from configs import PRESETS
 from flaxattn import EncoderDecoderConfig
+from flaxattn.training.config import to_json
 from flaxattn.training.continuing import Kept
+from flaxattn.training.counts import going_on, scaled
 from flaxattn.translation import cli
 from flaxattn.translation.cli import main
-from flaxattn.translation.config import DataConfig, RunConfig, TrainingConfig, to_json
-from flaxattn.translation.options import going_on, own_paths, scaled, starting_from
+from flaxattn.translation.config import DataConfig, RunConfig, TranslationTraining
+from flaxattn.translation.options import own_paths, starting_from
 
 
 @pytest.fixture
@@ -75,7 +77,9 @@ def test_the_moving_average_looks_back_as_great_a_share_of_the_steps():
 
 
 def kept(made, **training):
-    return Kept(RunConfig("", EncoderDecoderConfig(9), training=TrainingConfig(**training)), made)
+    return Kept(
+        RunConfig("", EncoderDecoderConfig(9), training=TranslationTraining(**training)), made
+    )
 
 
 TAKEN_UP = {"warmup_steps": 10, "cooldown_steps": 30, "valid_every": 7, "ema_decay": 0.5}
@@ -150,7 +154,7 @@ OF_PRESET = DataConfig(
 
 def test_files_that_are_given_lie_where_the_person_is():
     given = dataclasses.replace(OF_PRESET, train=("my.en", "my.de"))
-    assert own_paths(given, {"train", "rows"}) == DataConfig(
+    assert own_paths(given, {"train", "batch_size"}) == DataConfig(
         data_dir=".",
         train=("my.en", "my.de"),
         valid=("data/x/v.en", "data/x/v.de"),
@@ -158,7 +162,7 @@ def test_files_that_are_given_lie_where_the_person_is():
     )
 
 
-@pytest.mark.parametrize("given", [{"rows"}, {"data_dir"}, {"data_dir", "train", "test"}])
+@pytest.mark.parametrize("given", [{"batch_size"}, {"data_dir"}, {"data_dir", "train", "test"}])
 def test_else_files_lie_in_the_folder_of_the_data(given):
     assert own_paths(OF_PRESET, given) == OF_PRESET
 

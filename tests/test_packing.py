@@ -21,9 +21,11 @@ def make_pairs(lengths):
     ]
 
 
-def make_packed(lengths, *, rows=4, row_length=9, seed=0):
+def make_packed(lengths, *, batch_size=4, sequence_length=9, seed=0):
     sources, targets = zip(*make_pairs(lengths), strict=True)
-    return PackedPairs(sources, targets, rows=rows, row_length=row_length, seed=seed)
+    return PackedPairs(
+        sources, targets, batch_size=batch_size, sequence_length=sequence_length, seed=seed
+    )
 
 
 def as_tuples(lengths):
@@ -68,12 +70,12 @@ def assert_equal_batches(first, second):
 @settings(deadline=None, max_examples=60)
 @given(lengths_of_pairs, st.integers(1, 5), st.integers(1, 12), st.integers(0, 3))
 def test_every_pair_that_fits_is_in_an_epoch_once_with_its_translation(
-    lengths, rows, row_length, seed
+    lengths, batch_size, sequence_length, seed
 ):
-    fitting = [pair for pair in as_tuples(lengths) if max(map(len, pair)) <= row_length]
+    fitting = [pair for pair in as_tuples(lengths) if max(map(len, pair)) <= sequence_length]
     if not fitting:
         return
-    packed = make_packed(lengths, rows=rows, row_length=row_length, seed=seed)
+    packed = make_packed(lengths, batch_size=batch_size, sequence_length=sequence_length, seed=seed)
     found = [pair for batch in packed.all_batches() for pair in unpack(batch)]
     assert collections.Counter(found) == collections.Counter(fitting)
     assert packed.left_out == len(lengths) - len(fitting)
@@ -89,7 +91,7 @@ def test_no_pair_is_twice_in_a_later_epoch(lengths, epoch):
 
 def test_a_later_epoch_leaves_out_next_to_nothing():
     lengths = realistic_lengths(1500)
-    packed = make_packed(lengths, rows=16, row_length=64)
+    packed = make_packed(lengths, batch_size=16, sequence_length=64)
     for epoch in (1, 2):
         found = set(unpack_epoch(packed, epoch))
         assert len(found) > 0.99 * len(lengths)
@@ -133,13 +135,13 @@ def test_rows_hold_every_index_once_and_no_more_than_fits(lengths, random):
 
 
 def test_a_row_is_filled_to_its_last_cell():
-    batch = make_packed([(4, 1), (5, 8)], rows=1).batch(0)
+    batch = make_packed([(4, 1), (5, 8)], batch_size=1).batch(0)
     assert (batch.source_segment_ids != 0).all() and (batch.target_segment_ids != 0).all()
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_nine_cells_in_ten_are_tokens_at_realistic_lengths(epoch):
-    packed = make_packed(realistic_lengths(3000), rows=32, row_length=64)
+    packed = make_packed(realistic_lengths(3000), batch_size=32, sequence_length=64)
     steps = range(epoch * packed.batches_per_epoch, (epoch + 1) * packed.batches_per_epoch)
     batches = [packed.batch(step) for step in steps]
     sides = [side != 0 for b in batches for side in (b.source_segment_ids, b.target_segment_ids)]
@@ -201,7 +203,7 @@ def test_pairs_too_long_on_either_side_are_left_out_and_counted():
 
 
 def test_nothing_that_fits_is_an_error_that_says_how_long_rows_must_be():
-    with pytest.raises(ValueError, match=r"--row-length.*\b9\b.*\b11\b"):
+    with pytest.raises(ValueError, match=r"--sequence-length.*\b9\b.*\b11\b"):
         make_packed([(11, 3), (2, 12)])
 
 
@@ -238,7 +240,9 @@ def resampled(**options):
         new[0][5] = np.arange(7000, 7010, dtype=np.int32)
         return new
 
-    packed = PackedPairs(sources, targets, rows=4, row_length=9, resample=resample, **options)
+    packed = PackedPairs(
+        sources, targets, batch_size=4, sequence_length=9, resample=resample, **options
+    )
     return packed, asked
 
 

@@ -16,22 +16,16 @@ from configs import PRESETS
 from flaxattn import EncoderDecoderConfig
 from flaxattn.__main__ import main as commands
 from flaxattn.ranges import FieldError, Range, check_fields, ranges
+from flaxattn.training.config import from_json, to_json
 from flaxattn.training.storage.weights import read_weights, write_weights
 from flaxattn.translation.cli import Command, main
 from flaxattn.translation.commands import Export, Score, Translate
-from flaxattn.translation.config import (
-    DataConfig,
-    DecodingConfig,
-    RunConfig,
-    TrainingConfig,
-    from_json,
-    to_json,
-)
+from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, TranslationTraining
 
 PARTS = {
     "model": EncoderDecoderConfig,
     "data": DataConfig,
-    "training": TrainingConfig,
+    "training": TranslationTraining,
     "decoding": DecodingConfig,
 }
 CONFIGS = [*PARTS.values(), RunConfig, Command, Translate, Score, Export]
@@ -61,7 +55,7 @@ def test_every_number_has_a_range_that_is_finite_and_holds_its_default(config):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_passes_its_own_checks_again(name):
-    assert from_json(to_json(PRESETS[name]), "a preset") == PRESETS[name]
+    assert from_json(RunConfig, to_json(PRESETS[name]), "a preset") == PRESETS[name]
 
 
 def outside(within):
@@ -92,14 +86,14 @@ def test_a_number_outside_its_range_is_refused_in_python_and_in_a_file(part, nam
     assert str(within) in str(error.value) and len(str(error.value)) < 200
     text = json.dumps(named(part, name, value))
     with pytest.raises(ValueError, match=rf"^config.json, {part}: {name} is "):
-        from_json(json.loads(text), "config.json")
+        from_json(RunConfig, json.loads(text), "config.json")
 
 
 @pytest.mark.parametrize("value", [True, "1", [], {}], ids=repr)
 @pytest.mark.parametrize("part, name", NUMBERS)
 def test_what_is_no_number_is_refused_in_a_file(part, name, value):
     with pytest.raises(ValueError, match=rf"^config.json, {part}: {name} is "):
-        from_json(named(part, name, value), "config.json")
+        from_json(RunConfig, named(part, name, value), "config.json")
 
 
 def words_outside(within):
@@ -202,7 +196,7 @@ def test_ends_of_a_range_that_it_holds_are_taken():
         (["--num-heads", "3"], "--features"),
         (["--num-heads", "3", "--features", "129"], "--features"),
         (["--positions", "rotary", "--features", "132"], "--features"),
-        (["--microbatches", "3"], "--rows"),
+        (["--microbatches", "3"], "--batch-size"),
         (["--min-ratio", "2"], "--min-ratio"),
         (["--r-drop", "1"], "--r-drop"),
         (["--bleu-tokenizer", "klingon"], "--bleu-tokenizer"),

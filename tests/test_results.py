@@ -9,7 +9,8 @@ import pytest
 from first_steps import FILE, RESULTS, first_losses, kept_presets
 
 from configs import PRESETS
-from flaxattn.translation.config import MAX_RATIO, config_hash
+from flaxattn.translation.config import MAX_RATIO
+from flaxattn.translation.rules import config_hash
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.lines import read_lines
 from flaxattn.translation.text.scoring import score

@@ -30,16 +30,13 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from configs import PRESETS
 from flaxattn import EncoderDecoder
+from flaxattn.training.config import to_json
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.screen import Screen
-from flaxattn.translation.config import (
-    DecodingConfig,
-    RunConfig,
-    config_hash,
-    to_json,
-)
+from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import translate
+from flaxattn.translation.rules import RULES, config_hash
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load_run
@@ -318,10 +315,10 @@ def test_settings_that_change_no_model_may_change(finished):
         training=dataclasses.replace(kept.training, **others),
         decoding=dataclasses.replace(kept.decoding, beam_size=2, length_penalty=0.5),
     )
-    check_folder(other)
+    check_folder(other, RULES)
     with pytest.raises(ValueError, match=r"\(seed\)"):
         check_folder(
-            dataclasses.replace(other, training=dataclasses.replace(other.training, seed=9))
+            dataclasses.replace(other, training=dataclasses.replace(other.training, seed=9)), RULES
         )
 
 
@@ -347,7 +344,7 @@ def test_the_same_pairs_are_the_same_data_however_they_are_written(tmp_path, mon
         write_pairs(tmp_path, "windows", own_pairs(), newline="\r\n"),
         write_tsv(tmp_path, "all.tsv", own_pairs()),
     ]
-    settings = {"--data-dir": tmp_path, "--row-length": 48}
+    settings = {"--data-dir": tmp_path, "--sequence-length": 48}
     first, *others = (
         prepared_by(monkeypatch, tmp_path / "run", settings | {"--train": files})
         for files in writings
@@ -363,7 +360,7 @@ def test_a_tsv_file_is_learned_and_crlf_files_are_translated(tmp_path, capsys):
     splits = {name: own_pairs()[start::9] for start, name in enumerate(("valid", "test"))}
     files = {f"--{n}": write_pairs(tmp_path, n, p, newline="\r\n") for n, p in splits.items()}
     files["--train"] = write_tsv(tmp_path, "train.tsv", own_pairs())
-    settings = {"--data-dir": tmp_path, "--steps": 1, "--row-length": 48}
+    settings = {"--data-dir": tmp_path, "--steps": 1, "--sequence-length": 48}
     assert tiny(tmp_path / "run", files | settings) == 0
     assert "72 to train, 8 to validate, 8 to test" in capsys.readouterr().out
     assert lines_of(tmp_path / "run" / "test.source") == [source for source, _ in splits["test"]]
@@ -383,7 +380,7 @@ def spellings(packed, epoch):
 
 
 def test_subword_dropout_is_for_training_text_alone(tmp_path, monkeypatch):
-    options = {"--subword-dropout": 0.5, "--row-length": 200}
+    options = {"--subword-dropout": 0.5, "--sequence-length": 200}
     first, again = (prepared_by(monkeypatch, tmp_path / "run", options) for _ in range(2))
     encoded, texts = {}, {}
     for name in ("train", "valid"):
@@ -463,7 +460,7 @@ def test_a_preset_is_plain_data(name):
     assert data.keys() == {"output", "data", "model", "training", "decoding"}
     assert data["training"]["steps"] == preset.training.steps
     assert re.fullmatch("[0-9a-f]{12}", config_hash(preset))
-    assert preset.training.row_length >= 2 and preset.training.rows % 8 == 0
+    assert preset.training.sequence_length >= 2 and preset.training.batch_size % 8 == 0
 
 
 def test_presets_differ_in_folder_and_hash_and_the_first_needs_no_files():

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 
 from configs import PRESETS
 from flaxattn.training import schedule
+from flaxattn.training.counts import scaled
 from flaxattn.training.schedule import (
-    describe,
+    describe_rate,
     learning_rate,
     peak,
     same_until,
     shortfall,
     stages,
 )
-from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.options import scaled
+from flaxattn.translation.config import TranslationTraining
 
-COOLING = TrainingConfig(steps=100, warmup_steps=10, cooldown_steps=50, learning_rate=1.0)
+COOLING = TranslationTraining(steps=100, warmup_steps=10, cooldown_steps=50, learning_rate=1.0)
 CONTINUED = dataclasses.replace(
     COOLING, steps=200, cooldown_steps=40, ended_at=(100,), cooled_for=(50,)
 )
@@ -33,7 +33,7 @@ ends = st.lists(st.integers(1, 300), min_size=1, max_size=3, unique=True).map(so
 @st.composite
 def configs(draw):
     *ended, steps = draw(ends)
-    return TrainingConfig(
+    return TranslationTraining(
         steps=steps,
         warmup_steps=draw(counts),
         cooldown_steps=draw(counts),
@@ -61,7 +61,7 @@ def test_the_peak_is_the_highest_rate_and_numpy_agrees_with_jax(config):
 
 
 def test_the_peak_of_millions_of_steps_is_found_at_once():
-    config = TrainingConfig(steps=9_999_999, warmup_steps=7_654_321, cooldown_steps=9_000_000)
+    config = TranslationTraining(steps=9_999_999, warmup_steps=7_654_321, cooldown_steps=9_000_000)
     steps = np.arange(4_000_000, 6_000_000)
     assert peak(config)[0] == pytest.approx(schedule._rates(config, steps).max(), rel=1e-6)
 
@@ -97,7 +97,7 @@ def test_a_run_that_never_cooled_down_is_as_if_it_had_been_planned_so():
     config = dataclasses.replace(CONTINUED, cooled_for=(0,))
     plain = dataclasses.replace(COOLING, steps=200, cooldown_steps=40)
     assert stages(config) == stages(plain)
-    assert describe(config) == describe(plain)
+    assert describe_rate(config) == describe_rate(plain)
 
 
 @pytest.mark.parametrize(
@@ -113,18 +113,18 @@ def test_schedules_are_the_same_until_one_cools_down(changes, same):
 
 
 def test_what_is_said_of_it():
-    assert describe(COOLING) == (
+    assert describe_rate(COOLING) == (
         "Learning rate: rises to 1 at step 10, falls with the inverse square root of the step, "
         "and in the last 50 steps linearly to 0."
     )
-    assert describe(CONTINUED) == (
+    assert describe_rate(CONTINUED) == (
         "Learning rate: after step 100, where it was 0, rises to 0.302 at step 110, falls with the "
         "inverse square root of the step, and in the last 40 steps linearly to 0."
     )
 
 
 def test_a_warning_says_what_a_rate_that_is_never_reached_becomes():
-    config = TrainingConfig(steps=500, warmup_steps=800, cooldown_steps=1500)
+    config = TranslationTraining(steps=500, warmup_steps=800, cooldown_steps=1500)
     warning = shortfall(config)
     assert "no more than 0.000105, not 0.002" in warning
     for word in ("500", "800", "1500", "--warmup-steps", "--cooldown-steps"):

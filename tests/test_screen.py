@@ -9,9 +9,9 @@ import pytest
 from flaxattn.__main__ import main
 from flaxattn.training.ending import exit_code
 from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.metrics import DivergedError
 from flaxattn.training.screen import Screen, SturdyStream, duration, printable, sturdy_streams
 from flaxattn.training.storage.files import SaveError
-from flaxattn.translation.loss import DivergedError
 
 SPEAK = """
 import sys

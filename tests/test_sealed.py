@@ -18,13 +18,15 @@ import pytest
 from run_cases import decode_to, tiny
 
 from flaxattn.__main__ import main
+from flaxattn.training.record import run_name
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.checkpoints import Checkpoints
 from flaxattn.training.train_step import init_state, make_optimizer
 from flaxattn.translation.commands import kept_decoding
 from flaxattn.translation.preparation import init_params
+from flaxattn.translation.rules import RULES
 from flaxattn.translation.trained import loading
-from flaxattn.translation.trained.record import read_run, run_name
+from flaxattn.translation.trained.record import read_run
 
 SMALL = {"--steps": 2, "--valid-every": 1, "--metric": "nll", "--samples": 0, "--average": 2}
 SMALL |= {"--keep-checkpoints": 1, "--r-drop": 0, "--subword-dropout": 0, "--dropout-rate": 0.0}
@@ -66,7 +68,7 @@ def like(config):
 
 
 def of_resuming(config, folder):
-    check_folder(config)
+    check_folder(config, RULES)
     with Checkpoints(folder / "checkpoints", keep=1, run=run_name(folder)) as checkpoints:
         state, progress = checkpoints.restore_latest(like(config))
     return bits(state), progress

@@ -13,7 +13,8 @@ import pytest
 
 from configs import PRESETS
 from flaxattn.__main__ import main
-from flaxattn.translation.config import DataConfig, to_json
+from flaxattn.training.config import to_json
+from flaxattn.translation.config import DataConfig
 from flaxattn.translation.text import streaming
 from flaxattn.translation.text.streaming import chunks
 

@@ -19,7 +19,7 @@ from flaxattn.training.train_step import (
     make_optimizer,
     make_train_step,
 )
-from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.loss import batch_loss
 from flaxattn.translation.text.packing import Batch, PackedPairs
@@ -36,7 +36,7 @@ CONFIG = EncoderDecoderConfig(
 )
 MODEL = EncoderDecoder(CONFIG)
 DROPPING = EncoderDecoder(dataclasses.replace(CONFIG, dropout_rate=0.5))
-TRAINING = TrainingConfig(rows=ROWS, row_length=LENGTH, label_smoothing=0.1)
+TRAINING = TranslationTraining(batch_size=ROWS, sequence_length=LENGTH, label_smoothing=0.1)
 close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
 adam = pytest.mark.usefixtures("standard_promotion")  # optax raises floats to int32 powers
 
@@ -56,6 +56,24 @@ def parameters():
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
+
+
+def loss_of(model, config):
+    """The loss of a batch, as a task has it."""
+
+    def loss(params, batch, key):
+        smoothing = config.label_smoothing if key is not None else 0.0
+        return batch_loss(
+            model,
+            params,
+            batch,
+            bos_id=BOS,
+            label_smoothing=smoothing,
+            r_drop=config.r_drop if key is not None else 0.0,
+            dropout_key=key,
+        )
+
+    return loss
 
 
 def fresh_state(optimizer, mesh, config=TRAINING):
@@ -98,7 +116,7 @@ def descended():
         rows = [jax.tree.map(lambda x, r=r: x[r : r + 1], batch) for r in range(ROWS)]
         gradients, sums = map(summed, zip(*[row_gradients(params, r) for r in rows], strict=True))
         params = jax.tree.map(
-            lambda p, g, n=sums.tokens: (p - RATE * g / n).astype(np.float32), params, gradients
+            lambda p, g, n=sums.units: (p - RATE * g / n).astype(np.float32), params, gradients
         )
         history.append(sums)
     return params, history
@@ -118,7 +136,7 @@ def test_microbatches_and_devices_do_not_change_the_update(microbatches, devices
     """Nor does R-Drop where nothing is dropped: both passes are then the same."""
     config = dataclasses.replace(TRAINING, microbatches=microbatches, r_drop=r_drop)
     mesh, optimizer = mesh_of(devices), optax.sgd(RATE)
-    step = make_train_step(MODEL, optimizer, config, bos_id=BOS, mesh=mesh)
+    step = make_train_step(loss_of(MODEL, config), optimizer, config, mesh=mesh)
     state, params_and_sums = fresh_state(optimizer, mesh), descended()
     for batch, expected in zip(BATCHES, params_and_sums[1], strict=True):
         state, sums = step(state, place(batch, mesh, "data"))
@@ -152,7 +170,7 @@ def standing_step(microbatches, devices=1, seed=0):
     """A step whose rate is zero, with dropout: only the dropout changes the loss."""
     config = dataclasses.replace(TRAINING, microbatches=microbatches, seed=seed)
     optimizer, mesh = optax.sgd(0.0), mesh_of(devices)
-    return make_train_step(DROPPING, optimizer, config, bos_id=BOS, mesh=mesh)
+    return make_train_step(loss_of(DROPPING, config), optimizer, config, mesh=mesh)
 
 
 def losses_with_dropout(batch, *, microbatches=2, devices=1, seed=0, steps=3):
@@ -194,10 +212,10 @@ def test_every_microbatch_has_dropout_of_its_own():
 
 
 def test_validation_drops_nothing():
-    dropping, plain = (make_eval_step(m, bos_id=BOS) for m in (DROPPING, MODEL))
+    dropping, plain = (make_eval_step(loss_of(m, TRAINING)) for m in (DROPPING, MODEL))
     sums = dropping(parameters(), BATCHES[0])
     jax.tree.map(close, sums, plain(parameters(), BATCHES[0]))
-    close(sums.loss, sums.nll)
+    close(sums.loss, sums.others.nll)
 
 
 # ---- The schedule and the optimizer ----------------------------------------------------------
@@ -205,7 +223,7 @@ def test_validation_drops_nothing():
 
 def rates(steps_and_rates, **settings):
     """The schedule at each step, counted from 0, beside what it should be."""
-    schedule = learning_rate(TrainingConfig(**settings))
+    schedule = learning_rate(TranslationTraining(**settings))
     found = [float(schedule(jnp.int32(step))) for step in steps_and_rates]
     return found, list(steps_and_rates.values())
 
@@ -232,8 +250,8 @@ def test_the_rate_cools_down_to_zero_in_the_last_steps():
 
 def test_cool_down_changes_no_step_before_it():
     settings = {"learning_rate": 1.0, "warmup_steps": 10, "steps": 100}
-    warm = learning_rate(TrainingConfig(**settings))
-    cool = learning_rate(TrainingConfig(**settings, cooldown_steps=20))
+    warm = learning_rate(TranslationTraining(**settings))
+    cool = learning_rate(TranslationTraining(**settings, cooldown_steps=20))
     for step in range(80):
         assert float(warm(jnp.int32(step))) == float(cool(jnp.int32(step)))
     assert float(warm(jnp.int32(85))) > float(cool(jnp.int32(85)))
@@ -258,7 +276,7 @@ def np_adamw(x, gradients, config, rate):
 
 @adam
 def test_the_optimizer_is_adamw_under_the_schedule_after_clipping():
-    config = TrainingConfig(
+    config = TranslationTraining(
         learning_rate=0.4, warmup_steps=2, steps=4, cooldown_steps=2, weight_decay=0.1
     )
     x = np.array([1.0, -2.0])
@@ -274,9 +292,9 @@ def test_the_optimizer_is_adamw_under_the_schedule_after_clipping():
 
 # ---- Many steps of one program ---------------------------------------------------------------
 
-TOY = TrainingConfig(
-    rows=ROWS,
-    row_length=LENGTH,
+TOY = TranslationTraining(
+    batch_size=ROWS,
+    sequence_length=LENGTH,
     learning_rate=2e-2,
     warmup_steps=5,
     label_smoothing=0.0,
@@ -294,9 +312,9 @@ def toy():
     sentences = [
         np.array([*rng.integers(3, V, rng.integers(1, 4)), EOS], np.int32) for _ in range(120)
     ]
-    packed = PackedPairs(sentences, sentences, rows=ROWS, row_length=LENGTH)
+    packed = PackedPairs(sentences, sentences, batch_size=ROWS, sequence_length=LENGTH)
     optimizer, mesh = make_optimizer(TOY), mesh_of(1)
-    return optimizer, make_train_step(MODEL, optimizer, TOY, bos_id=BOS, mesh=mesh), packed
+    return optimizer, make_train_step(loss_of(MODEL, TOY), optimizer, TOY, mesh=mesh), packed
 
 
 @functools.cache
@@ -308,7 +326,7 @@ def learned():
     losses, states = [], [jax.device_get(state)]
     for i in range(STEPS):
         state, sums = step(state, place(packed.batch(i), mesh, "data"))
-        losses.append(float(sums.loss / sums.tokens))
+        losses.append(float(sums.loss / sums.units))
         states.append(jax.device_get(state))
     return losses, states, step._cache_size()
 
@@ -365,7 +383,7 @@ def test_a_batch_of_empty_rows_leaves_parameters_finite_and_fresh_ones_as_they_a
     optimizer, step, packed = toy()
     empty = place(jax.tree.map(np.zeros_like, packed.batch(0)), mesh_of(1), "data")
     state, sums = step(fresh_state(optimizer, mesh_of(1), TOY), empty)
-    assert [float(x) for x in sums] == [0.0] * 5
+    assert [float(x) for x in jax.tree.leaves(sums)] == [0.0] * 5
     jax.tree.map(np.testing.assert_array_equal, state.params, parameters())
     state, _ = step(state, place(packed.batch(0), mesh_of(1), "data"))
     state, _ = step(state, empty)
@@ -386,7 +404,7 @@ def test_fresh_parameters_are_a_function_of_the_seed():
 def averaging_step(microbatches):
     config = dataclasses.replace(TRAINING, microbatches=microbatches, ema_decay=0.9)
     optimizer, mesh = make_optimizer(config), mesh_of(2)
-    step = make_train_step(MODEL, optimizer, config, bos_id=BOS, mesh=mesh)
+    step = make_train_step(loss_of(MODEL, config), optimizer, config, mesh=mesh)
     return step, lambda: fresh_state(optimizer, mesh, config)
 
 
@@ -396,7 +414,7 @@ def averaging_step(microbatches):
 def test_a_batch_without_a_finite_loss_changes_nothing_but_the_step(bad, microbatches):
     step, fresh = averaging_step(microbatches)
     state, sums = step(fresh(), BATCHES[0])
-    assert float(sums.skipped) == 0 and float(sums.tokens) == sum(t for _, t in UNEVEN)
+    assert float(sums.skipped) == 0 and float(sums.units) == sum(t for _, t in UNEVEN)
     broken = jax.tree.map(np.array, state.params)
     broken["decoder"]["final_norm"]["scale"][0] = bad
     before = jax.device_get(state._replace(params=broken))
@@ -405,4 +423,4 @@ def test_a_batch_without_a_finite_loss_changes_nothing_but_the_step(bad, microba
     for name in ("params", "opt_state", "ema"):
         new, old = (jax.device_get(getattr(x, name)) for x in (after, before))
         jax.tree.map(np.testing.assert_array_equal, new, old)
-    assert jax.device_get(sums) == (0, 0, 0, 0, 1)
+    assert jax.tree.leaves(jax.device_get(sums)) == [0, 0, 0, 0, 1]

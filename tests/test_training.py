@@ -1,6 +1,7 @@
 """The training loop, with a model that counts its steps: what is kept, when it stops, goes on."""
 
 import concurrent.futures
+import dataclasses
 import json
 import math
 import os
@@ -8,40 +9,59 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sacrebleu.metrics import BLEU, CHRF
 
 import flaxattn.training.interruption as interruption
 import flaxattn.training.loop as training
-from flaxattn import EncoderDecoderConfig
-from flaxattn.training.devices import data_mesh
+from flaxattn.training.config import TrainingConfig
 from flaxattn.training.home import Home
 from flaxattn.training.interruption import InterruptedRun, Interruption
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.metrics import DivergedError
 from flaxattn.training.screen import Screen
 from flaxattn.training.storage.checkpoints import Models
-from flaxattn.translation.config import RunConfig, TrainingConfig
-from flaxattn.translation.loss import DivergedError, Sums
-from flaxattn.translation.preparation import Prepared
-from flaxattn.translation.text.corpus import Corpus
-from flaxattn.translation.text.packing import Batch
-from flaxattn.translation.validation import Validation, stale
+from flaxattn.training.task import Sums
+from flaxattn.training.validation import stale
 
 EMA = 100  # what this model's moving average is ahead of it
-BATCHES = types.SimpleNamespace(batch=lambda step: Batch(*[np.zeros((4, 2), np.int32)] * 4))
-PREPARED = Prepared(
-    corpus=Corpus([], [], []),
-    tokenizer=types.SimpleNamespace(bos_id=1),
-    model=None,
-    params={"w": np.zeros(3, np.float32)},
-    train=BATCHES,
-    valid=BATCHES,
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    training: TrainingConfig
+    output: str = ""
+
+
+class Counting:
+    """A task whose steps `count_step` makes; `measure` gives the metric of its parameters."""
+
+    unit, shown = "apples", ()
+
+    def __init__(self, config, measure):
+        self.config, self._measure = config, measure
+        self.params = {"w": np.zeros(3, np.float32)}
+
+    def batch(self, step):
+        return np.zeros((4, 2), np.int32)
+
+    def valid_batches(self):
+        return [self.batch(0)]
+
+    def loss(self, params, batch, key):
+        return Sums(params["w"][0], (), jnp.ones(()))
+
+    def means(self, sums):
+        return {"loss": float(sums.loss) / max(float(sums.units), 1.0)}
+
+    def validate(self, params, means):
+        value = self._measure(params)
+        return means | {"nll": -value}, value
+
+    def samples(self, params):
+        return [{"seen": str(params["w"][0])}]
 
 
 def count_step(state, batch):
@@ -49,7 +69,7 @@ def count_step(state, batch):
     params = jax.tree.map(lambda x: x + 1, state.params)
     ema = None if state.ema is None else jax.tree.map(lambda x: x + EMA, params)
     step = state.step.astype(jnp.float32)
-    sums = Sums(step / 3 + 1, 2.0 - step / 7, step, step + 1, jnp.zeros(()))
+    sums = Sums(step / 3 + 1, (), step + 1, jnp.zeros(()))
     return state._replace(step=state.step + 1, params=params, ema=ema), sums
 
 
@@ -64,22 +84,20 @@ def train(tmp_path, monkeypatch):
     Each call goes on with the same folder.
     """
     monkeypatch.setattr(training, "make_train_step", lambda *_, **__: count_step)
-    monkeypatch.setattr(Validation, "_translate", lambda *_: [])
 
-    def train(values, *, name="nll", interrupt_at=None, **settings):
+    def train(values, *, interrupt_at=None, **settings):
         measured = []
 
-        def measure(_, params):
+        def measure(params):
             measured.append(int(params["w"][0]))
             if measured[-1] == interrupt_at:
                 raise InterruptionError
-            return {name: values[measured[-1] % EMA - 1]}
+            return -values[measured[-1] % EMA - 1]
 
-        monkeypatch.setattr(Validation, "measure", measure)
-        settings = {"valid_every": 1, "steps": len(values), "metric": name} | settings
-        config = RunConfig("", EncoderDecoderConfig(10), training=TrainingConfig(**settings))
+        settings = {"valid_every": 1, "steps": len(values)} | settings
+        task = Counting(Config(TrainingConfig(**settings)), measure)
         with train.home(train.folder) as home:
-            return training.train(PREPARED, config, home, Screen()), measured
+            return training.train(task, home, Screen()), measured
 
     train.folder, train.home = tmp_path, Home
     return train
@@ -90,62 +108,6 @@ def kept(folder):
 
 
 NLL = [5.0, 3.0, 4.0, 2.0, 6.0, 7.0]
-
-
-# ---- What is measured and reported -----------------------------------------------------------
-
-VALID = [("a dog", "Ein Hund läuft schnell nach Hause ."), ("b", "Das ist ein Haus ."), ("c", "x")]
-HYPOTHESES = ["Ein Hund läuft schnell nach Haus .", "Das ist ein Haus .", "y"]
-
-
-@pytest.fixture
-def validation(monkeypatch):
-    """By metric and number of samples: a Validation whose translations are `HYPOTHESES`."""
-
-    def translate(self, params, texts):
-        assert params == "params" and list(texts) == [source for source, _ in VALID][: len(texts)]
-        return HYPOTHESES[: len(texts)]
-
-    def made(metric, samples=2):
-        config = RunConfig(
-            "", EncoderDecoderConfig(10), training=TrainingConfig(metric=metric, samples=samples)
-        )
-        batches = types.SimpleNamespace(all_batches=lambda: [BATCHES.batch(0)] * 2)
-        prepared = PREPARED._replace(corpus=Corpus([], VALID, []), valid=batches)
-        found = Validation(prepared, config, data_mesh(jax.devices()[:1]))
-        found._eval_step = lambda params, batch: Sums(*map(jnp.float32, (12.0, 6.0, 1.0, 4.0, 0.0)))
-        return found
-
-    monkeypatch.setattr(Validation, "_translate", translate)
-    return made
-
-
-LOSSES = {"loss": 3.0, "nll": 1.5, "perplexity": math.exp(1.5), "accuracy": 0.25}
-
-
-@pytest.mark.parametrize("name, metric", [("nll", None), ("bleu", BLEU()), ("chrf", CHRF())])
-def test_the_metric_is_the_loss_or_the_score_of_the_validation_split(validation, name, metric):
-    values = validation(name).measure("params")
-    found = validation(name).metric(values)
-    if metric is None:
-        assert values == LOSSES and found == -1.5
-    else:
-        score = metric.corpus_score(HYPOTHESES, [[target for _, target in VALID]]).score
-        assert values == LOSSES | {name: score} and found == score
-        assert 40 < score < 100
-
-
-@pytest.mark.parametrize("samples", [0, 2, 9])
-def test_sample_translations_are_logged_and_shown(validation, tmp_path, samples):
-    with RunLog(tmp_path) as log:
-        lines = validation("nll", samples).report(7, "params", LOSSES, log)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["valid"] + ["sample"] * min(samples, 3)
-    assert all(row["step"] == 7 for row in rows)
-    for row, (source, reference), text in zip(rows[1:], VALID, HYPOTHESES, strict=False):
-        assert (row["source"], row["reference"], row["translation"]) == (source, reference, text)
-        assert sum(text in line for line in lines) >= 1
-    assert "nll 1.500" in lines[0] and len(lines) == 1 + 3 * min(samples, 3)
 
 
 # ---- The models kept -------------------------------------------------------------------------
@@ -162,12 +124,6 @@ def test_the_best_or_last_models_are_kept_and_averaged(train, select, average, s
     np.testing.assert_allclose(trained.params["w"], np.mean(steps), rtol=1e-6)
     assert trained.params["w"].shape == (3,)
     assert trained.steps == 6
-
-
-@pytest.mark.parametrize("name", ["bleu", "chrf"])
-def test_the_best_score_is_the_highest(train, name):
-    trained, _ = train([5.0, 9.0, 4.0], name=name)
-    assert trained.params["w"].tolist() == [2, 2, 2]
 
 
 def test_fewer_validations_than_models_are_all_averaged(train):
@@ -283,7 +239,7 @@ def test_a_run_asked_to_stop_keeps_its_step_and_goes_on_to_the_same_log(
     trained, measured = train(LONG, **SETTINGS)
     assert [s % EMA for s in measured] == [s for s in (5, 10, 12) if s > step]
     assert trained.params["w"].tolist() == expected.params["w"].tolist()
-    assert trained.target_tokens == expected.target_tokens == sum(range(1, 13))
+    assert trained.units == expected.units == sum(range(1, 13))
     assert (interrupted / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
 
 
@@ -380,7 +336,9 @@ def skip_steps(monkeypatch):
         def count(state, batch):
             if int(state.step) + 1 not in steps:
                 return count_step(state, batch)
-            return state._replace(step=state.step + 1), Sums(*[jnp.zeros(())] * 4, jnp.ones(()))
+            return state._replace(step=state.step + 1), Sums(
+                jnp.zeros(()), (), jnp.zeros(()), jnp.ones(())
+            )
 
         monkeypatch.setattr(training, "make_train_step", lambda *_, **__: count)
 

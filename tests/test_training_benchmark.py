@@ -9,7 +9,7 @@ import pytest
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.training.schedule import learning_rate
-from flaxattn.translation.config import TrainingConfig
+from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -40,8 +40,8 @@ def problem(load):
         decoder_layers=1,
         dropout_rate=0.0,
     )
-    training = TrainingConfig(
-        rows=32, row_length=8, learning_rate=0.03, warmup_steps=1, weight_decay=0.1
+    training = TranslationTraining(
+        batch_size=32, sequence_length=8, learning_rate=0.03, warmup_steps=1, weight_decay=0.1
     )
     return load("training_problem").Problem(
         model,

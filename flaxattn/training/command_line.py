@@ -1,7 +1,8 @@
 """Words of a command line to dataclasses: help that tells ranges, errors that name options."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -13,6 +14,7 @@ from tyro.constructors import (
 )
 
 from flaxattn.ranges import FieldError, Range, ranges
+from flaxattn.training.renamed import RENAMED
 
 __all__ = ["given", "parsed"]
 
@@ -28,6 +30,7 @@ def parsed(what: Any, words: Sequence[str], **options: Any) -> Any:
       ValueError that names the option at fault; SystemExit for help, and for words that are no
       values of their options.
     """
+    _check_renamed(what, words)
     cli = tyro.extras.subcommand_cli_from_dict if isinstance(what, dict) else tyro.cli
     try:
         with _registry():
@@ -45,6 +48,24 @@ def given(words: Sequence[str]) -> frozenset[str]:
     options = (word[2:].partition("=")[0] for word in words if word.startswith("--"))
     names = [option.replace("-", "_") for option in options]
     return frozenset(names + [name.removeprefix("no_") for name in names])
+
+
+def _check_renamed(what: Any, words: Sequence[str]) -> None:
+    """Raises ValueError for the name that an option once had."""
+    options = set(_options(*what.values()) if isinstance(what, dict) else _options(what))
+    for name in sorted(given(words) & RENAMED.keys()):
+        if RENAMED[name] in options:
+            old, new = (x.replace("_", "-") for x in (name, RENAMED[name]))
+            raise ValueError(f"--{old} is called --{new} now.")
+
+
+def _options(*kinds: Any) -> Iterator[str]:
+    """The names of all fields of dataclasses, and of those in them."""
+    for kind in kinds:
+        if dataclasses.is_dataclass(kind := getattr(kind, "func", kind)):
+            yield from (field.name for field in dataclasses.fields(kind))
+            hints = typing.get_type_hints(kind)
+            yield from _options(*hints.values())
 
 
 def _registry() -> ConstructorRegistry:

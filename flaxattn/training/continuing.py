@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from flaxattn.training.config import Config, TrainingConfig, with_training
+from flaxattn.training.record import has_begun, read_config, steps_made
 from flaxattn.training.schedule import same_until
-from flaxattn.translation.config import DecodingConfig, RunConfig, TrainingConfig
-from flaxattn.translation.trained.record import has_begun, read_run, steps_made
+from flaxattn.training.task import Rules
 
 __all__ = ["Kept", "check_schedule", "continued", "kept_run"]
 
@@ -15,7 +16,7 @@ __all__ = ["Kept", "check_schedule", "continued", "kept_run"]
 class Kept(NamedTuple):
     """A run as its folder has it."""
 
-    config: RunConfig
+    config: Any  # of the kind that the task's rules name
     made: int  # steps
 
     @property
@@ -24,26 +25,27 @@ class Kept(NamedTuple):
         return self.made >= self.config.training.steps
 
 
-def kept_run(folder: Path) -> Kept | None:
+def kept_run(folder: Path, rules: Rules) -> Kept | None:
     """The run in a folder, if one has begun there.
 
     Raises:
       ValueError if it is damaged.
     """
-    return Kept(read_run(folder), steps_made(folder)) if has_begun(folder) else None
+    if not has_begun(folder):
+        return None
+    return Kept(read_config(folder, rules), steps_made(folder))
 
 
-def continued(config: RunConfig) -> RunConfig:
+def continued(config: Config, rules: Rules) -> Config:
     """The configuration with which `config` is trained: what the run in its folder was is kept.
 
     More steps for a run that has ended begin where it did, and its end and cool-down are told. The
     same configuration given again goes on with that.
     """
     with contextlib.suppress(ValueError, OSError):  # told of when the folder is checked
-        kept = kept_run(Path(config.output))
+        kept = kept_run(Path(config.output), rules)
         if kept is not None:
-            training = _continued(config.training, kept)
-            return dataclasses.replace(config, training=training, decoding=_limited(config, kept))
+            return with_training(config, _continued(config.training, kept))
     return config
 
 
@@ -64,15 +66,8 @@ def check_schedule(kept: Kept, config: TrainingConfig, folder: Path) -> None:
         )
 
 
-def _limited(config: RunConfig, kept: Kept) -> DecodingConfig:
-    """How translations are sought: with the limit that was chosen when the run began."""
-    if config.decoding.max_ratio is not None:
-        return config.decoding
-    return dataclasses.replace(config.decoding, max_ratio=kept.config.decoding.max_ratio)
-
-
 def _continued(wanted: TrainingConfig, kept: Kept) -> TrainingConfig:
-    before = kept.config.training
+    before: TrainingConfig = kept.config.training
     ends, cooldowns = before.ended_at, before.cooled_for
     if kept.has_ended and wanted.steps > before.steps:
         ends, cooldowns = (*ends, before.steps), (*cooldowns, before.cooldown_steps)

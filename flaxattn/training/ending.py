@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable
 
 from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.metrics import DivergedError
 from flaxattn.training.screen import printable
 from flaxattn.training.storage.files import SaveError
-from flaxattn.translation.loss import DivergedError
 
 __all__ = ["EXIT_CODES", "exit_code"]
 

@@ -3,16 +3,14 @@
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self, TextIO
 
 from flaxattn.training.storage.files import make_folder, replacing
-from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, START, TOKENIZER
+from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, START
 
 __all__ = ["Home"]
-
-BEGUN_WITH = (TOKENIZER, START, DATA, CONFIG)
 
 
 class Home:
@@ -22,12 +20,20 @@ class Home:
       path: of the folder.
       run: the run's name.
       lock: the open file by which the run holds the folder.
+      files: the names of the task's own files that the run began with.
     """
 
-    def __init__(self, path: Path, run: str | None = None, lock: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        run: str | None = None,
+        lock: TextIO | None = None,
+        files: Iterable[str] = (),
+    ) -> None:
         self.path, self.run, self._lock = path, run, lock
         # Open files can be read, and their inodes are given to no others, when they are deleted.
-        names = [name for name in BEGUN_WITH if (path / name).exists()]
+        begun_with = (*files, START, DATA, CONFIG)
+        names = [name for name in begun_with if (path / name).exists()]
         self._files = {name: (path / name).open("rb") for name in names}
 
     def __enter__(self) -> Self:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from flaxattn.training.config import TrainingConfig
 from flaxattn.training.home import Home
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.storage.checkpoints import Checkpoints, Models
 from flaxattn.training.storage.files import SaveError
 from flaxattn.training.storage.layout import CHECKPOINTS, MODELS
-from flaxattn.translation.config import TrainingConfig
 
 __all__ = ["Keeping"]
 

@@ -2,48 +2,69 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxattn.training.compilations import count_compilations
+from flaxattn.training.renamed import renamed
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.screen import Progress, duration
-from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.loss import DivergedError, Sums, means, total
+from flaxattn.training.task import Sums, Task
 
-__all__ = ["Metrics", "Tally"]
+__all__ = ["DivergedError", "Metrics", "Tally", "total"]
 
 MAX_SKIPPED = 5  # batches in a row
+
+
+class DivergedError(ArithmeticError):
+    """Several batches in a row gave no finite loss or gradient."""
+
+
+def total(sums: Sequence[Sums]) -> Sums:
+    """The sums of several batches added up on the host."""
+    return jax.tree.map(lambda *values: np.sum(values, dtype=np.float64), *jax.device_get(sums))
 
 
 @dataclasses.dataclass
 class Tally:
     """What training has counted so far; a checkpoint keeps it, so that a resumed run goes on."""
 
-    target_tokens: float = 0.0
+    units: float = 0.0  # of all batches
     seconds: float = 0.0
     skipped_in_a_row: int = 0
-    window: list[list[float]] = dataclasses.field(default_factory=list)  # sums not yet reported
+    # The sums that are not reported yet: the numbers of each, in the order of their tree.
+    window: list[list[float]] = dataclasses.field(default_factory=list)
     history: list[float] = dataclasses.field(default_factory=list)  # the metric of each validation
+
+    @classmethod
+    def of(cls, progress: dict[str, Any]) -> "Tally":
+        """The tally in the progress that a checkpoint keeps, also one of an older version."""
+        return cls(**renamed(progress, [field.name for field in dataclasses.fields(cls)]))
 
 
 class Metrics:
-    """Reads the sums of a window of steps one step after it ended, so as not to wait for it."""
+    """Reads the sums of a window of steps one step after it ended, so as not to wait for it.
 
-    def __init__(
-        self, config: TrainingConfig, log: RunLog, progress: Progress, tally: Tally
-    ) -> None:
+    Args:
+      task: says what is reported of sums.
+      log, progress: are told of it.
+      tally: what had been counted before.
+    """
+
+    def __init__(self, task: Task, log: RunLog, progress: Progress, tally: Tally) -> None:
         self.tally = tally
         self._began = time.perf_counter() - tally.seconds
-        self._config, self._log, self._progress = config, log, progress
-        self._rate = learning_rate(config)
+        self._task, self._config = task, task.config.training
+        self._log, self._progress = log, progress
+        self._rate = learning_rate(self._config)
         self._compilations = count_compilations()
-        self._window = [Sums(*map(jnp.float32, sums)) for sums in tally.window]
-        self._ended: tuple[int, list[Sums]] | None = None
+        self._window: list[Any] = [np.array(x, np.float32) for x in tally.window]
+        self._structure: Any = None  # of the tree of sums
+        self._ended: tuple[int, list[Any]] | None = None
         self._first: tuple[int, float] | None = None  # a step and when it had been reported
         self.restart_clock()
 
@@ -54,7 +75,8 @@ class Metrics:
           DivergedError if too many batches in a row were skipped.
         """
         self._report_ended()
-        self._window.append(sums)
+        numbers, self._structure = jax.tree.flatten(sums)
+        self._window.append(numbers)
         self._progress.advance()
         if step % self._config.log_every == 0:
             self._end_window(step)
@@ -88,34 +110,37 @@ class Metrics:
     def _report_ended(self) -> None:
         if self._ended is None:
             return
-        (step, window), self._ended = self._ended, None
-        window = jax.device_get(window)
+        (step, numbers), self._ended = self._ended, None
+        window = [self._structure.unflatten(x) for x in jax.device_get(numbers)]
         sums = total(window)
         seconds = time.perf_counter() - self._clock
         self.restart_clock()
-        self.tally.target_tokens += float(sums.tokens)
-        values = means(sums) | {
+        self.tally.units += float(sums.units)
+        values = self._task.means(sums) | {
             "learning_rate": float(self._rate(np.int32(step - 1))),
-            "target_tokens": self.tally.target_tokens,
+            self._task.unit: self.tally.units,
             "skipped": int(sums.skipped),
         }
-        speed = round(float(sums.tokens) / seconds, 1)
+        speed = round(float(sums.units) / seconds, 1)
         self._log.write("train", step, values)
         self._log.write_speed(
             step,
             {
-                "target_tokens_per_second": speed,
+                f"{self._task.unit}_per_second": speed,
                 "seconds": round(self.seconds, 2),
                 "compilations": count_compilations() - self._compilations,
             },
         )
-        self._progress.show(
-            step,
-            f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.3f}  {speed:.0f} tokens/s"
-            + (f"  {values['skipped']} batches skipped" if values["skipped"] else ""),
-            self._remaining(step),
-        )
+        self._progress.show(step, self._status(values, speed), self._remaining(step))
         self._count_skipped(step, window)
+
+    def _status(self, values: dict[str, Any], speed: float) -> str:
+        """What a person sees of the values."""
+        means = [f"{name} {values[name]:.3f}" for name in ("loss", *self._task.shown)]
+        parts = [*means, f"{speed:.0f} {self._task.unit.replace('_', ' ')}/s"]
+        if values["skipped"]:
+            parts.append(f"{values['skipped']} batches skipped")
+        return "  ".join(parts)
 
     def _remaining(self, step: int) -> str:
         """How long the rest will take, by all since the first report: that one compiled, too."""
@@ -133,5 +158,5 @@ class Metrics:
                 raise DivergedError(
                     f"steps {step + 1 - in_a_row} to {step} gave no finite loss or gradient and "
                     "changed nothing. Try a lower --learning-rate, more --warmup-steps or a lower "
-                    "--clip-norm in another folder, and look at the training text around there."
+                    "--clip-norm in another folder, and look at the training data around there."
                 )

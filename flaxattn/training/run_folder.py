@@ -9,28 +9,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from flaxattn.training.config import RunConfig, config_hash, flat, portable, to_json
 from flaxattn.training.continuing import check_schedule, kept_run
 from flaxattn.training.home import Home
-from flaxattn.training.storage.files import free_bytes, make_folder, telling_of_room
-from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, OF_RUN, START, TOKENIZER
+from flaxattn.training.record import has_begun, name_in_data, read_config, read_data
+from flaxattn.training.storage.files import free_bytes, make_folder, telling_of_room, write_whole
+from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, OF_ANY_RUN, START
 from flaxattn.training.storage.manifest import sha256, write_sealed
 from flaxattn.training.storage.weights import write_weights
-from flaxattn.translation.config import RunConfig, config_hash, data_path, portable, to_json
-from flaxattn.translation.preparation import Prepared
-from flaxattn.translation.text.corpus import Corpus
-from flaxattn.translation.trained.record import has_begun, read_data, read_run
+from flaxattn.training.task import Rules, Task
 
-__all__ = ["check_folder", "check_space", "data_digests", "opened"]
+__all__ = ["check_folder", "check_space", "opened"]
 
-CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience", "samples"}
+CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience"}
 SCHEDULE = {"steps", "cooldown_steps", "ended_at", "cooled_for"}  # checked by the steps made
-# What the digests of the sentence pairs tell of, and what is looked at in the end alone.
-OF_PAIRS = {"train", "valid", "test", "columns", "held_out", "builtin_pairs"}
-OF_PAIRS |= {"invalid_lines", "normalization"}
-OF_SCORES = {"bleu_tokenizer"}
+MAY_BE_ANOTHER = {"test"}  # split of the data, which training and validation do not read
 
 
-def check_folder(config: RunConfig) -> None:
+def check_folder(config: RunConfig, rules: Rules) -> None:
     """Looks, before any long work, whether the run can be begun or taken further in its folder.
 
     Raises:
@@ -39,19 +35,19 @@ def check_folder(config: RunConfig) -> None:
     """
     folder = Path(config.output)
     _check_writable(folder)
-    _check_data_apart(folder, config)
+    _check_inputs_apart(folder, config, rules)
     if (folder / LOCK).exists():
         with telling_of_room(folder), _held(folder):
             pass
-    _check_kept(folder, config)
+    _check_kept(folder, config, rules)
 
 
-def _check_kept(folder: Path, config: RunConfig) -> None:
+def _check_kept(folder: Path, config: RunConfig, rules: Rules) -> None:
     """Raises ValueError if the folder holds a run with other settings, or a damaged one."""
-    kept = kept_run(folder)
+    kept = kept_run(folder, rules)
     if kept is None:
         return
-    differing = _differences(to_json(kept.config), to_json(config))
+    differing = _differences(kept.config, config, rules)
     if differing:
         raise ValueError(
             f"{folder} holds a run with other settings ({', '.join(differing)}). Name another "
@@ -61,13 +57,11 @@ def _check_kept(folder: Path, config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def opened(
-    config: RunConfig, prepared: Prepared, *, accept_changed_data: bool = False
-) -> Iterator[Home]:
+def opened(task: Task, rules: Rules, *, accept_changed_data: bool = False) -> Iterator[Home]:
     """The run's folder, made if need be, for this process alone while the block runs.
 
-    It then holds the configuration, the tokenizer, the parameters that --init-from began with, and
-    `data.json` with the name of the run and the SHA-256 of the sentence pairs and of the two.
+    It then holds the configuration, the task's own files, the parameters that --init-from began
+    with, and `data.json` with the name of the run and the SHA-256 of the data and of those files.
 
     Args:
       accept_changed_data: take the run further even if its data is not what it began with.
@@ -76,54 +70,49 @@ def opened(
       ValueError if the data has changed, SaveError if the block or this finds no room to write;
       else as `check_folder`.
     """
-    folder = Path(config.output)
+    folder = Path(task.config.output)
     _check_writable(folder)
     make_folder(folder)
     with telling_of_room(folder), _held(folder) as lock:
-        digests = data_digests(prepared.corpus)
         if has_begun(folder):
-            _check_kept(folder, config)  # again: another process may have begun a run meanwhile
-            data = _taken_further(folder, config, prepared, digests, accept_changed_data)
+            _check_kept(folder, task.config, rules)  # again: another may have begun meanwhile
+            data = _taken_further(folder, task, rules, accept_changed_data)
         else:
-            data = _begun(folder, config, prepared, digests)
+            data = _begun(folder, task, rules)
         write_sealed(folder / DATA, data)
         name = {"run": data["run"]} if "start" in data else {}
-        write_sealed(folder / CONFIG, to_json(config) | name)  # last: now it has begun
-        with Home(folder, data["run"], lock) as home:
+        write_sealed(folder / CONFIG, to_json(task.config) | name)  # last: now it has begun
+        with Home(folder, data["run"], lock, rules.files) as home:
             yield home
 
 
-def _begun(
-    folder: Path, config: RunConfig, prepared: Prepared, digests: dict[str, str]
-) -> dict[str, Any]:
+def _begun(folder: Path, task: Task, rules: Rules) -> dict[str, Any]:
     """Writes what the run begins with, and gives what `data.json` is to hold."""
-    prepared.tokenizer.save(folder / TOKENIZER)
-    if config.training.init_from:
-        write_weights(folder / START, prepared.params)
-    about = {
-        "sentence_pairs": digests,
-        "tokenizer": sha256(folder / TOKENIZER),
-        "start": sha256(folder / START) if config.training.init_from else None,
-    }
-    name = json.dumps([config_hash(config), about], sort_keys=True)
+    for name, content in task.files().items():
+        write_whole(folder / name, content)
+    about: dict[str, Any] = {rules.data: dict(task.digests())}
+    about |= {name_in_data(name): sha256(folder / name) for name in rules.files}
+    about[name_in_data(START)] = None
+    if task.config.training.init_from:
+        write_weights(folder / START, task.params)
+        about[name_in_data(START)] = sha256(folder / START)
+    name = json.dumps([config_hash(task.config, rules.places), about], sort_keys=True)
     return {"run": hashlib.sha256(name.encode()).hexdigest()[:12]} | about
 
 
 def _taken_further(
-    folder: Path,
-    config: RunConfig,
-    prepared: Prepared,
-    digests: dict[str, str],
-    accept_changed_data: bool,
+    folder: Path, task: Task, rules: Rules, accept_changed_data: bool
 ) -> dict[str, Any]:
     """Checks that the run goes on from what it began with, and gives what `data.json` holds."""
     data = read_data(folder)
     if data and not accept_changed_data:
-        _check_data(folder, config, data, digests)
-    if (folder / TOKENIZER).read_bytes() != prepared.tokenizer.model:
-        raise ValueError(f"{folder}: another process has begun a run there. Try again.")
-    data = data or {"run": None, "tokenizer": sha256(folder / TOKENIZER)}
-    return data | {"sentence_pairs": digests}
+        _check_data(folder, task, rules, data.get(rules.data))
+    for name, content in task.files().items():
+        if (folder / name).read_bytes() != content:
+            raise ValueError(f"{folder}: another process has begun a run there. Try again.")
+    of_files = {name_in_data(name): sha256(folder / name) for name in rules.files}
+    data = data or {"run": None} | of_files
+    return data | {rules.data: dict(task.digests())}
 
 
 def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
@@ -144,27 +133,14 @@ def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
         )
 
 
-def data_digests(corpus: Corpus) -> dict[str, str]:
-    """The SHA-256 of each split's sentence pairs, in their order."""
-    digests = {}
-    for split, pairs in corpus._asdict().items():
-        digest = hashlib.sha256()
-        for pair in pairs:
-            digest.update(json.dumps(pair).encode() + b"\n")
-        digests[split] = digest.hexdigest()
-    return digests
-
-
-def _check_data(
-    folder: Path, config: RunConfig, data: dict[str, Any], digests: dict[str, str]
-) -> None:
-    """Raises ValueError if the pairs that training and validation read are others; test may be."""
-    kept = data.get("sentence_pairs")
+def _check_data(folder: Path, task: Task, rules: Rules, kept: Any) -> None:
+    """Raises ValueError if what training and validation read is not what the run began with."""
     kept = kept if isinstance(kept, dict) else {}
-    changed = [split for split in ("train", "valid") if kept.get(split) != digests[split]]
+    digests = task.digests()
+    changed = [x for x in digests if x not in MAY_BE_ANOTHER and kept.get(x) != digests[x]]
     if changed:
-        before, now = (to_json(c)["data"] for c in (read_run(folder), config))
-        names = _differing(before, now, OF_PAIRS)
+        before, now = (flat(to_json(c)) for c in (read_config(folder, rules), task.config))
+        names = _differing(before, now, rules.of_data)
         other = f" ({', '.join(names)} changed)" if names else ""
         raise ValueError(
             f"{folder} holds a run that began with other {' and '.join(changed)} data{other}. Name "
@@ -172,14 +148,15 @@ def _check_data(
         )
 
 
-def _check_data_apart(folder: Path, config: RunConfig) -> None:
-    """Raises ValueError if a file of the data is one that the run writes."""
-    written = [folder / name for name in OF_RUN if (folder / name).is_file()]
-    for split in ("train", "valid", "test"):
-        for path in (data_path(config.data, name) for name in getattr(config.data, split)):
+def _check_inputs_apart(folder: Path, config: RunConfig, rules: Rules) -> None:
+    """Raises ValueError if a file that is read is one that the run writes."""
+    names = {*OF_ANY_RUN, *rules.files, *rules.results}
+    written = [folder / name for name in names if (folder / name).is_file()]
+    for option, paths in rules.inputs(config).items():
+        for path in paths:
             if path.exists() and any(path.samefile(other) for other in written):
                 raise ValueError(
-                    f"--{split}: {path} is a file that the run in {folder} writes. Copy it "
+                    f"{option}: {path} is a file that the run in {folder} writes. Copy it "
                     "elsewhere, or name another folder with --output."
                 )
 
@@ -214,19 +191,11 @@ def _held(folder: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def _differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def _differences(kept: RunConfig, wanted: RunConfig, rules: Rules) -> list[str]:
     """The settings that differ and matter to the steps already made."""
-    if (ratio := wanted["decoding"]["max_ratio"]) is None:  # chosen by the run itself
-        ratio = kept["decoding"]["max_ratio"]
-    limits = {"max_ratio": kept["decoding"]["max_ratio"]}, {"max_ratio": ratio}
-    kept, wanted = (
-        d["data"] | d["model"] | d["training"] | limit
-        for d, limit in zip(map(portable, (kept, wanted)), limits, strict=True)
-    )
-    free = CHANGE_NO_MODEL | SCHEDULE | OF_PAIRS
-    free |= OF_SCORES if kept["metric"] != "bleu" else set()
-    free |= {"max_ratio"} if kept["metric"] == "nll" else set()
-    return _differing(kept, wanted, (kept.keys() | wanted.keys()) - free)
+    before, now = (flat(portable(to_json(config), rules.places)) for config in (kept, wanted))
+    free = CHANGE_NO_MODEL | SCHEDULE | rules.of_data | rules.free(kept)
+    return _differing(before, now, (before.keys() | now.keys()) - free)
 
 
 def _differing(kept: dict[str, Any], wanted: dict[str, Any], names: Iterable[str]) -> list[str]:

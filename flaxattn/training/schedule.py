@@ -1,5 +1,6 @@
 """The learning rate of every step, also of a run that was continued after it had ended."""
 
+import dataclasses
 import types
 from typing import Any, NamedTuple
 
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxattn.translation.config import TrainingConfig
+from flaxattn.training.config import TrainingConfig
 
-__all__ = ["describe", "learning_rate", "peak", "same_until", "shortfall"]
+__all__ = ["describe_rate", "learning_rate", "peak", "same_until", "shortfall"]
 
 POINTS = 100_000  # at which a schedule is looked at, besides those where it bends
 NEARLY = 0.99  # of the rate asked for
@@ -50,10 +51,10 @@ def same_until(step: int, first: TrainingConfig, second: TrainingConfig) -> bool
     return np.array_equal(_rates(first, steps), _rates(second, steps))
 
 
-def describe(config: TrainingConfig) -> str:
+def describe_rate(config: TrainingConfig) -> str:
     """One line: what the rate is from the last beginning on.
 
-    >>> describe(TrainingConfig(steps=500, warmup_steps=80, cooldown_steps=150))
+    >>> describe_rate(TrainingConfig(steps=500, warmup_steps=80, cooldown_steps=150))
     'Learning rate: rises to 0.002 at step 80, falls with the inverse square root of the step, ...'
     """
     stage, (rate, step) = stages(config)[-1], peak(config)
@@ -67,7 +68,7 @@ def describe(config: TrainingConfig) -> str:
 
 def shortfall(config: TrainingConfig) -> str | None:
     """What to say where warm-up and cool-down leave no step with the rate asked for, else None."""
-    first = TrainingConfig(**vars(config) | {"ended_at": (), "cooled_for": ()})
+    first = dataclasses.replace(config, ended_at=(), cooled_for=())
     rate, _ = peak(first)
     if config.ended_at or rate >= NEARLY * config.learning_rate:
         return None

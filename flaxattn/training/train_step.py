@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flaxattn.models import EncoderDecoder
-from flaxattn.training.parameters.averaging import follow
+from flaxattn.training.config import TrainingConfig
+from flaxattn.training.parameters.averaging import update_average
 from flaxattn.training.parameters.freezing import freeze
 from flaxattn.training.schedule import learning_rate
-from flaxattn.translation.config import TrainingConfig
-from flaxattn.translation.loss import Sums, batch_loss
-from flaxattn.translation.text.packing import Batch
+from flaxattn.training.task import Batch, Loss, Params, Sums
 
 __all__ = [
     "TrainState",
@@ -28,17 +26,17 @@ class TrainState(NamedTuple):
     """All that training changes."""
 
     step: jax.Array
-    params: Any
+    params: Params
     opt_state: Any
-    ema: Any = None  # the moving average of `params`, where there is one
+    ema: Params | None = None  # the moving average of `params`, where there is one
 
     @property
-    def model(self) -> Any:
-        """The parameters to translate with."""
+    def model(self) -> Params:
+        """The parameters to use."""
         return self.params if self.ema is None else self.ema
 
 
-def make_optimizer(config: TrainingConfig, params: Any = None) -> optax.GradientTransformation:
+def make_optimizer(config: TrainingConfig, params: Params = None) -> optax.GradientTransformation:
     """AdamW under the schedule, after clipping of the global norm.
 
     Args:
@@ -61,12 +59,12 @@ def make_optimizer(config: TrainingConfig, params: Any = None) -> optax.Gradient
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, config: TrainingConfig
+    params: Params, optimizer: optax.GradientTransformation, config: TrainingConfig
 ) -> TrainState:
     """The state before the first step, in arrays of its own, since the step takes them over."""
 
     @jax.jit
-    def init(params: Any) -> TrainState:
+    def init(params: Params) -> TrainState:
         ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
         params = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
@@ -75,73 +73,63 @@ def init_state(
 
 
 def make_train_step(
-    model: EncoderDecoder,
-    optimizer: optax.GradientTransformation,
-    config: TrainingConfig,
-    *,
-    bos_id: int,
-    mesh: Mesh,
+    loss: Loss, optimizer: optax.GradientTransformation, config: TrainingConfig, *, mesh: Mesh
 ) -> jax.stages.Wrapped:
     """The jitted update: (TrainState, Batch) -> (TrainState, Sums).
 
     The state it is given is donated: use the one it returns.
-    The loss is summed over all tokens of all microbatches and devices and divided once by their
-    number, so that neither the count of microbatches nor of devices changes the gradient. Where it
-    or a gradient is not finite, the step changes nothing but its number, and is counted as skipped.
+    The loss is summed over all that is counted in all microbatches and on all devices, and divided
+    once by their number, so that neither the number of microbatches nor of devices changes the
+    gradient. Where it or a gradient is not finite, the step changes nothing but its number, and is
+    counted as skipped.
     """
 
-    def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = batch_loss(
-            model,
-            params,
-            batch,
-            bos_id=bos_id,
-            label_smoothing=config.label_smoothing,
-            r_drop=config.r_drop,
-            dropout_key=key,
-        )
+    def loss_of(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = loss(params, batch, key)
         return sums.loss, sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def add_microbatch(total: Any, part: Any) -> tuple[Any, None]:
+        def add_microbatch(total: Params, part: tuple[jax.Array, Batch]) -> tuple[Params, Sums]:
             index, microbatch = part
             key = jax.random.fold_in(step_key, index)
             gradients, sums = jax.grad(loss_of, has_aux=True)(state.params, microbatch, key)
-            return jax.tree.map(jnp.add, total, (gradients, sums)), None
+            return jax.tree.map(jnp.add, total, gradients), sums
 
         parts = (jnp.arange(config.microbatches), _split(batch, config.microbatches))
-        zero = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[jnp.zeros(())] * 5))
-        (gradients, sums), _ = jax.lax.scan(add_microbatch, zero, parts)
-        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1.0), gradients)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        gradients, of_parts = jax.lax.scan(add_microbatch, zeros, parts)
+        sums = jax.tree.map(lambda x: x.sum(axis=0), of_parts)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.units, 1.0), gradients)
         finite = jax.tree.reduce(
             jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), (sums.loss, gradients))
         )
         updated = update(state, gradients)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        nothing = Sums(*[jnp.zeros(())] * 5)._replace(skipped=jnp.ones(()))
-        sums = jax.tree.map(lambda done, none: jnp.where(finite, done, none), sums, nothing)
+        skipped = jax.tree.map(jnp.zeros_like, sums)._replace(skipped=jnp.ones(()))
+        sums = jax.tree.map(lambda done, none: jnp.where(finite, done, none), sums, skipped)
         return kept._replace(step=state.step + 1), sums
 
-    def update(state: TrainState, gradients: Any) -> TrainState:
+    def update(state: TrainState, gradients: Params) -> TrainState:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = follow(ema, params, state.step, config.ema_decay)
+            ema = update_average(ema, params, state.step, config.ema_decay)
         return TrainState(state.step, params, opt_state, ema)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=replicated)
 
 
-def make_eval_step(model: EncoderDecoder, *, bos_id: int) -> jax.stages.Wrapped:
-    """The jitted loss without dropout and label smoothing: (params, Batch) -> Sums."""
-    return jax.jit(lambda params, batch: batch_loss(model, params, batch, bos_id=bos_id))
+def make_eval_step(loss: Loss) -> jax.stages.Wrapped:
+    """The jitted loss without dropout: (params, Batch) -> Sums."""
+    return jax.jit(lambda params, batch: loss(params, batch, None))
 
 
 def _split(batch: Batch, parts: int) -> Batch:
-    """[R, L] -> [parts, R / parts, L], every part taking rows from every device."""
-    rows = batch.source.shape[0] // parts
-    return jax.tree.map(lambda x: x.reshape(rows, parts, -1).swapaxes(0, 1), batch)
+    """[R, ...] -> [parts, R / parts, ...], every part taking rows from every device."""
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )

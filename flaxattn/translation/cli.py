@@ -6,9 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from flaxattn.training.command_line import given, parsed
+from flaxattn.training.config import at_home
 from flaxattn.training.ending import EXIT_CODES, exit_code
 from flaxattn.training.screen import sturdy_streams
-from flaxattn.translation.config import RunConfig, at_home, check_sampling
+from flaxattn.translation.config import RunConfig, check_sampling
 from flaxattn.translation.options import completed
 from flaxattn.translation.run import run
 from flaxattn.translation.text.arguments import check_words

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import tyro
 
 from flaxattn.ranges import Range, check_fields
+from flaxattn.training.config import to_json
 from flaxattn.training.screen import printable
 from flaxattn.training.storage.apart import check_apart, check_outside, with_partial
 from flaxattn.training.storage.files import replacing
 from flaxattn.training.storage.json_data import from_older, read_object
-from flaxattn.training.storage.layout import (
-    CONFIG,
-    TEST,
-)
-from flaxattn.translation.config import DecodingConfig, to_json
+from flaxattn.training.storage.layout import CONFIG
+from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.layout import OF_EXPORTED, OF_RUN, OWN_FOLDERS, TEST
 from flaxattn.translation.text.lines import read_lines
 from flaxattn.translation.text.opening import check_kind, opened_text
 from flaxattn.translation.text.streaming import chunks
@@ -116,7 +115,8 @@ class Translate:
             written = with_partial("--output", self.output)
         if self.explain:
             written |= with_partial("--explain", self.explain)
-        check_outside(written, self.folder)
+        kept = OF_RUN | OF_EXPORTED
+        check_outside(written, self.folder, folders=OWN_FOLDERS, names=kept)
         if not self.texts:
             check_apart(written, {"--input": self.input or STDIN})
 
@@ -234,7 +234,8 @@ class Score:
             raise ValueError(
                 "score: expected the folder of a run, or two files, translations and references."
             )
-        from flaxattn.translation.trained.record import has_begun, read_result, read_run
+        from flaxattn.training.record import has_begun
+        from flaxattn.translation.trained.record import read_result, read_run
 
         folder = self.files[0]
         kept = read_run(folder).data.bleu_tokenizer if has_begun(folder) else "13a"
@@ -257,14 +258,10 @@ class Export:
 
     def run(self) -> None:
         """Writes the folder, or refuses."""
+        from flaxattn.training.record import is_outdated, run_name
         from flaxattn.translation.trained.exporting import check_target, export
         from flaxattn.translation.trained.loading import is_exported, load
-        from flaxattn.translation.trained.record import (
-            is_outdated,
-            read_result,
-            read_run,
-            run_name,
-        )
+        from flaxattn.translation.trained.record import read_result, read_run
 
         if is_exported(self.run_folder):
             raise ValueError(f"{self.run_folder} is an exported model already; copy it.")

@@ -1,64 +1,46 @@
 """The loss of a batch: a sum over tokens, to be divided once by the number of tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flaxattn.models import EncoderDecoder, shift_right
+from flaxattn.training.task import Params, Sums
+from flaxattn.translation.text.packing import Batch
 
-__all__ = [
-    "DivergedError",
-    "Sums",
-    "TokenLoss",
-    "batch_loss",
-    "cross_entropy",
-    "divergence",
-    "means",
-    "total",
-]
+__all__ = ["Reported", "TokenLoss", "batch_loss", "cross_entropy", "divergence", "means"]
 
 
-class DivergedError(ArithmeticError):
-    """Several batches in a row gave no finite loss or gradient."""
+class Reported(NamedTuple):
+    """What is added up over tokens besides the loss that is minimised."""
 
-
-class Sums(NamedTuple):
-    """Sums over the tokens of a batch; they add up over microbatches and devices."""
-
-    loss: jax.Array  # label-smoothed, what is minimised
-    nll: jax.Array  # negative log-likelihood in nats, what is reported
-    correct: jax.Array  # tokens that had the highest logit
-    tokens: jax.Array  # how many tokens were predicted
-    skipped: jax.Array  # batches that were left out, since they gave no finite loss
+    nll: jax.Array
+    """Negative log-likelihood in nats."""
+    correct: jax.Array
+    """Tokens that had the highest logit."""
 
 
 class TokenLoss(NamedTuple):
-    """What `Sums` adds up."""
+    """The loss of one token, label-smoothed, and what is reported of it."""
 
     loss: jax.Array
     nll: jax.Array
     correct: jax.Array
 
 
-def total(sums: Sequence[Sums]) -> Sums:
-    """The sums of several batches added up on the host."""
-    return jax.tree.map(lambda *values: np.sum(values, dtype=np.float64), *jax.device_get(sums))
-
-
 def means(sums: Sums) -> dict[str, float]:
     """Loss and negative log-likelihood per token in nats, perplexity, and accuracy."""
-    tokens = max(float(sums.tokens), 1.0)
-    nll = float(sums.nll) / tokens
+    tokens, others = max(float(sums.units), 1.0), sums.others
+    nll = float(others.nll) / tokens
     return {
         "loss": float(sums.loss) / tokens,
         "nll": nll,
         "perplexity": math.exp(min(nll, 100.0)),
-        "accuracy": float(sums.correct) / tokens,
+        "accuracy": float(others.correct) / tokens,
     }
 
 
@@ -95,8 +77,8 @@ def divergence(logits: jax.Array, others: jax.Array) -> jax.Array:
 
 def batch_loss(
     model: EncoderDecoder,
-    params: Any,
-    batch: Any,
+    params: Params,
+    batch: Batch,
     *,
     bos_id: int,
     label_smoothing: float = 0.0,
@@ -106,7 +88,7 @@ def batch_loss(
     """The loss of a packed batch under teacher forcing.
 
     Args:
-      batch: `flaxattn.translation.text.packing.Batch` of int `[R, L]`.
+      batch: int `[R, L]` each.
       r_drop: the weight alpha of R-Drop (Liang et al. 2021, arXiv:2106.14448, equation 4, halved):
         each row passes twice, and the loss is the mean of both passes plus alpha / 4 times the
         symmetric divergence between them.
@@ -129,8 +111,8 @@ def batch_loss(
     if r_drop:
         differences = _over_tokens(divergence, (0, 0))(logits[::2], logits[1::2])
         loss += r_drop / 4 * jnp.sum(differences, where=is_token[::2])
-    return Sums(loss, nll, correct, is_token.astype(jnp.float32).sum() / passes, jnp.zeros(()))
+    return Sums(loss, Reported(nll, correct), is_token.astype(jnp.float32).sum() / passes)
 
 
-def _over_tokens(of_token: Any, axes: tuple[int | None, ...]) -> Any:
+def _over_tokens(of_token: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
     return jax.vmap(jax.vmap(of_token, axes), axes)

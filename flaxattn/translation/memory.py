@@ -24,7 +24,8 @@ def check_training(config: RunConfig) -> None:
         training_bytes(config, jax.local_device_count()),
         "a step of training",
         "a smaller model (--vocab-size, --features, --ff-features, --encoder-layers, "
-        "--decoder-layers) or a smaller batch (--rows, --row-length, or more --microbatches)",
+        "--decoder-layers) or a smaller batch (--batch-size, --sequence-length, or more "
+        "--microbatches)",
     )
 
 
@@ -44,7 +45,8 @@ def check_decoding(
             model, beams, rows=rows, source_length=source_length, target_length=target_length
         ),
         f"to translate {rows} texts of up to {source_length} tokens with {beams} beams",
-        "fewer or shorter ones: --beam-size, --n-best, --batch-size, --max-source, --max-ratio",
+        "fewer or shorter ones: --beam-size, --n-best, --batch-size, --max-source-length, "
+        "--max-ratio",
     )
 
 
@@ -52,7 +54,7 @@ def training_bytes(config: RunConfig, devices: int) -> int:
     """A lower bound: parameters with gradients and moments on every device, and a step's arrays."""
     model, training = config.model, config.training
     copies = 2 + 2 * (not training.freeze) + bool(training.ema_decay)
-    tokens = training.rows * training.row_length // training.microbatches
+    tokens = training.batch_size * training.sequence_length // training.microbatches
     sizes = (model.features, model.features)
     if not model.remat:  # else the input of each layer alone is kept for the backward pass
         sizes = (4 * model.features + model.ff_features, 6 * model.features + model.ff_features)

@@ -2,19 +2,22 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Set
+import functools
+from collections.abc import Callable, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.training.continuing import Kept, kept_run
-from flaxattn.translation.config import DataConfig, RunConfig, TrainingConfig
+from flaxattn.training.continuing import kept_run
+from flaxattn.training.counts import check_end, going_on, scaled
+from flaxattn.translation.config import DataConfig, RunConfig
 from flaxattn.translation.preparation import free_to_differ
+from flaxattn.translation.rules import RULES
 from flaxattn.translation.trained.loading import architecture
 
-__all__ = ["completed", "going_on", "own_paths", "scaled", "starting_from"]
+__all__ = ["completed", "own_paths", "starting_from"]
 
-COUNTS = ("warmup_steps", "cooldown_steps", "log_every", "valid_every")  # of steps
+Found = TypeVar("Found")
 
 
 def completed(config: RunConfig, preset: RunConfig, given: Set[str]) -> tuple[RunConfig, list[str]]:
@@ -32,9 +35,9 @@ def completed(config: RunConfig, preset: RunConfig, given: Set[str]) -> tuple[Ru
       ValueError that names the option which does not fit.
     """
     remarks: list[str] = []
-    kept = _readable(kept_run, config.output)
+    kept = _readable(functools.partial(kept_run, rules=RULES), config.output)
     if kept:
-        _check_end(config, kept, given)
+        check_end(config, kept, given)
         training = going_on(config.training, kept, given)
     else:
         training, remarks = scaled(config.training, preset.training, given)
@@ -44,56 +47,6 @@ def completed(config: RunConfig, preset: RunConfig, given: Set[str]) -> tuple[Ru
         model = starting_from(model, known, start, given) if known else model
     data = own_paths(config.data, given)
     return dataclasses.replace(config, model=model, data=data, training=training), remarks
-
-
-def _check_end(config: RunConfig, kept: Kept, given: Set[str]) -> None:
-    """Raises ValueError if a run would get another end that nobody asked for."""
-    steps, wanted = kept.config.training.steps, config.training.steps
-    if steps != wanted and "steps" not in given:
-        raise ValueError(
-            f"{config.output} holds a run of {steps} steps. To go on with it give --steps {steps}, "
-            f"to train on --steps {wanted}; or name another folder with --output."
-        )
-
-
-def scaled(
-    training: TrainingConfig, preset: TrainingConfig, given: Set[str]
-) -> tuple[TrainingConfig, list[str]]:
-    """`training` with counts of steps that are the same shares of its steps as in the preset.
-
-    So is the time that the moving average looks back.
-    """
-    factor = training.steps / preset.steps
-    changes: dict[str, Any] = {name: _times(getattr(preset, name), factor) for name in COUNTS}
-    if preset.ema_decay:
-        changes["ema_decay"] = round(max(0.0, 1 - (1 - preset.ema_decay) / factor), 6)
-    changes = {
-        name: value
-        for name, value in changes.items()
-        if name not in given and value != getattr(preset, name)
-    }
-    if factor == 1 or not changes:
-        return training, []
-    options = ", ".join(f"--{name.replace('_', '-')} {x}" for name, x in changes.items())
-    remark = f"Scaled from the preset's {preset.steps} steps to {training.steps}: {options}."
-    return dataclasses.replace(training, **changes), [remark]
-
-
-def going_on(training: TrainingConfig, kept: Kept, given: Set[str]) -> TrainingConfig:
-    """`training` with the counts of the run that it takes further.
-
-    With another end, the cool-down is the same share of the steps that were planned together.
-    """
-    before = kept.config.training
-    changes = {name: getattr(before, name) for name in (*COUNTS, "ema_decay")}
-    if training.steps != before.steps:
-        begin = before.ended_at[-1] if before.ended_at else 0
-        planned = training.steps - (before.steps if kept.has_ended else begin)
-        share = max(planned, 0) / (before.steps - begin)
-        changes["cooldown_steps"] = _times(before.cooldown_steps, share)
-    return dataclasses.replace(
-        training, **{name: value for name, value in changes.items() if name not in given}
-    )
 
 
 def starting_from(
@@ -132,12 +85,7 @@ def own_paths(data: DataConfig, given: Set[str]) -> DataConfig:
     return dataclasses.replace(data, data_dir=".", **others)
 
 
-def _times(count: int, factor: float) -> int:
-    """A share of a count; of one that is not 0, at least 1."""
-    return max(1, round(count * factor)) if count else 0
-
-
-def _readable(read: Any, folder: str) -> Any:
+def _readable(read: Callable[[Path], Found], folder: str) -> Found | None:
     """What can be read in a folder; None where nothing can, which is told of when it is needed."""
     with contextlib.suppress(ValueError, OSError):
         return read(Path(folder))

@@ -2,24 +2,25 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.training.parameters.freezing import labels
-from flaxattn.training.storage.layout import START, TOKENIZER
+from flaxattn.training.record import read_data
+from flaxattn.training.storage.layout import START
 from flaxattn.training.storage.weights import read_weights
+from flaxattn.training.task import Params
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.initial import init_params
+from flaxattn.translation.layout import TOKENIZER
 from flaxattn.translation.text.corpus import Corpus, Pairs, Tell, load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import Loaded, load
-from flaxattn.translation.trained.record import has_begun, read_data
 
-__all__ = ["Prepared", "free_to_differ", "prepare"]
+__all__ = ["Prepared", "check_architecture", "free_to_differ", "prepare"]
 
 
 class Prepared(NamedTuple):
@@ -28,24 +29,22 @@ class Prepared(NamedTuple):
     corpus: Corpus
     tokenizer: Tokenizer
     model: EncoderDecoder
-    params: Any  # before the first step
+    params: Params  # before the first step
     train: PackedPairs
     valid: PackedPairs
 
 
-def prepare(config: RunConfig, folder: Path | None = None, tell: Tell = print) -> Prepared:
+def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepared:
     """Reads the corpus, learns the tokenizer, packs, makes the model. Nothing is written.
 
     Args:
-      folder: of the run. If it has begun there, the tokenizer and what it started from are those
-        kept there, whatever has become of the run they are from.
       tell: as in `load_corpus`.
+      begun: the folder of the run, if it has begun: the tokenizer and what it started from are
+        then those kept there, whatever has become of the run they are from.
 
     Raises:
       ValueError or FileNotFoundError that names the file, line or option at fault.
     """
-    _check_rows(config)
-    begun = folder if folder and has_begun(folder) else None
     start = _start(config, begun)
     kept = _kept_tokenizer(begun, start)
     normalization = kept.normalization if kept else config.data.normalization
@@ -53,13 +52,11 @@ def prepare(config: RunConfig, folder: Path | None = None, tell: Tell = print) -
     tokenizer = kept or _learned_tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
-    params = _first_params(config, model, begun, start)
-    labels(params, config.training.freeze)
     return Prepared(
         corpus,
         tokenizer,
         model,
-        params,
+        _first_params(config, model, begun, start),
         _pack(corpus.train, tokenizer, config, config.training.subword_dropout),
         _pack(corpus.valid, tokenizer, config),
     )
@@ -118,7 +115,7 @@ def _learned_tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
 
 def _first_params(
     config: RunConfig, model: EncoderDecoder, begun: Path | None, start: Loaded | None
-) -> Any:
+) -> Params:
     """The parameters before the first step."""
     if start:
         check_architecture(start.model.config, model.config)
@@ -132,7 +129,7 @@ def _pack(
     pairs: Pairs, tokenizer: Tokenizer, config: RunConfig, subword_dropout: float = 0.0
 ) -> PackedPairs:
     training = config.training
-    fitting = [p for p in pairs if all(tokenizer.fits(t, training.row_length) for t in p)]
+    fitting = [p for p in pairs if all(tokenizer.fits(t, training.sequence_length) for t in p)]
     sides = [[pair[side] for pair in fitting] for side in (0, 1)]
 
     def resample(epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -144,18 +141,9 @@ def _pack(
 
     return PackedPairs(
         *(tokenizer.encode(texts) for texts in sides),
-        rows=training.rows,
-        row_length=training.row_length,
+        batch_size=training.batch_size,
+        sequence_length=training.sequence_length,
         seed=training.seed,
         resample=resample if subword_dropout else None,
         left_out=len(pairs) - len(fitting),
     )
-
-
-def _check_rows(config: RunConfig) -> None:
-    devices, training = jax.local_device_count(), config.training
-    if training.rows % (devices * training.microbatches):
-        raise ValueError(
-            f"--rows is {training.rows}; expected a multiple of {devices} devices times "
-            f"{training.microbatches} microbatches."
-        )

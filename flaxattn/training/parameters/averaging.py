@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["follow", "mean"]
+__all__ = ["mean", "update_average"]
 
 
-def follow(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+def update_average(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
     """The moving average of parameters after one more step: `average` moved towards `params`.
 
     The decay begins small, (1 + step) / (10 + step), so that the random start is soon forgotten.

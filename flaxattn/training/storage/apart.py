@@ -2,37 +2,36 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flaxattn.training.storage.files import beside
-from flaxattn.training.storage.layout import (
-    CHECKPOINTS,
-    EXPORTED,
-    MODELS,
-    OF_EXPORTED,
-    OF_RUN,
-    STABLEHLO,
-    TENSORBOARD,
-)
 
 __all__ = ["check_apart", "check_outside", "with_partial"]
 
 
-def check_outside(written: Mapping[str, Path | int], folder: Path) -> None:
+def check_outside(
+    written: Mapping[str, Path | int],
+    folder: Path,
+    *,
+    folders: Iterable[str],
+    names: Iterable[str],
+) -> None:
     """Raises ValueError if something would be written over what a run or a model keeps.
 
     Args:
       written: as in `check_apart`.
       folder: of the run, or of the exported model.
+      folders: those in it, into which nothing else is written.
+      names: of all that it keeps.
     """
-    own = [folder / name for name in (MODELS, CHECKPOINTS, EXPORTED, STABLEHLO, TENSORBOARD)]
+    own = [folder / name for name in folders]
     for name, path in written.items():
         if isinstance(path, Path) and any(
             path.resolve().is_relative_to(place.resolve()) for place in own
         ):
             raise ValueError(f"{name}: {path} lies in what {folder} keeps. Name one elsewhere.")
-    kept = {f"the model's {folder / name}": folder / name for name in OF_RUN | OF_EXPORTED}
+    kept = {f"the model's {folder / name}": folder / name for name in names}
     check_apart(written, kept)
 
 

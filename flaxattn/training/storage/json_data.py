@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flaxattn.training.renamed import renamed
 from flaxattn.training.storage.files import read_regular
 
 __all__ = ["from_data", "from_older", "read_object", "same_fields", "some"]
@@ -41,10 +42,10 @@ def from_data(kind: type, data: Any, where: str) -> Any:
     Raises:
       ValueError for unknown or missing fields, and for values of other types or out of range.
 
-    >>> from flaxattn.translation.config import DecodingConfig
-    >>> from_data(DecodingConfig, {"beam": 4}, "config.json, decoding")
+    >>> from flaxattn.training.config import TrainingConfig
+    >>> from_data(TrainingConfig, {"beam": 4}, "config.json, training")
     Traceback (most recent call last):
-    ValueError: config.json, decoding: unknown field beam; missing fields beam_size, ...
+    ValueError: config.json, training: unknown field beam; missing fields steps, batch_size, ...
     """
     names = [field.name for field in dataclasses.fields(kind)]
     same_fields(data, names, where)
@@ -61,13 +62,15 @@ def from_data(kind: type, data: Any, where: str) -> Any:
 
 
 def from_older(kind: type, data: Any, where: str) -> Any:
-    """As `from_data`; fields that an older version did not write have their defaults."""
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(kind)
-        if field.default is not dataclasses.MISSING
-    }
-    return from_data(kind, defaults | data if isinstance(data, dict) else data, where)
+    """As `from_data`; fields that an older version called otherwise have their new names.
+
+    Those that it did not write have their defaults.
+    """
+    fields = dataclasses.fields(kind)
+    defaults = {x.name: x.default for x in fields if x.default is not dataclasses.MISSING}
+    if isinstance(data, dict):
+        data = defaults | renamed(data, [x.name for x in fields])
+    return from_data(kind, data, where)
 
 
 def same_fields(data: Any, names: list[str], where: str) -> None:

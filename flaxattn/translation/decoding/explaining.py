@@ -80,7 +80,9 @@ def explain_translations(
     for number, (text, found) in enumerate(zip(texts, translations, strict=True), 1):
         if not text.strip():
             continue
-        source, _ = tokenizer.encode_start(tokenizer.normalize_source(text), config.max_source)
+        source, _ = tokenizer.encode_start(
+            tokenizer.normalize_source(text), config.max_source_length
+        )
         target = np.array(found[0].tokens, np.int32)
         if why := _obstacle(source, target):
             warnings.warn(f"text {number} is not explained: {why}.", stacklevel=2)

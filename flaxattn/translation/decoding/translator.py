@@ -90,7 +90,7 @@ class Translator:
 
     def _encode(self, texts: Sequence[str], first: int) -> list[np.ndarray]:
         """The ids of each text, of long ones only the first; the person is told of these."""
-        most = self._config.max_source
+        most = self._config.max_source_length
         texts = [self._tokenizer.normalize_source(text) for text in texts]
         if all(self._tokenizer.fits(text, most) for text in texts):
             sources = self._tokenizer.encode(texts)
@@ -101,7 +101,7 @@ class Translator:
             if is_cut:
                 warnings.warn(
                     f"text {number} has more than {most} tokens; only its beginning is translated. "
-                    "DecodingConfig.max_source says how much.",
+                    "DecodingConfig.max_source_length says how much.",
                     stacklevel=3,
                 )
         return [ids for ids, _ in starts]
@@ -199,7 +199,7 @@ def check_translating(
 
     Args: as of `translate`.
     """
-    lengths = [len(tokenizer.encode_start(text, config.max_source)[0]) for text in texts]
+    lengths = [len(tokenizer.encode_start(text, config.max_source_length)[0]) for text in texts]
     length = rounded(max(lengths, default=1))
     together = min(batch_size, sum(rounded(n) == length for n in lengths))
     check_decoding(

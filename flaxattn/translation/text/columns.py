@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Columns", "describe", "find_columns", "split_line"]
+__all__ = ["Columns", "describe_columns", "find_columns", "split_line"]
 
 SHOWN = 40  # characters of a field
 LOOKED_AT = 1000  # lines in which identifiers are looked for
@@ -71,7 +71,7 @@ def split_line(line: str, columns: Columns, where: str) -> tuple[str, str]:
     return fields[columns.source], fields[columns.target]
 
 
-def describe(
+def describe_columns(
     path: Path, columns: Columns, lines: Sequence[str | None], tell: Callable[[str], None]
 ) -> None:
     """Tells which columns are taken, with the first line, and which are not."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flaxattn.translation.config import DataConfig, data_path
 from flaxattn.translation.text import builtin
-from flaxattn.translation.text.columns import describe, find_columns, split_line
+from flaxattn.translation.text.columns import describe_columns, find_columns, split_line
 from flaxattn.translation.text.lines import decode_line, split_lines
 from flaxattn.translation.text.normalization import normalize_source, normalize_target
 
@@ -123,7 +123,7 @@ def _split_tsv(
         None if line is None else split_line(line, columns, f"{path}, line {number}")
         for number, line in enumerate(lines, 1)
     ][columns.header :]
-    describe(path, columns, lines, tell)
+    describe_columns(path, columns, lines, tell)
     return pairs
 
 

@@ -32,8 +32,9 @@ class PackedPairs:
 
     Args:
       sources, targets: int32 arrays of ids, one per sentence, each ending in the end token.
-      rows: R, rows in a batch.
-      row_length: L; pairs with a longer side are left out (`left_out` counts them).
+      batch_size: R, rows in a batch.
+      sequence_length: L, cells in a row; pairs with a longer side are left out (`left_out`
+        counts them).
       seed: of the order.
       left_out: how many pairs were too long to be given here (`lengths` are those of the others).
       resample: gives sources and targets anew for an epoch, as subword dropout does. Pairs that
@@ -48,26 +49,27 @@ class PackedPairs:
         sources: Ids,
         targets: Ids,
         *,
-        rows: int,
-        row_length: int,
+        batch_size: int,
+        sequence_length: int,
         seed: int = 0,
         left_out: int = 0,
         resample: Callable[[int], tuple[Ids, Ids]] | None = None,
     ) -> None:
         lengths = _lengths(sources, targets)
-        fitting = np.flatnonzero((lengths <= row_length).all(axis=1))
+        fitting = np.flatnonzero((lengths <= sequence_length).all(axis=1))
         if fitting.size == 0:
             shortest = f"; the shortest needs {lengths.max(axis=1).min()}" if len(lengths) else ""
             raise ValueError(
-                f"--row-length: no sentence pair fits a row of {row_length} tokens{shortest}."
+                f"--sequence-length: no sentence pair fits a row of {sequence_length} "
+                f"tokens{shortest}."
             )
         self.left_out = left_out + len(sources) - fitting.size
-        self.rows, self.row_length, self.seed = rows, row_length, seed
+        self.batch_size, self.sequence_length, self.seed = batch_size, sequence_length, seed
         self.lengths = lengths[fitting]
         self._pairs = [(sources[i], targets[i]) for i in fitting.tolist()]
         self._fitting, self._resample = fitting, resample
         self._epoch = functools.lru_cache(maxsize=2)(self._pack_epoch)
-        self.batches_per_epoch = -(-len(self._epoch(0)) // rows)
+        self.batches_per_epoch = -(-len(self._epoch(0)) // batch_size)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`: a pure function of the pairs, the seed and the step.
@@ -76,8 +78,8 @@ class PackedPairs:
         packing is longer are left out, and those by which it is shorter are empty.
         """
         epoch, index = divmod(step, self.batches_per_epoch)
-        rows = self._epoch(epoch)[index * self.rows : (index + 1) * self.rows]
-        return to_batch(rows, self.rows, self.row_length)
+        rows = self._epoch(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        return to_batch(rows, self.batch_size, self.sequence_length)
 
     def all_batches(self) -> list[Batch]:
         """Every pair once, in the order of the first epoch."""
@@ -87,7 +89,7 @@ class PackedPairs:
         rng = np.random.default_rng([self.seed, epoch])
         pairs = self._pairs_of(epoch)
         order = rng.permutation(len(pairs))
-        rows = pack_rows(_lengths(*zip(*pairs, strict=True)), self.row_length, order)
+        rows = pack_rows(_lengths(*zip(*pairs, strict=True)), self.sequence_length, order)
         return [[pairs[i] for i in rows[r]] for r in rng.permutation(len(rows))]
 
     def _pairs_of(self, epoch: int) -> list[Pair]:
@@ -96,7 +98,7 @@ class PackedPairs:
         sources, targets = self._resample(epoch)
         new = [(sources[i], targets[i]) for i in self._fitting.tolist()]
         return [
-            pair if max(map(len, pair)) <= self.row_length else first
+            pair if max(map(len, pair)) <= self.sequence_length else first
             for pair, first in zip(new, self._pairs, strict=True)
         ]
 
@@ -106,35 +108,35 @@ def _lengths(sources: Ids, targets: Ids) -> np.ndarray:
     return np.array(lengths, int).reshape(-1, 2)
 
 
-def pack_rows(lengths: np.ndarray, row_length: int, order: np.ndarray) -> list[list[int]]:
+def pack_rows(lengths: np.ndarray, sequence_length: int, order: np.ndarray) -> list[list[int]]:
     """Puts pairs into rows, each into the open row that it fills best.
 
     Args:
-      lengths: int [n, 2], source and target; none above `row_length`.
+      lengths: int [n, 2], source and target; none above `sequence_length`.
       order: int [n], in which pairs are placed.
 
     Returns:
       For each row the indices of its pairs.
     """
     rows: list[list[int]] = [[] for _ in range(OPEN_ROWS)]
-    space = np.full((OPEN_ROWS, 2), row_length)
+    space = np.full((OPEN_ROWS, 2), sequence_length)
     closed = []
     for i in order:
         left = space - lengths[i]
-        room = np.where((left >= 0).all(axis=1), left.sum(axis=1), 2 * row_length + 1)
+        room = np.where((left >= 0).all(axis=1), left.sum(axis=1), 2 * sequence_length + 1)
         best = int(room.argmin())
-        if room[best] > 2 * row_length:  # it fits nowhere: close the fullest row
+        if room[best] > 2 * sequence_length:  # it fits nowhere: close the fullest row
             best = int(space.sum(axis=1).argmin())
             closed.append(rows[best])
-            rows[best], space[best] = [], row_length
+            rows[best], space[best] = [], sequence_length
         rows[best].append(int(i))
         space[best] -= lengths[i]
     return closed + [row for row in rows if row]
 
 
-def to_batch(rows: Sequence[Sequence[Pair]], num_rows: int, row_length: int) -> Batch:
+def to_batch(rows: Sequence[Sequence[Pair]], num_rows: int, sequence_length: int) -> Batch:
     """Lays the pairs of each row side by side, segments counted from 1; missing rows are empty."""
-    batch = Batch(*(np.zeros((num_rows, row_length), np.int32) for _ in range(4)))
+    batch = Batch(*(np.zeros((num_rows, sequence_length), np.int32) for _ in range(4)))
     for r, row in enumerate(rows):
         ends = [0, 0]
         for segment, pair in enumerate(row, 1):

@@ -198,7 +198,7 @@ def _alone(loaded: Loaded) -> str:
 
 def _limits(run: Mapping[str, Any]) -> str:
     lines = ["It translates sentence by sentence, in the direction it was trained in."]
-    length = run.get("training", {}).get("row_length")
+    length = run.get("training", {}).get("sequence_length")
     if length:
         lines.append(f"It has seen no sentence of more than {length} tokens on either side.")
     lines.append("Text unlike its training text is translated badly, and nothing warns of that.")

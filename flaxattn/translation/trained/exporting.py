@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flaxattn.training.storage.files import beside, make_folder, sync, write_whole
-from flaxattn.training.storage.layout import (
-    CARD,
-    CONFIG,
-    OF_EXPORTED,
-    STABLEHLO,
-    TOKENIZER,
-    WEIGHTS,
-)
+from flaxattn.training.storage.layout import CONFIG
 from flaxattn.training.storage.manifest import seal
 from flaxattn.training.storage.weights import write_weights
+from flaxattn.translation.layout import CARD, OF_EXPORTED, STABLEHLO, TOKENIZER, WEIGHTS
 from flaxattn.translation.trained.card import model_card
 from flaxattn.translation.trained.loading import FORMAT, FORMAT_VERSION, SPECIAL_IDS, Loaded
 from flaxattn.translation.trained.stablehlo import programs, room

@@ -8,21 +8,16 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.training.record import is_outdated, run_name
 from flaxattn.training.storage.json_data import from_older, read_object, same_fields
-from flaxattn.training.storage.layout import (
-    CONFIG,
-    EXPORTED,
-    MANIFEST,
-    MODELS,
-    TOKENIZER,
-    WEIGHTS,
-)
+from flaxattn.training.storage.layout import CONFIG, MANIFEST, MODELS
 from flaxattn.training.storage.manifest import DamagedError, sha256, verify
 from flaxattn.training.storage.weights import check_weights, read_header, read_weights
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.initial import init_params
+from flaxattn.translation.layout import EXPORTED, TOKENIZER, WEIGHTS
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.trained.record import is_outdated, read_run, run_name
+from flaxattn.translation.trained.record import read_run
 
 __all__ = [
     "FORMAT",

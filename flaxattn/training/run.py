@@ -1,0 +1,131 @@
+"""A run from its folder to its result: open or resume, train, test, keep it all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flaxattn.training.config import Config, TrainingConfig, at_home, config_hash
+from flaxattn.training.continuing import continued
+from flaxattn.training.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
+from flaxattn.training.dry_run import dry_run
+from flaxattn.training.home import Home
+from flaxattn.training.loop import Trained, train
+from flaxattn.training.parameters.freezing import labels
+from flaxattn.training.record import has_begun
+from flaxattn.training.run_folder import check_folder, opened
+from flaxattn.training.schedule import describe_rate, shortfall
+from flaxattn.training.screen import Screen
+from flaxattn.training.storage.files import SaveError, write_whole
+from flaxattn.training.storage.layout import RESULT
+from flaxattn.training.storage.manifest import sha256, write_sealed
+from flaxattn.training.task import Rules, Task
+
+__all__ = ["Prepare", "run"]
+
+Prepare = Callable[[Config, Path | None, Screen], Task]
+"""Makes a task from its configuration, with a screen to tell what a person should know.
+
+The folder is that of the run, if it has begun there: then what it began with is read from it.
+"""
+
+
+def run(
+    config: Config,
+    prepare: "Prepare[Config]",
+    rules: Rules,
+    *,
+    stop_before_training: bool = False,
+    accept_changed_data: bool = False,
+) -> dict[str, Any] | None:
+    """Trains a task and tests what came of it, and returns the row of results.
+
+    The run's folder then holds `config.json`, `data.json`, `checkpoints/`, `models/`, `log.jsonl`,
+    `speed.jsonl`, `tensorboard/`, `result.json`, and what the task has of its own. A run that was
+    interrupted goes on from its latest whole checkpoint, to the same bytes as one that was not; one
+    that has ended goes on if it is given more steps.
+
+    Args:
+      stop_before_training: prepare, show what would be trained, compile, write nothing, stop.
+      accept_changed_data: take a run further although its data is not what it began with.
+
+    Raises:
+      ValueError or OSError that says what to change, before any long work; what `train` raises.
+    """
+    config = at_home(config)
+    screen = _begin(config.training)
+    config = continued(config, rules)
+    begun = None
+    if not stop_before_training:
+        check_folder(config, rules)
+        begun = Path(config.output) if has_begun(Path(config.output)) else None
+    task = prepare(config, begun, screen)
+    labels(task.params, task.config.training.freeze)
+    _tell_rate(task.config.training, screen)
+    if stop_before_training:
+        dry_run(task, screen)
+        return None
+    with opened(task, rules, accept_changed_data=accept_changed_data) as home:
+        trained = train(task, home, screen)
+        return _finish(task, rules, trained, home, screen)
+
+
+def _begin(config: TrainingConfig) -> Screen:
+    """Makes the devices ready, and gives the screen, on which they stand first."""
+    keep_memory()
+    split_cpu(config.batch_size // config.microbatches)
+    screen = Screen()
+    screen.headline(f"Device: {describe_devices()}")
+    if warning := idle_accelerator():
+        screen.warn(warning)
+    devices = jax.local_device_count()
+    if config.batch_size % (devices * config.microbatches):
+        raise ValueError(
+            f"--batch-size is {config.batch_size}; expected a multiple of {devices} devices times "
+            f"{config.microbatches} microbatches."
+        )
+    return screen
+
+
+def _tell_rate(config: TrainingConfig, screen: Screen) -> None:
+    screen.say(describe_rate(config))
+    if warning := shortfall(config):
+        screen.warn(warning)
+
+
+def _finish(
+    task: Task, rules: Rules, trained: Trained, home: Home, screen: Screen
+) -> dict[str, Any]:
+    """Tests the model, and keeps and shows what came of that."""
+    tested = task.test(trained.params, screen)
+    folder = home.path if home.is_whole() else home.made_anew({})
+    for name, content in tested.files.items():
+        write_whole(folder / name, content)
+    row = _result_row(task, rules, trained) | dict(tested.values)
+    files = {name: sha256(folder / name) for name in tested.files}
+    write_sealed(folder / RESULT, row | {"run": home.run, "files": files})
+    task.export(trained.params, folder, row | {"run": home.run})
+    for line in tested.lines:
+        screen.say(line)
+    if tested.headline:
+        screen.headline(tested.headline)
+    if not home.is_whole():
+        raise SaveError(
+            f"{home.path} was deleted or moved while the model was tested. What came of that, and "
+            f"the model, are in {folder}; checkpoints and log are not."
+        )
+    screen.say(f"Trained {trained.seconds:.0f} s. Everything is in {folder}.")
+    return row
+
+
+def _result_row(task: Task, rules: Rules, trained: Trained) -> dict[str, Any]:
+    return {
+        "config": config_hash(task.config, rules.places),
+        "seed": task.config.training.seed,
+        "parameters": sum(x.size for x in jax.tree.leaves(trained.params)),
+        "hardware": describe_devices(),
+        "steps": trained.steps,
+        "training_seconds": round(trained.seconds, 1),
+        f"{task.unit}_per_second": round(trained.units / trained.seconds, 1),
+    }

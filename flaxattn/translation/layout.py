@@ -1,0 +1,32 @@
+"""The names of what translation adds to a run's folder, and of all that an exported model holds."""
+
+from flaxattn.training.storage.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    MANIFEST,
+    MODELS,
+    OF_ANY_RUN,
+    TENSORBOARD,
+)
+
+__all__ = [
+    "CARD",
+    "EXPORTED",
+    "OF_EXPORTED",
+    "OF_RUN",
+    "OWN_FOLDERS",
+    "STABLEHLO",
+    "TEST",
+    "TOKENIZER",
+    "WEIGHTS",
+]
+
+TOKENIZER = "tokenizer.model"  # in both kinds of folder
+TEST = {side: f"test.{side}" for side in ("source", "reference", "hypothesis")}
+EXPORTED = "model"
+OF_RUN = {*OF_ANY_RUN, TOKENIZER, EXPORTED, *TEST.values()}
+
+WEIGHTS, CARD, STABLEHLO = "model.safetensors", "README.md", "stablehlo"  # of an exported model
+OF_EXPORTED = {CARD, CONFIG, MANIFEST, STABLEHLO, TOKENIZER, WEIGHTS}
+
+OWN_FOLDERS = (MODELS, CHECKPOINTS, EXPORTED, STABLEHLO, TENSORBOARD)  # in a folder of either kind

@@ -1,0 +1,145 @@
+"""Translation as a task: what training asks of it, answered from what was prepared."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flaxattn.training.config import to_json
+from flaxattn.training.screen import Screen
+from flaxattn.training.task import Params, Sums, Tested
+from flaxattn.translation.config import DecodingConfig, RunConfig
+from flaxattn.translation.decoding.translator import Translator, translate
+from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
+from flaxattn.translation.loss import batch_loss, means
+from flaxattn.translation.preparation import Prepared
+from flaxattn.translation.text.corpus import Corpus
+from flaxattn.translation.text.packing import Batch
+from flaxattn.translation.text.scoring import score
+from flaxattn.translation.trained.exporting import export
+from flaxattn.translation.trained.loading import Loaded
+
+__all__ = ["TranslationTask", "data_digests"]
+
+SHOWN = 5  # translations of the test split
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslationTask:
+    """To translate as the sentence pairs of a corpus do; it is a `flaxattn.training.task.Task`."""
+
+    config: RunConfig
+    prepared: Prepared
+
+    unit = "target_tokens"
+    shown = ("accuracy",)
+
+    @property
+    def params(self) -> Params:
+        return self.prepared.params
+
+    def files(self) -> dict[str, bytes]:
+        return {TOKENIZER: self.prepared.tokenizer.model}
+
+    def digests(self) -> dict[str, str]:
+        return data_digests(self.prepared.corpus)
+
+    def batch(self, step: int) -> Batch:
+        return self.prepared.train.batch(step)
+
+    def valid_batches(self) -> list[Batch]:
+        return self.prepared.valid.all_batches()
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        training, prepared = self.config.training, self.prepared
+        of_batch = functools.partial(batch_loss, prepared.model, params, batch)
+        of_batch = functools.partial(of_batch, bos_id=prepared.tokenizer.bos_id)
+        if key is None:
+            return of_batch()
+        return of_batch(
+            label_smoothing=training.label_smoothing, r_drop=training.r_drop, dropout_key=key
+        )
+
+    def means(self, sums: Sums) -> dict[str, float]:
+        return means(sums)
+
+    def validate(self, params: Params, means: dict[str, float]) -> tuple[dict[str, float], float]:
+        """Adds the score of the validation split where it is the metric."""
+        name = self.config.training.metric
+        if name == "nll":
+            return means, -means[name]
+        sources, references = zip(*self.prepared.corpus.valid, strict=True)
+        hypotheses = self._translate(params, sources)
+        scores = score(hypotheses, references, tokenizer=self.config.data.bleu_tokenizer)
+        (value,) = (s.value for s in scores if s.name == name)
+        return means | {name: value}, value
+
+    def samples(self, params: Params) -> Iterator[Mapping[str, str]]:
+        pairs = self.prepared.corpus.valid[: self.config.training.samples]
+        translations = self._translate(params, [source for source, _ in pairs])
+        for (source, reference), translation in zip(pairs, translations, strict=True):
+            yield {"source": source, "reference": reference, "translation": translation}
+
+    def test(self, params: Params, screen: Screen) -> Tested:
+        """Translates and scores the test split."""
+        sources, references = (list(side) for side in zip(*self.prepared.corpus.test, strict=True))
+        hypotheses = self._translate_test(params, sources, screen)
+        texts = {"source": sources, "reference": references, "hypothesis": hypotheses}
+        scores = score(hypotheses, references, tokenizer=self.config.data.bleu_tokenizer)
+        values = {s.name: {"value": round(s.value, 2), "signature": s.signature} for s in scores}
+        return Tested(
+            {"scores": values},
+            {TEST[side]: "".join(f"{x}\n" for x in lines) for side, lines in texts.items()},
+            ", ".join(f"{s.name} {s.value:.2f}" for s in scores),
+            [
+                *_chosen(sources, references, hypotheses),
+                *(f"{s.name:<8} {s.value:6.2f}  {s.signature}" for s in scores),
+            ],
+        )
+
+    def export(self, params: Params, folder: Path, result: Mapping[str, Any]) -> None:
+        parts = self.prepared
+        loaded = Loaded(parts.model, params, parts.tokenizer, self.config.decoding)
+        run, name = to_json(self.config), result["run"]
+        export(folder / EXPORTED, loaded, run=run, result=result, name=name)
+
+    def _translate(self, params: Params, texts: Sequence[str]) -> list[str]:
+        """As quickly as may be, since it is done at every validation."""
+        greedy = DecodingConfig(beam_size=1, max_ratio=self.config.decoding.max_ratio)
+        return translate(self.prepared.model, params, self.prepared.tokenizer, texts, greedy)
+
+    def _translate_test(self, params: Params, sources: list[str], screen: Screen) -> list[str]:
+        decoding, prepared = self.config.decoding, self.prepared
+        screen.say(f"Translating the {len(sources)} sentences of the test split.")
+        translator = Translator(prepared.model, params, prepared.tokenizer, decoding)
+        with screen.progress("translating", len(sources)) as progress:
+            found = translator.translate(sources, progress=progress.advance)
+        if cut := sum(best[0].at_limit for best in found):
+            screen.warn(
+                f"{cut} of {len(found)} test translations ended at the limit of their length: "
+                f"--max-ratio {decoding.max_ratio:g}."
+            )
+        return [best[0].text for best in found]
+
+
+def data_digests(corpus: Corpus) -> dict[str, str]:
+    """The SHA-256 of each split's sentence pairs, in their order."""
+    digests = {}
+    for split, pairs in corpus._asdict().items():
+        digest = hashlib.sha256()
+        for pair in pairs:
+            digest.update(json.dumps(pair).encode() + b"\n")
+        digests[split] = digest.hexdigest()
+    return digests
+
+
+def _chosen(sources: list[str], references: list[str], hypotheses: list[str]) -> Iterator[str]:
+    """A few translations, from all parts of the split."""
+    for i in range(0, len(sources), max(len(sources) // SHOWN, 1))[:SHOWN]:
+        yield f"\n  source       {sources[i]}"
+        yield f"  reference    {references[i]}\n  translation  {hypotheses[i]}"
