@@ -58,7 +58,7 @@ def prepare(config: RunConfig, steps: int) -> Problem:
         subword_dropout=0.0,
         ema_decay=0.0,
     )
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, print)
     tokenizer = Tokenizer.train(
         (text for pair in corpus.train for text in pair), config.model.vocab_size
     )

@@ -2,7 +2,6 @@
 
 import functools
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +15,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: default: those of the process.
     """
     from flaxattn.training.ending import exit_code
-    from flaxattn.training.screen import sturdy_streams
+    from flaxattn.training.screen import sturdy_streams, warnings_told
+    from flaxattn.translation.commands import SCREEN
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    with sturdy_streams(output=False), warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    with sturdy_streams(output=False), warnings_told(SCREEN):
         parsed = [word for word in words if word != "--debug"]
         return exit_code(lambda: _parse(parsed).run(), debug=debug)
 
@@ -54,12 +53,6 @@ def _command(words: list[str], translate: Any) -> Any:
         description="What one does with a trained model. To train one: train.py --help.",
     )
     return paths_at_home(command)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    from flaxattn.training.screen import printable
-
-    print(printable(f"flaxattn: warning: {message}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

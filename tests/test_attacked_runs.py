@@ -106,7 +106,7 @@ def test_another_end_is_given_by_name_alone(run):
 
 
 def test_of_the_built_in_corpus_a_tenth_is_held_out_at_most():
-    corpus = load_corpus(DataConfig(builtin_pairs=100, held_out=10_000_000))
+    corpus = load_corpus(DataConfig(builtin_pairs=100, held_out=10_000_000), print)
     assert [len(split) for split in corpus] == [100, 10, 10]
 
 

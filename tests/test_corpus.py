@@ -5,8 +5,17 @@ import random
 import pytest
 
 from flaxattn.translation.config import DataConfig
-from flaxattn.translation.text.corpus import load_corpus, read_pairs
+from flaxattn.translation.text import corpus
 from flaxattn.translation.text.lines import read_lines
+
+
+def load_corpus(config):
+    return corpus.load_corpus(config, print)
+
+
+def read_pairs(paths, config=DataConfig()):
+    return corpus.read_pairs(paths, config, print)
+
 
 BOM = b"\xef\xbb\xbf"
 NOT_LINE_BREAKS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # all of which str.splitlines breaks at

@@ -86,7 +86,7 @@ def seen(read, *arguments):
     with contextlib.redirect_stderr(io.StringIO()) as told:
         try:
             found = read(*arguments)
-        except (ValueError, OSError):
+        except (ValueError, OSError, UserWarning):
             return None
     return None if "Skipped" in told.getvalue() else found
 

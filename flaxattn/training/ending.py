@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flaxattn.training.interruption import InterruptedRun
 from flaxattn.training.metrics import DivergedError
-from flaxattn.training.screen import printable
+from flaxattn.training.screen import Screen
 from flaxattn.training.storage.files import SaveError
 
 __all__ = ["EXIT_CODES", "exit_code"]
@@ -23,21 +23,22 @@ def exit_code(command: Callable[[], None], *, debug: bool = False) -> int:
     Args:
       debug: raise what is an error, with its traceback.
     """
+    say = Screen(error=True).say
     try:
         command()
         sys.stdout.flush()  # fails now rather than while Python ends
     except InterruptedRun as end:
-        _say(f"Interrupted after step {end}; the same command goes on from there.")
+        say(f"Interrupted after step {end}; the same command goes on from there.")
         return KEPT  # EX_TEMPFAIL
     except KeyboardInterrupt:
-        _say("Interrupted.")
+        say("Interrupted.")
         return ABORTED  # 128 + SIGINT
     except BrokenPipeError:
         return UNREAD  # 128 + SIGPIPE
     except (ValueError, OSError, DivergedError) as error:
         if debug:
             raise
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return FAILED if _is_failure(error) else WRONG_INPUT
     return 0
 
@@ -47,7 +48,3 @@ def _is_failure(error: Exception) -> bool:
     if isinstance(error, SaveError | DivergedError):
         return True
     return isinstance(error, OSError) and error.errno in NOT_WRITTEN
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr)

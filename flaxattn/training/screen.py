@@ -5,14 +5,27 @@ import io
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import rich.console
 import rich.progress
 import rich.text
 
-__all__ = ["Progress", "Screen", "SturdyStream", "duration", "printable", "sturdy_streams"]
+__all__ = [
+    "Progress",
+    "Screen",
+    "SturdyStream",
+    "Tell",
+    "duration",
+    "printable",
+    "sturdy_streams",
+    "warnings_told",
+]
+
+Tell = Callable[[str], None]
+"""What readers are given for what a person should know of their files: `Screen.say`, say."""
 
 
 class Screen:
@@ -22,9 +35,11 @@ class Screen:
 
     Args:
       error: speak on standard error, where standard output is for what was asked for.
+      speaker: the name before every line, where others may speak there, too.
     """
 
-    def __init__(self, *, error: bool = False) -> None:
+    def __init__(self, *, error: bool = False, speaker: str = "") -> None:
+        self._start = f"{speaker}: " if speaker else ""
         self._console = rich.console.Console(
             stderr=error, soft_wrap=True, highlight=False, markup=False, emoji=False
         )
@@ -36,7 +51,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Lines of text, above the progress bar if there is one."""
-        self._console.print(printable(text))
+        self._console.print(self._start + printable(text))
 
     def headline(self, text: str) -> None:
         """A line that stands out."""
@@ -48,7 +63,8 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """A line that warns."""
-        self._console.print(rich.text.Text("Warning:", style="bold yellow"), printable(text))
+        word = rich.text.Text("Warning:", style="bold yellow")
+        self._console.print(rich.text.Text(self._start) + word, printable(text))
 
     @contextlib.contextmanager
     def progress(self, task: str, total: int, done: int = 0) -> Iterator["Progress"]:
@@ -66,6 +82,14 @@ class Screen:
         ) as bar:
             handle = bar.add_task(task, total=total, completed=done, status="")
             yield Progress(self, bar, handle)
+
+
+@contextlib.contextmanager
+def warnings_told(screen: Screen) -> Iterator[None]:
+    """While the block runs, what Python warns of is told on the screen, as all else is."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: screen.warn(str(message))
+        yield
 
 
 class Progress:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from flaxattn.training.command_line import given, parsed
 from flaxattn.training.config import at_home
 from flaxattn.training.ending import EXIT_CODES, exit_code
-from flaxattn.training.screen import sturdy_streams
+from flaxattn.training.screen import Screen, sturdy_streams, warnings_told
 from flaxattn.translation.config import RunConfig, check_sampling
 from flaxattn.translation.options import completed
 from flaxattn.translation.run import run
@@ -45,7 +45,7 @@ def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = Non
       arguments: default: those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with sturdy_streams(output=True):
+    with sturdy_streams(output=True), warnings_told(Screen()):
         return exit_code(lambda: _train(presets, words), debug="--debug" in words)
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from flaxattn.ranges import Range, check_fields
 from flaxattn.training.config import to_json
-from flaxattn.training.screen import printable
+from flaxattn.training.screen import Screen, printable
 from flaxattn.training.storage.apart import check_apart, check_outside, with_partial
 from flaxattn.training.storage.files import replacing
 from flaxattn.training.storage.json_data import from_older, read_object
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from flaxattn.translation.decoding.translator import Translation
     from flaxattn.translation.trained.loading import Loaded
 
-__all__ = ["Export", "Score", "Translate", "kept_decoding"]
+__all__ = ["SCREEN", "Export", "Score", "Translate", "kept_decoding"]
 
 STDIN, STDOUT = 0, 1
+SCREEN = Screen(error=True, speaker="flaxattn")  # since standard output has what was asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Translate:
             done += len(texts)
             explained += zip(texts, found, strict=True) if self.explain else ()
         if at_limit:
-            _say(_of_limit(at_limit))
+            SCREEN.say(_of_limit(at_limit))
         return explained
 
     def _check_files(self) -> None:
@@ -144,12 +145,12 @@ class Translate:
         model, params, tokenizer, config = loaded
         texts, found = [text for text, _ in explained], [found for _, found in explained]
         size = write(path, explain_translations(model, params, tokenizer, texts, found, config))
-        _say(f"wrote {path}, {size / 1000:,.0f} kB")
+        SCREEN.say(f"wrote {path}, {size / 1000:,.0f} kB")
 
     def _loaded(self) -> "Loaded":
         """The model, to be decoded as the command says."""
         began = time.perf_counter()
-        _say(f"loading {self.folder}")
+        SCREEN.say(f"loading {self.folder}")
         import jax  # so late that help and errors in the command come at once
 
         from flaxattn.training.devices import describe_devices, keep_memory, split_cpu
@@ -160,7 +161,7 @@ class Translate:
             split_cpu(min(len(self.texts) or self.batch_size, self.batch_size))
         loaded = load(self.folder)
         size = sum(x.size for x in jax.tree.leaves(loaded.params))
-        _say(
+        SCREEN.say(
             f"{size:,} parameters on {describe_devices()}, {time.perf_counter() - began:.1f} s; "
             "the first text of each length is compiled for"
         )
@@ -174,7 +175,7 @@ class Translate:
                 yield from chunks(stream, str(self.input))
         else:
             if sys.stdin.isatty():
-                _say("type a text and press enter; end with control-D")
+                SCREEN.say("type a text and press enter; end with control-D")
             yield from chunks(sys.stdin.buffer, "standard input")
 
     def _line(self, translation: "Translation") -> str:
@@ -219,7 +220,7 @@ class Score:
             raise ValueError(f"{hypotheses} and {references} are empty: there is nothing to score.")
         for doubt in (doubt_of_tokenizer(sides[1], tokenizer), doubt_of_spelling(*sides)):
             if doubt:
-                _say(f"warning: {doubt}")
+                SCREEN.warn(doubt)
         found = score(*sides, tokenizer=tokenizer)
         if self.json:
             print(json.dumps({s.name: {"value": s.value, "signature": s.signature} for s in found}))
@@ -274,7 +275,7 @@ class Export:
             result={} if is_outdated(self.run_folder) else read_result(self.run_folder),
             name=run_name(self.run_folder),
         )
-        _say(f"wrote {self.folder}; {self.folder / 'README.md'} tells of it")
+        SCREEN.say(f"wrote {self.folder}; {self.folder / 'README.md'} tells of it")
 
 
 def kept_decoding(folder: Path) -> DecodingConfig:
@@ -305,17 +306,13 @@ def _of_limit(numbers: list[int]) -> str:
     )
 
 
-def _say(text: str) -> None:
-    print(printable(f"flaxattn: {text}"), file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def _opened(path: Path | None) -> Iterator[TextIO]:
     """The file at a path, which is replaced once all is in it, or standard output."""
     if path is None:
         yield sys.stdout
         return
-    kept = lambda partial: _say(f"what was translated is kept in {partial}")  # noqa: E731
+    kept = lambda partial: SCREEN.say(f"what was translated is kept in {partial}")  # noqa: E731
     with replacing(path, kept) as file:
         text = io.TextIOWrapper(file, "utf-8", write_through=True)
         try:

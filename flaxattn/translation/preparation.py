@@ -9,13 +9,14 @@ import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.training.record import read_data
+from flaxattn.training.screen import Tell
 from flaxattn.training.storage.layout import START
 from flaxattn.training.storage.weights import read_weights
 from flaxattn.training.task import Params
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import TOKENIZER
-from flaxattn.translation.text.corpus import Corpus, Pairs, Tell, load_corpus
+from flaxattn.translation.text.corpus import Corpus, Pairs, load_corpus
 from flaxattn.translation.text.packing import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import Loaded, load

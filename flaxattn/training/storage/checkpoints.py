@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,13 +34,13 @@ class _Kept(abc.ABC):
     Args:
       folder: made when the first step is written, in one that must be there.
       run: names the run; what other runs have written is skipped. None: reads that of any.
-      warn: is told of every folder that is skipped.
+      warn: is told of every folder that is skipped. None: Python's warnings are.
     """
 
     def __init__(
         self, folder: Path, *, run: str | None = None, warn: Callable[[str], None] | None = None
     ) -> None:
-        self._folder, self._run, self._warn = folder.absolute(), run, warn or _to_stderr
+        self._folder, self._run, self._warn = folder.absolute(), run, warn or warnings.warn
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: concurrent.futures.Future[None] | None = None
 
@@ -286,7 +286,3 @@ def _check_arrays(kept: Any, wanted: dict[str, str], folder: Path) -> None:
 
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdigit() and str(int(name)) == name
-
-
-def _to_stderr(text: str) -> None:
-    print(f"Warning: {text}", file=sys.stderr)

@@ -1,9 +1,11 @@
 """TSV files: which two columns are source and target, and what a person is told of it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from flaxattn.training.screen import Tell
 
 __all__ = ["Columns", "describe_columns", "find_columns", "split_line"]
 
@@ -71,9 +73,7 @@ def split_line(line: str, columns: Columns, where: str) -> tuple[str, str]:
     return fields[columns.source], fields[columns.target]
 
 
-def describe_columns(
-    path: Path, columns: Columns, lines: Sequence[str | None], tell: Callable[[str], None]
-) -> None:
+def describe_columns(path: Path, columns: Columns, lines: Sequence[str | None], tell: Tell) -> None:
     """Tells which columns are taken, with the first line, and which are not."""
     texts = [line for line in lines[columns.header :] if line and line.strip()]
     if not texts:

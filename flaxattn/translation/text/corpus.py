@@ -1,24 +1,23 @@
 """Sentence pairs: from two aligned files, from one TSV file, or from the built-in generator."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from flaxattn.training.screen import Tell
 from flaxattn.translation.config import DataConfig, data_path
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.columns import describe_columns, find_columns, split_line
 from flaxattn.translation.text.lines import decode_line, split_lines
 from flaxattn.translation.text.normalization import normalize_source, normalize_target
 
-__all__ = ["Corpus", "Pairs", "Tell", "load_corpus", "read_pairs"]
+__all__ = ["Corpus", "Pairs", "load_corpus", "read_pairs"]
 
 NAME_FILES = "Name your files with --train, --valid and --test, and their folder with --data-dir."
 
 HELD_OUT_SEED = 1234  # fixed: a run's seed must not move pairs between the splits
 
 Pairs = list[tuple[str, str]]
-Tell = Callable[[str], None]
 
 
 class Corpus(NamedTuple):
@@ -29,7 +28,7 @@ class Corpus(NamedTuple):
     test: Pairs
 
 
-def load_corpus(config: DataConfig, tell: Tell = print) -> Corpus:
+def load_corpus(config: DataConfig, tell: Tell) -> Corpus:
     """The pairs that `config` names, normalised as it says.
 
     Args:
@@ -52,7 +51,7 @@ def load_corpus(config: DataConfig, tell: Tell = print) -> Corpus:
     return Corpus(train, valid, test)
 
 
-def read_pairs(paths: list[Path], config: DataConfig = DataConfig(), tell: Tell = print) -> Pairs:
+def read_pairs(paths: list[Path], config: DataConfig, tell: Tell) -> Pairs:
     """The pairs of two aligned files or of one TSV file, without those blank on either side.
 
     Args:
