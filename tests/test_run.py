@@ -216,7 +216,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkey
     assert bytes_of(outcomes[-1].params) == bytes_of(finished.trained.params)
     loaded = [load_run(folder).params for folder in (tmp_path / "run", finished.folder)]
     assert bytes_of(loaded[0]) == bytes_of(loaded[1]) == bytes_of(outcomes[-1].params)
-    assert outcomes[-1].target_tokens == finished.trained.target_tokens
+    assert outcomes[-1].units == finished.trained.units
     logs = [lines_of(folder / "log.jsonl") for folder in (tmp_path / "run", finished.folder)]
     train_rows = [[row for row in rows if '"kind": "train"' in row] for rows in logs]
     assert train_rows[0] == train_rows[1]
