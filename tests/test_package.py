@@ -1,5 +1,6 @@
 """What a user gets: the public names, a light import, a typed package, one version."""
 
+import ast
 import contextlib
 import importlib.metadata
 import importlib.resources
@@ -96,7 +97,9 @@ def test_import_loads_neither_the_training_side_nor_its_packages():
     heavy = {"sentencepiece", "sacrebleu", "tyro", "tensorboardX", "matplotlib"}
     assert "flaxattn.models" in loaded
     assert not {name for name in loaded if name.split(".")[0] in heavy}
-    assert not {name for name in loaded if name.startswith("flaxattn.translation")}
+    assert not {
+        name for name in loaded if name.startswith(("flaxattn.training", "flaxattn.translation"))
+    }
 
 
 def test_import_loads_nothing_beyond_flax_optax_and_chex():
@@ -105,6 +108,53 @@ def test_import_loads_nothing_beyond_flax_optax_and_chex():
     packages = {name.split(".")[0] for name in ours - theirs}
     others = {name for name in packages if name not in sys.stdlib_module_names}
     assert others <= {"flaxattn", "jax"}  # of jax its export, which flax need not have loaded
+
+
+# ---- What modules say of themselves ----------------------------------------------------------
+
+
+def parsed(*rooms):
+    """The modules of rooms, parsed, by their names."""
+    folder = pathlib.Path(flaxattn.__file__).parent
+    paths = [path for room in rooms for path in sorted((folder / room).rglob("*.py"))]
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    return {name: ast.parse(path.read_text()) for name, path in named.items()}
+
+
+def declared(module):
+    """What `__all__` says; None where there is none."""
+    for node in module.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+def test_all_is_the_truth():
+    """It names every function and class without an underscore, and all that others import."""
+    modules = parsed("training", "translation")
+    said = {name: declared(module) for name, module in modules.items()}
+    said = {name: names for name, names in said.items() if names is not None}
+    assert len(said) > 50
+    for name, names in said.items():
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        defined = {node.name for node in modules[name].body if isinstance(node, kinds)}
+        assert {x for x in defined if not x.startswith("_")} <= names, name
+    for user, module in modules.items():
+        for node in ast.walk(module):
+            if isinstance(node, ast.ImportFrom) and node.module in said:
+                assert {alias.name for alias in node.names} <= said[node.module], user
+
+
+def test_nobody_prints_but_what_was_asked_for():
+    """What else a person should know, `Screen` tells: it shows control characters."""
+    printing = {
+        name
+        for name, module in parsed(".").items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.Name) and node.id == "print"
+    }
+    own = {name for name in printing if not name.endswith("__main__")}
+    assert own == {"flaxattn.translation.commands"}
 
 
 def test_the_package_says_that_it_is_typed():

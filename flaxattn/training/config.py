@@ -13,6 +13,7 @@ from flaxattn.ranges import FieldError, Range, check_fields
 from flaxattn.training.storage.json_data import from_data, from_older, same_fields
 
 __all__ = [
+    "Config",
     "Count",
     "CountOrZero",
     "RunConfig",
@@ -147,7 +148,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_json(kind: type[Config], data: Any, where: str) -> Config:
+def from_json(kind: type[Config], data: object, where: str) -> Config:
     """The configuration that `to_json` made data of; what an older one had not has its default.
 
     Args:
@@ -159,11 +160,11 @@ def from_json(kind: type[Config], data: Any, where: str) -> Config:
     """
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
-    same_fields(data, names, where)
+    given = same_fields(data, names, where)
     read = {
-        name: from_older(hints[name], data[name], f"{where}, {name}")
+        name: from_older(hints[name], given[name], f"{where}, {name}")
         if dataclasses.is_dataclass(hints[name])
-        else data[name]
+        else given[name]
         for name in names
     }
     return from_data(kind, read, where)
@@ -208,7 +209,7 @@ def flat(data: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without(part: Any, names: Set[str]) -> Any:
+def _without(part: object, names: Set[str]) -> object:
     if not isinstance(part, dict):
         return part
     return {name: value for name, value in part.items() if name not in names}

@@ -5,11 +5,12 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxattn.training.trees import Tree
 
 __all__ = [
     "data_mesh",
@@ -75,7 +76,7 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices or jax.local_devices()), ("data",))
 
 
-def place(tree: Any, mesh: Mesh, *axes: str) -> Any:
+def place(tree: Tree, mesh: Mesh, *axes: str) -> Tree:
     """`tree` on the devices: spread over `axes`, or, without any, the same on all."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 

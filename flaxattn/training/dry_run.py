@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from flaxattn.training.devices import data_mesh, place
 from flaxattn.training.parameters.freezing import path_of
 from flaxattn.training.screen import Screen, duration
-from flaxattn.training.task import Params, Task
+from flaxattn.training.task import Task
 from flaxattn.training.train_step import (
     init_state,
     make_eval_step,
     make_optimizer,
     make_train_step,
 )
+from flaxattn.training.trees import Params
 
 __all__ = ["dry_run", "parameter_table"]
 

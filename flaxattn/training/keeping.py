@@ -11,6 +11,8 @@ from flaxattn.training.reporting import RunLog
 from flaxattn.training.storage.checkpoints import Checkpoints, Models
 from flaxattn.training.storage.files import SaveError
 from flaxattn.training.storage.layout import CHECKPOINTS, MODELS
+from flaxattn.training.train_step import TrainState
+from flaxattn.training.trees import Params, Tree
 
 __all__ = ["Keeping"]
 
@@ -39,11 +41,13 @@ class Keeping:
         with self._checkpoints:
             self._models.close()
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]]:
         """The latest state that is whole, and its progress, as `Checkpoints.restore_latest`."""
         return self._checkpoints.restore_latest(like)
 
-    def keep(self, state: Any, progress: dict[str, Any], log: RunLog, *, validated: bool) -> None:
+    def keep(
+        self, state: TrainState, progress: dict[str, Any], log: RunLog, *, validated: bool
+    ) -> None:
         """Writes a state in the background and, if it has just been validated, its model.
 
         Raises:
@@ -56,7 +60,7 @@ class Keeping:
             self._models.wait()  # so that no checkpoint is without the models before it
             self._checkpoints.save(int(state.step), state, progress)
 
-    def average(self, state: Any, progress: dict[str, Any], log: RunLog) -> Any:
+    def average(self, state: TrainState, progress: dict[str, Any], log: RunLog) -> Params:
         """The mean of the models kept, once all is on disk. Raises as `keep` and `Models.average`.
 
         Args:
@@ -79,7 +83,7 @@ class Keeping:
 
     @contextlib.contextmanager
     def _not_lost(
-        self, state: Any, progress: dict[str, Any], log: RunLog, validated: bool
+        self, state: TrainState, progress: dict[str, Any], log: RunLog, validated: bool
     ) -> Iterator[None]:
         """Keeps a state in a new folder if that of the run is not there before or after the block.
 
@@ -99,7 +103,7 @@ class Keeping:
         raise self._kept_anew(state, progress, log, validated) from reason
 
     def _kept_anew(
-        self, state: Any, progress: dict[str, Any], log: RunLog, validated: bool
+        self, state: TrainState, progress: dict[str, Any], log: RunLog, validated: bool
     ) -> SaveError:
         """Keeps what is in memory in a new folder, and gives the error that tells of it."""
         step, home = int(state.step), self._home

@@ -11,8 +11,9 @@ from flaxattn.training.reporting import RunLog
 from flaxattn.training.run_folder import check_space
 from flaxattn.training.screen import Screen
 from flaxattn.training.storage.checkpoints import size_of
-from flaxattn.training.task import Params, Task
+from flaxattn.training.task import Task
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.training.trees import Params
 from flaxattn.training.validation import Validation, stale
 
 __all__ = ["Trained", "train"]

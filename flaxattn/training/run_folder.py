@@ -133,7 +133,7 @@ def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
         )
 
 
-def _check_data(folder: Path, task: Task, rules: Rules, kept: Any) -> None:
+def _check_data(folder: Path, task: Task, rules: Rules, kept: object) -> None:
     """Raises ValueError if what training and validation read is not what the run began with."""
     kept = kept if isinstance(kept, dict) else {}
     digests = task.digests()

@@ -4,16 +4,19 @@ import dataclasses
 import types
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from flaxattn.training.config import TrainingConfig
 
-__all__ = ["describe_rate", "learning_rate", "peak", "same_until", "shortfall"]
+__all__ = ["Stage", "describe_rate", "learning_rate", "peak", "same_until", "shortfall", "stages"]
 
 POINTS = 100_000  # at which a schedule is looked at, besides those where it bends
 NEARLY = 0.99  # of the rate asked for
+
+Array = jax.Array | np.ndarray
 
 
 class Stage(NamedTuple):
@@ -92,7 +95,7 @@ def stages(config: TrainingConfig) -> list[Stage]:
     return found
 
 
-def _rate(xp: types.ModuleType, config: TrainingConfig, update: Any) -> Any:
+def _rate(xp: types.ModuleType, config: TrainingConfig, update: Array) -> Any:
     """The rate of updates, counted from 1, as float32 arrays of `jax.numpy` or `numpy`."""
     warmup = max(config.warmup_steps, 1)
     warm = xp.minimum(update / warmup, xp.sqrt(warmup / update))
@@ -104,7 +107,7 @@ def _rate(xp: types.ModuleType, config: TrainingConfig, update: Any) -> Any:
     return config.learning_rate * warm * cool
 
 
-def _cool(xp: types.ModuleType, stage: Stage, update: Any) -> Any:
+def _cool(xp: types.ModuleType, stage: Stage, update: Array) -> Any:
     return xp.clip((stage.end + 1.0 - update) / max(stage.cooldown, 1), 0.0, 1.0)
 
 

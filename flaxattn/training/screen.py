@@ -7,7 +7,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
 import rich.console
 import rich.progress
@@ -95,7 +95,9 @@ def warnings_told(screen: Screen) -> Iterator[None]:
 class Progress:
     """How far one piece of work is: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, screen: Screen, bar: rich.progress.Progress, handle: Any) -> None:
+    def __init__(
+        self, screen: Screen, bar: rich.progress.Progress, handle: rich.progress.TaskID
+    ) -> None:
         self._screen, self._bar, self._handle = screen, bar, handle
 
     def advance(self, count: int = 1) -> None:

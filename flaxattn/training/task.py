@@ -9,13 +9,12 @@ import numpy as np
 
 from flaxattn.training.config import RunConfig
 from flaxattn.training.screen import Screen
+from flaxattn.training.trees import ArrayTree, Params
 
-__all__ = ["Batch", "Loss", "Params", "Rules", "Sums", "Task", "Tested"]
+__all__ = ["Batch", "Loss", "Rules", "Sums", "Task", "Tested"]
 
-Params = Any
-"""A tree of arrays."""
-Batch = Any
-"""A tree of arrays, each with `batch_size` rows."""
+Batch = ArrayTree
+"""Each array with `batch_size` rows."""
 
 
 class Sums(NamedTuple):
@@ -23,7 +22,7 @@ class Sums(NamedTuple):
 
     loss: jax.Array
     """What is minimised, after division by `units`."""
-    others: Any
+    others: ArrayTree
     """A tree of what else is added up to be reported."""
     units: jax.Array
     """How many tokens there were, or whatever is counted."""
@@ -107,11 +106,11 @@ class Task(Protocol):
         """
 
 
-def _nothing(config: Any) -> frozenset[str]:
+def _nothing(config: object) -> frozenset[str]:
     return frozenset()
 
 
-def _no_files(config: Any) -> dict[str, list[Path]]:
+def _no_files(config: object) -> dict[str, list[Path]]:
     return {}
 
 

@@ -11,7 +11,8 @@ from flaxattn.training.config import TrainingConfig
 from flaxattn.training.parameters.averaging import update_average
 from flaxattn.training.parameters.freezing import freeze
 from flaxattn.training.schedule import learning_rate
-from flaxattn.training.task import Batch, Loss, Params, Sums
+from flaxattn.training.task import Batch, Loss, Sums
+from flaxattn.training.trees import Params
 
 __all__ = [
     "TrainState",

@@ -9,8 +9,9 @@ from flaxattn.training.devices import place
 from flaxattn.training.metrics import total
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.screen import Screen
-from flaxattn.training.task import Params, Task
+from flaxattn.training.task import Task
 from flaxattn.training.train_step import make_eval_step
+from flaxattn.training.trees import Params
 
 __all__ = ["Validation", "stale"]
 

@@ -14,7 +14,7 @@ from flaxattn.translation.options import completed
 from flaxattn.translation.run import run
 from flaxattn.translation.text.arguments import check_words
 
-__all__ = ["main"]
+__all__ = ["Command", "main"]
 
 HELP = """Trains a translator from sentence pairs, scores it, and keeps everything in a folder.
 

@@ -10,8 +10,12 @@ from flaxattn.ranges import FieldError, Range, check_fields
 from flaxattn.training.config import CountOrZero, Seed, Share, Size, TrainingConfig
 
 __all__ = [
+    "BLEU_TOKENIZERS",
+    "MAX_RATIO",
+    "NORMALIZATIONS",
     "DataConfig",
     "DecodingConfig",
+    "Normalization",
     "RunConfig",
     "TranslationTraining",
     "check_sampling",

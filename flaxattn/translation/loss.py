@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.models import EncoderDecoder, shift_right
-from flaxattn.training.task import Params, Sums
+from flaxattn.training.task import Sums
+from flaxattn.training.trees import Params
 from flaxattn.translation.text.packing import Batch
 
 __all__ = ["Reported", "TokenLoss", "batch_loss", "cross_entropy", "divergence", "means"]

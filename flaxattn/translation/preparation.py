@@ -12,7 +12,7 @@ from flaxattn.training.record import read_data
 from flaxattn.training.screen import Tell
 from flaxattn.training.storage.layout import START
 from flaxattn.training.storage.weights import read_weights
-from flaxattn.training.task import Params
+from flaxattn.training.trees import Params
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import TOKENIZER

@@ -12,7 +12,8 @@ import jax
 
 from flaxattn.training.config import to_json
 from flaxattn.training.screen import Screen
-from flaxattn.training.task import Params, Sums, Tested
+from flaxattn.training.task import Sums, Tested
+from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import Translator, translate
 from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
@@ -24,7 +25,7 @@ from flaxattn.translation.text.scoring import score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded
 
-__all__ = ["TranslationTask", "data_digests"]
+__all__ = ["TranslationTask"]
 
 SHOWN = 5  # translations of the test split
 
@@ -47,7 +48,7 @@ class TranslationTask:
         return {TOKENIZER: self.prepared.tokenizer.model}
 
     def digests(self) -> dict[str, str]:
-        return data_digests(self.prepared.corpus)
+        return _digests(self.prepared.corpus)
 
     def batch(self, step: int) -> Batch:
         return self.prepared.train.batch(step)
@@ -127,7 +128,7 @@ class TranslationTask:
         return [best[0].text for best in found]
 
 
-def data_digests(corpus: Corpus) -> dict[str, str]:
+def _digests(corpus: Corpus) -> dict[str, str]:
     """The SHA-256 of each split's sentence pairs, in their order."""
     digests = {}
     for split, pairs in corpus._asdict().items():

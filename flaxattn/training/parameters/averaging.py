@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from flaxattn.training.trees import Tree
+
 __all__ = ["mean", "update_average"]
 
 
-def update_average(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+def update_average(average: Tree, params: Tree, step: jax.Array, decay: float) -> Tree:
     """The moving average of parameters after one more step: `average` moved towards `params`.
 
     The decay begins small, (1 + step) / (10 + step), so that the random start is soon forgotten.
@@ -25,7 +26,7 @@ def update_average(average: Any, params: Any, step: jax.Array, decay: float) -> 
     return jax.tree.map(lambda a, p: a + (1.0 - kept).astype(a.dtype) * (p - a), average, params)
 
 
-def mean(models: Sequence[Any]) -> Any:
+def mean(models: Sequence[Tree]) -> Tree:
     """The mean of trees of arrays, each element in its own dtype, added up in float32.
 
     >>> mean([{"w": jnp.array([1.0])}, {"w": jnp.array([2.0])}])["w"].tolist()

@@ -2,16 +2,17 @@
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import optax
+
+from flaxattn.training.trees import ArrayTree, Params
 
 __all__ = ["freeze", "labels", "path_of"]
 
 
 def freeze(
-    optimizer: optax.GradientTransformation, patterns: Sequence[str], params: Any
+    optimizer: optax.GradientTransformation, patterns: Sequence[str], params: Params
 ) -> optax.GradientTransformation:
     """`optimizer` for all parameters but those whose path a pattern matches; these never change.
 
@@ -24,7 +25,7 @@ def freeze(
     return optax.multi_transform(parts, labels(params, patterns))
 
 
-def labels(params: Any, patterns: Sequence[str]) -> Any:
+def labels(params: Params, patterns: Sequence[str]) -> ArrayTree:
     """The tree of parameters with "frozen" or "trained" in the place of each.
 
     Args:
@@ -52,9 +53,9 @@ def labels(params: Any, patterns: Sequence[str]) -> Any:
     )
 
 
-def path_of(path: Any, separator: str = "/") -> str:
+def path_of(path: jax.tree_util.KeyPath, separator: str = "/") -> str:
     """A path of `jax.tree_util` as text: `encoder/layer_0/...`."""
-    return separator.join(str(key.key) for key in path)
+    return separator.join(str(getattr(key, "key", key)) for key in path)
 
 
 def _frozen(path: str, patterns: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from flaxattn.training.parameters.averaging import mean
 from flaxattn.training.storage.files import PARTIAL, SaveError, free_bytes, sync
 from flaxattn.training.storage.manifest import DamagedError, read_manifest, seal, verify
+from flaxattn.training.trees import ArrayTree, Params, Tree
 
 __all__ = ["Checkpoints", "Models", "size_of"]
 
@@ -67,13 +68,13 @@ class _Kept(abc.ABC):
         """The steps there are folders of, damaged or not, in order."""
         return sorted(int(path.name) for path in self._folders() if _is_step(path.name))
 
-    def _save(self, step: int, tree: Any, about: About) -> None:
+    def _save(self, step: int, tree: ArrayTree, about: About) -> None:
         """Begins to write the folder of `step` instead of any that is there."""
         self.wait()
         about = {"step": step, "run": self._run, "arrays": _arrays(tree)} | about
         self._writing = self._writer.submit(self._write, step, jax.device_get(tree), about)
 
-    def _write(self, step: int, tree: Any, about: About) -> None:
+    def _write(self, step: int, tree: ArrayTree, about: About) -> None:
         partial = self._folder / f"{step}{PARTIAL}"
         try:
             self._make_folder()
@@ -88,7 +89,7 @@ class _Kept(abc.ABC):
             shutil.rmtree(partial, ignore_errors=True)
             raise SaveError(self._failure(step, tree, error)) from error
 
-    def _failure(self, step: int, tree: Any, error: Exception) -> str:
+    def _failure(self, step: int, tree: ArrayTree, error: Exception) -> str:
         reason = str(error).strip().partition("\n")[0].partition(" [tensorstore_spec")[0]
         reason = reason or type(error).__name__
         kept = self.steps()
@@ -165,7 +166,7 @@ class _Kept(abc.ABC):
         if self._run is not None and about.get("run") != self._run:
             raise DamagedError(f"{folder}: is of another run")
 
-    def _read(self, step: int, about: About, like: Any) -> Any:
+    def _read(self, step: int, about: About, like: Tree) -> Tree:
         """The tree of a verified step, with the structure, dtypes and placement of `like`."""
         folder = self._folder / str(step)
         _check_arrays(about.get("arrays"), _arrays(like), folder)
@@ -186,7 +187,7 @@ class Checkpoints(_Kept):
         super().__init__(folder, **about)
         self._keep = keep
 
-    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+    def save(self, step: int, state: ArrayTree, progress: dict[str, Any]) -> None:
         """Writes in the background.
 
         Args:
@@ -198,7 +199,7 @@ class Checkpoints(_Kept):
         """
         self._save(step, state, {"progress": progress})
 
-    def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]]:
+    def restore_latest(self, like: Tree) -> tuple[Tree, dict[str, Any]]:
         """The latest state that is whole, placed like `like`, and its progress; else `like`, {}.
 
         Raises:
@@ -230,7 +231,7 @@ class Models(_Kept):
         super().__init__(folder, **about)
         self._keep, self._select = keep, select
 
-    def save(self, step: int, params: Any, metric: float) -> None:
+    def save(self, step: int, params: Params, metric: float) -> None:
         """Writes in the background, and keeps it if `metric` (more is better) is worth it.
 
         Raises:
@@ -238,7 +239,7 @@ class Models(_Kept):
         """
         self._save(step, params, {"metric": metric})
 
-    def average(self, like: Any) -> Any:
+    def average(self, like: Tree) -> Tree:
         """The mean of the models kept, with the structure, shapes and placement of `like`.
 
         Raises:
@@ -259,12 +260,12 @@ class Models(_Kept):
         return set(ranked[-self._keep :])
 
 
-def size_of(tree: Any) -> int:
+def size_of(tree: ArrayTree) -> int:
     """The bytes of all arrays of a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _arrays(tree: Any) -> dict[str, str]:
+def _arrays(tree: ArrayTree) -> dict[str, str]:
     """By path, what each array is: `float32[3,4]`."""
     return {
         jax.tree_util.keystr(path): f"{x.dtype}[{','.join(map(str, x.shape))}]"
@@ -272,7 +273,7 @@ def _arrays(tree: Any) -> dict[str, str]:
     }
 
 
-def _check_arrays(kept: Any, wanted: dict[str, str], folder: Path) -> None:
+def _check_arrays(kept: object, wanted: dict[str, str], folder: Path) -> None:
     if kept == wanted:
         return
     kept = kept if isinstance(kept, dict) else {}

@@ -13,6 +13,7 @@ from safetensors.flax import load_file, save
 from flaxattn.training.parameters.freezing import path_of
 from flaxattn.training.storage.files import check_regular, write_whole
 from flaxattn.training.storage.json_data import some
+from flaxattn.training.trees import Params
 
 __all__ = ["check_weights", "named", "nested", "read_header", "read_weights", "write_weights"]
 
@@ -25,7 +26,7 @@ DTYPES = {
 } | {"BOOL": "bool"}  # by their names in a header; others, as 8-bit floats, are shown as they stand
 
 
-def named(params: Any) -> dict[str, jax.Array]:
+def named(params: Params) -> dict[str, jax.Array]:
     """A tree of arrays as one table, by path.
 
     >>> named({"encoder": {"norm": {"scale": jnp.ones(3)}}})
@@ -47,12 +48,12 @@ def nested(arrays: Mapping[str, jax.Array]) -> dict[str, Any]:
     return tree
 
 
-def write_weights(path: Path, params: Any) -> None:
+def write_weights(path: Path, params: Params) -> None:
     """Writes parameters to a safetensors file, each in its own dtype, named by its path."""
     write_whole(path, save(named(jax.device_get(params)), metadata={"format": "flax"}))
 
 
-def read_weights(path: Path, like: Any) -> Any:
+def read_weights(path: Path, like: Params) -> Params:
     """The parameters in a file, bit by bit as they were written.
 
     Args:
@@ -93,7 +94,7 @@ def read_header(path: Path) -> dict[str, str]:
     return found
 
 
-def check_weights(path: Path, found: Mapping[str, str], like: Any) -> None:
+def check_weights(path: Path, found: Mapping[str, str], like: Params) -> None:
     """Raises ValueError unless a header is that of these arrays.
 
     Args:
@@ -126,5 +127,5 @@ def _dtype(entry: Mapping[str, Any]) -> str:
     return DTYPES.get(entry["dtype"], entry["dtype"])
 
 
-def _kind(dtype: Any, shape: Sequence[int]) -> str:
+def _kind(dtype: object, shape: Sequence[int]) -> str:
     return f"{dtype} {list(shape)}"

@@ -13,6 +13,7 @@ from flaxattn.training.storage.json_data import from_older, read_object, same_fi
 from flaxattn.training.storage.layout import CONFIG, MANIFEST, MODELS
 from flaxattn.training.storage.manifest import DamagedError, sha256, verify
 from flaxattn.training.storage.weights import check_weights, read_header, read_weights
+from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import EXPORTED, TOKENIZER, WEIGHTS
@@ -40,7 +41,7 @@ class Loaded(NamedTuple):
     """All that translating needs: `Translator(*loaded)`."""
 
     model: EncoderDecoder
-    params: Any
+    params: Params
     tokenizer: Tokenizer
     decoding: DecodingConfig = DecodingConfig()
 
@@ -114,7 +115,7 @@ def load_exported(folder: Path, run: str | None = None) -> Loaded:
     return Loaded(model, read_weights(folder / WEIGHTS, shapes), tokenizer, decoding)
 
 
-def _fitting_shapes(folder: Path, model: EncoderDecoder) -> Any:
+def _fitting_shapes(folder: Path, model: EncoderDecoder) -> Params:
     """The parameters' shapes and dtypes, which the header of the weights was found to have."""
     header = read_header(folder / WEIGHTS)
     for side in ("encoder", "decoder"):  # what has a thousand layers takes minutes to trace
@@ -200,12 +201,12 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"{path}: no SentencePiece model: {error}") from error
 
 
-def _shapes(model: EncoderDecoder) -> Any:
+def _shapes(model: EncoderDecoder) -> Params:
     """The parameters' shapes and dtypes."""
     return jax.eval_shape(lambda: init_params(model, 0))
 
 
-def _on_one_device(shapes: Any) -> Any:
+def _on_one_device(shapes: Params) -> Params:
     """The same, to be read to the first device."""
     device = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)

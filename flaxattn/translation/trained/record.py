@@ -4,14 +4,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from flaxattn.training.record import has_begun, is_outdated, read_config, run_name
+from flaxattn.training.record import read_config, run_name
 from flaxattn.training.storage.layout import RESULT
 from flaxattn.training.storage.manifest import DamagedError, read_sealed, sha256
 from flaxattn.translation.config import RunConfig
 from flaxattn.translation.layout import TEST
 from flaxattn.translation.rules import RULES
 
-__all__ = ["has_begun", "is_outdated", "read_result", "read_run", "run_name"]
+__all__ = ["read_result", "read_run"]
 
 
 def read_run(folder: Path) -> RunConfig:
@@ -53,7 +53,7 @@ def _check_result(path: Path, result: dict[str, Any]) -> None:
         raise ValueError(f"{path}: is no result of a run. Delete it to do without.")
 
 
-def _is_score(score: Any) -> bool:
+def _is_score(score: object) -> bool:
     if not isinstance(score, dict):
         return False
     value, signature = score.get("value", math.nan), score.get("signature")
