@@ -23,6 +23,7 @@ __all__ = ["check_folder", "check_space", "opened"]
 
 CHANGE_NO_MODEL = {"keep_checkpoints", "log_every", "patience"}
 SCHEDULE = {"steps", "cooldown_steps", "ended_at", "cooled_for"}  # checked by the steps made
+ROOM_HINT = "The same command goes on once there is room."
 MAY_BE_ANOTHER = {"test"}  # split of the data, which training and validation do not read
 
 
@@ -37,7 +38,7 @@ def check_folder(config: RunConfig, rules: Rules) -> None:
     _check_writable(folder)
     _check_inputs_apart(folder, config, rules)
     if (folder / LOCK).exists():
-        with telling_of_room(folder), _held(folder):
+        with telling_of_room(folder, ROOM_HINT), _held(folder):
             pass
     _check_kept(folder, config, rules)
 
@@ -73,7 +74,7 @@ def opened(task: Task, rules: Rules, *, accept_changed_data: bool = False) -> It
     folder = Path(task.config.output)
     _check_writable(folder)
     make_folder(folder)
-    with telling_of_room(folder), _held(folder) as lock:
+    with telling_of_room(folder, ROOM_HINT), _held(folder) as lock:
         if has_begun(folder):
             _check_kept(folder, task.config, rules)  # again: another may have begun meanwhile
             data = _taken_further(folder, task, rules, accept_changed_data)

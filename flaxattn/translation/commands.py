@@ -20,7 +20,7 @@ from flaxattn.training.storage.files import replacing
 from flaxattn.training.storage.json_data import from_older, read_object
 from flaxattn.training.storage.layout import CONFIG
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.layout import OF_EXPORTED, OF_RUN, OWN_FOLDERS, TEST
+from flaxattn.translation.layout import CARD, OF_EXPORTED, OF_RUN, OWN_FOLDERS, TEST
 from flaxattn.translation.text.lines import read_lines
 from flaxattn.translation.text.opening import check_kind, opened_text
 from flaxattn.translation.text.streaming import chunks
@@ -275,7 +275,7 @@ class Export:
             result={} if is_outdated(self.run_folder) else read_result(self.run_folder),
             name=run_name(self.run_folder),
         )
-        SCREEN.say(f"wrote {self.folder}; {self.folder / 'README.md'} tells of it")
+        SCREEN.say(f"wrote {self.folder}; {self.folder / CARD} tells of it")
 
 
 def kept_decoding(folder: Path) -> DecodingConfig:

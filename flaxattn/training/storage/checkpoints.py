@@ -16,12 +16,11 @@ import orbax.checkpoint as ocp
 
 from flaxattn.training.parameters.averaging import mean
 from flaxattn.training.storage.files import PARTIAL, SaveError, free_bytes, sync
+from flaxattn.training.storage.layout import TREE
 from flaxattn.training.storage.manifest import DamagedError, read_manifest, seal, verify
 from flaxattn.training.trees import ArrayTree, Params, Tree
 
 __all__ = ["Checkpoints", "Models", "size_of"]
-
-TREE = "state"  # orbax's folder within that of a step
 
 About = dict[str, Any]  # what a step's manifest says of it
 

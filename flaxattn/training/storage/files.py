@@ -45,17 +45,21 @@ def free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def telling_of_room(folder: Path) -> Iterator[None]:
-    """Raises SaveError, which names the place and its free bytes, where the block finds no room."""
+def telling_of_room(path: Path, hint: str = "") -> Iterator[None]:
+    """Raises SaveError, which names the place and its free bytes, where the block finds no room.
+
+    Args:
+      path: of the file or folder that is written.
+      hint: what else to say.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise SaveError(
-            f"{error.filename or folder}: could not be written: {error.strerror}; "
-            f"{free_bytes(folder):,} bytes are free there. "
-            "The same command goes on once there is room."
+            f"{error.filename or path}: could not be written: {error.strerror}; "
+            f"{free_bytes(path):,} bytes are free there. {hint}".strip()
         ) from error
 
 
@@ -113,11 +117,11 @@ def replacing(path: Path, kept: Callable[[Path], None] | None = None) -> Iterato
     place = _end_of_links(path)
     if place is None:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        with _telling_of(path), open(handle, "wb") as stream:
+        with telling_of_room(path), open(handle, "wb") as stream:
             yield stream
         return
     partial = beside(place)
-    with _telling_of(path), _created(partial, place) as file:
+    with telling_of_room(path), _created(partial, place) as file:
         try:
             yield file
             file.flush()
@@ -190,16 +194,6 @@ def _leave(file: BinaryIO, partial: Path, kept: Callable[[Path], None] | None) -
         kept(partial)
     else:
         partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _telling_of(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM or isinstance(error, SaveError):
-            raise
-        raise SaveError(f"{path}: could not be written: {error.strerror}.") from error
 
 
 # ---- Staying, whatever happens to the power --------------------------------------------------

@@ -13,12 +13,13 @@ __all__ = [
     "SPEED",
     "START",
     "TENSORBOARD",
+    "TREE",
 ]
 
 CONFIG, DATA, LOCK = "config.json", "data.json", "lock"
 START = "start.safetensors"  # the parameters that --init-from began with
 CHECKPOINTS, MODELS = "checkpoints", "models"  # a folder for each step
-MANIFEST = "manifest.json"  # in each of those folders
+MANIFEST, TREE = "manifest.json", "state"  # in each of those folders; orbax writes the latter
 LOG, SPEED, TENSORBOARD = "log.jsonl", "speed.jsonl", "tensorboard"
 RESULT = "result.json"
 
