@@ -10,6 +10,7 @@ import flaxattn.__main__ as flaxattn_main
 from configs import PRESETS
 from flaxattn.__main__ import main
 from flaxattn.training.config import at_home
+from flaxattn.training.renamed import RENAMED
 from flaxattn.translation import cli
 from flaxattn.translation.config import DataConfig, DecodingConfig, data_path
 
@@ -105,3 +106,22 @@ def test_more_translations_than_beams_are_refused(tmp_path, capsys):
         assert "--n-best" in capsys.readouterr().err
     assert main(["translate", str(tmp_path), "a", "--n-best", "6", "--sampling"]) == 2
     assert "--n-best" not in capsys.readouterr().err  # but that there is no model
+
+
+OLD = [["tiny", "--rows", "8"], ["tiny", "--row-length=64"], ["tiny", "--max-source", "9"]]
+
+
+@pytest.mark.parametrize("words", OLD, ids=lambda words: words[1])
+def test_an_option_by_an_older_name_is_refused_with_its_name_today(capsys, words):
+    assert cli.main(PRESETS, words) == 2
+    old = words[1].partition("=")[0]
+    new = RENAMED[old[2:].replace("-", "_")].replace("_", "-")
+    assert capsys.readouterr().err == f"error: {old} is called --{new} now.\n"
+
+
+def test_so_it_is_in_a_command_that_has_the_option_and_in_no_other(capsys):
+    assert main(["translate", "folder", "a", "--max-source", "9"]) == 2
+    assert "--max-source-length" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["score", "a", "b", "--rows", "9"])
+    assert "called" not in capsys.readouterr().err

@@ -53,6 +53,7 @@ def test_a_kept_model_translates_as_it_did(folder, loaded_by):
 
 def test_a_kept_run_can_be_taken_further(folder):
     config = read_run(folder)
+    assert (config.training.batch_size, config.training.sequence_length) == (4, 64)  # once: rows
     check_folder(config, RULES)
     model, *_ = load_run(folder)
     optimizer = make_optimizer(config.training)

@@ -52,7 +52,8 @@ def given(words: Sequence[str]) -> frozenset[str]:
 
 def _check_renamed(what: Any, words: Sequence[str]) -> None:
     """Raises ValueError for the name that an option once had."""
-    options = set(_options(*what.values()) if isinstance(what, dict) else _options(what))
+    kind = what.get(words[0] if words else None) if isinstance(what, dict) else what
+    options = {*_options(kind)}
     for name in sorted(given(words) & RENAMED.keys()):
         if RENAMED[name] in options:
             old, new = (x.replace("_", "-") for x in (name, RENAMED[name]))
