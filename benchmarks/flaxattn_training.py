@@ -13,6 +13,7 @@ from flaxattn.training.train_step import (
     make_optimizer,
     make_train_step,
 )
+from flaxattn.translation.loss import loss_of
 from flaxattn.translation.text.packing import Batch, PackedPairs
 
 __all__ = ["Contender"]
@@ -29,10 +30,9 @@ class Contender:
         self._problem, self._mesh = problem, data_mesh()
         model = EncoderDecoder(problem.model, pad_id=problem.pad_id)
         self._optimizer = make_optimizer(problem.training)
-        self._step = make_train_step(
-            model, self._optimizer, problem.training, bos_id=problem.bos_id, mesh=self._mesh
-        )
-        self._eval_step = make_eval_step(model, bos_id=problem.bos_id)
+        loss = loss_of(model, problem.training, problem.bos_id)
+        self._step = make_train_step(loss, self._optimizer, problem.training, mesh=self._mesh)
+        self._eval_step = make_eval_step(loss)
         self._train, valid = (self._pack(pairs) for pairs in (problem.train, problem.valid))
         self._valid = [self._place(batch) for batch in valid.all_batches()]
         self.parameters = sum(x.size for x in jax.tree.leaves(problem.params))
@@ -52,7 +52,7 @@ class Contender:
 
     def validate(self) -> tuple[float, float]:
         sums = total([self._eval_step(self._state.params, batch) for batch in self._valid])
-        return float(sums.nll), float(sums.tokens)
+        return float(sums.others.nll), float(sums.units)
 
     def _pack(self, pairs: list) -> PackedPairs:
         training = self._problem.training

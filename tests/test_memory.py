@@ -16,6 +16,7 @@ from flaxattn.training.train_step import init_state, make_optimizer, make_train_
 from flaxattn.translation import memory
 from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.initial import init_params
+from flaxattn.translation.loss import loss_of
 from flaxattn.translation.memory import (
     check_decoding,
     check_training,
@@ -52,7 +53,9 @@ def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
     params = init_params(module, 0)
     optimizer = make_optimizer(config.training)
     mesh = devices.data_mesh(jax.local_devices()[:1])
-    step = make_train_step(module, optimizer, config.training, bos_id=1, mesh=mesh)
+    step = make_train_step(
+        loss_of(module, config.training, 1), optimizer, config.training, mesh=mesh
+    )
     batch = jax.tree.map(lambda _: jax.ShapeDtypeStruct((16, 32), jnp.int32), _batch())
     state = init_state(params, optimizer, config.training)
     found = step.lower(devices.place(state, mesh), batch).compile().memory_analysis()

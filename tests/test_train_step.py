@@ -21,7 +21,7 @@ from flaxattn.training.train_step import (
 )
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params
-from flaxattn.translation.loss import batch_loss
+from flaxattn.translation.loss import batch_loss, loss_of
 from flaxattn.translation.text.packing import Batch, PackedPairs
 
 V, BOS, EOS, ROWS, LENGTH = 13, 1, 2, 8, 6
@@ -56,24 +56,6 @@ def parameters():
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
-
-
-def loss_of(model, config):
-    """The loss of a batch, as a task has it."""
-
-    def loss(params, batch, key):
-        smoothing = config.label_smoothing if key is not None else 0.0
-        return batch_loss(
-            model,
-            params,
-            batch,
-            bos_id=BOS,
-            label_smoothing=smoothing,
-            r_drop=config.r_drop if key is not None else 0.0,
-            dropout_key=key,
-        )
-
-    return loss
 
 
 def fresh_state(optimizer, mesh, config=TRAINING):
@@ -136,7 +118,7 @@ def test_microbatches_and_devices_do_not_change_the_update(microbatches, devices
     """Nor does R-Drop where nothing is dropped: both passes are then the same."""
     config = dataclasses.replace(TRAINING, microbatches=microbatches, r_drop=r_drop)
     mesh, optimizer = mesh_of(devices), optax.sgd(RATE)
-    step = make_train_step(loss_of(MODEL, config), optimizer, config, mesh=mesh)
+    step = make_train_step(loss_of(MODEL, config, BOS), optimizer, config, mesh=mesh)
     state, params_and_sums = fresh_state(optimizer, mesh), descended()
     for batch, expected in zip(BATCHES, params_and_sums[1], strict=True):
         state, sums = step(state, place(batch, mesh, "data"))
@@ -170,7 +152,7 @@ def standing_step(microbatches, devices=1, seed=0):
     """A step whose rate is zero, with dropout: only the dropout changes the loss."""
     config = dataclasses.replace(TRAINING, microbatches=microbatches, seed=seed)
     optimizer, mesh = optax.sgd(0.0), mesh_of(devices)
-    return make_train_step(loss_of(DROPPING, config), optimizer, config, mesh=mesh)
+    return make_train_step(loss_of(DROPPING, config, BOS), optimizer, config, mesh=mesh)
 
 
 def losses_with_dropout(batch, *, microbatches=2, devices=1, seed=0, steps=3):
@@ -212,7 +194,7 @@ def test_every_microbatch_has_dropout_of_its_own():
 
 
 def test_validation_drops_nothing():
-    dropping, plain = (make_eval_step(loss_of(m, TRAINING)) for m in (DROPPING, MODEL))
+    dropping, plain = (make_eval_step(loss_of(m, TRAINING, BOS)) for m in (DROPPING, MODEL))
     sums = dropping(parameters(), BATCHES[0])
     jax.tree.map(close, sums, plain(parameters(), BATCHES[0]))
     close(sums.loss, sums.others.nll)
@@ -314,7 +296,7 @@ def toy():
     ]
     packed = PackedPairs(sentences, sentences, batch_size=ROWS, sequence_length=LENGTH)
     optimizer, mesh = make_optimizer(TOY), mesh_of(1)
-    return optimizer, make_train_step(loss_of(MODEL, TOY), optimizer, TOY, mesh=mesh), packed
+    return optimizer, make_train_step(loss_of(MODEL, TOY, BOS), optimizer, TOY, mesh=mesh), packed
 
 
 @functools.cache
@@ -404,7 +386,7 @@ def test_fresh_parameters_are_a_function_of_the_seed():
 def averaging_step(microbatches):
     config = dataclasses.replace(TRAINING, microbatches=microbatches, ema_decay=0.9)
     optimizer, mesh = make_optimizer(config), mesh_of(2)
-    step = make_train_step(loss_of(MODEL, config), optimizer, config, mesh=mesh)
+    step = make_train_step(loss_of(MODEL, config, BOS), optimizer, config, mesh=mesh)
     return step, lambda: fresh_state(optimizer, mesh, config)
 
 

@@ -1,5 +1,6 @@
 """The loss of a batch: a sum over tokens, to be divided once by the number of tokens."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.models import EncoderDecoder, shift_right
-from flaxattn.training.task import Sums
+from flaxattn.training.task import Loss, Sums
 from flaxattn.training.trees import Params
+from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.text.packing import Batch
 
-__all__ = ["Reported", "TokenLoss", "batch_loss", "cross_entropy", "divergence", "means"]
+__all__ = ["Reported", "TokenLoss", "batch_loss", "cross_entropy", "divergence", "loss_of", "means"]
 
 
 class Reported(NamedTuple):
@@ -113,6 +115,20 @@ def batch_loss(
         differences = _over_tokens(divergence, (0, 0))(logits[::2], logits[1::2])
         loss += r_drop / 4 * jnp.sum(differences, where=is_token[::2])
     return Sums(loss, Reported(nll, correct), is_token.astype(jnp.float32).sum() / passes)
+
+
+def loss_of(model: EncoderDecoder, training: TranslationTraining, bos_id: int) -> Loss:
+    """The loss as training asks for it: under a random key smoothed and regularised, else plain."""
+
+    def loss(params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        of_batch = functools.partial(batch_loss, model, params, batch, bos_id=bos_id)
+        if key is None:
+            return of_batch()
+        return of_batch(
+            label_smoothing=training.label_smoothing, r_drop=training.r_drop, dropout_key=key
+        )
+
+    return loss
 
 
 def _over_tokens(of_token: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:

@@ -1,7 +1,6 @@
 """Translation as a task: what training asks of it, answered from what was prepared."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import Translator, translate
 from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
-from flaxattn.translation.loss import batch_loss, means
+from flaxattn.translation.loss import loss_of, means
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.text.packing import Batch
@@ -57,14 +56,8 @@ class TranslationTask:
         return self.prepared.valid.all_batches()
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        training, prepared = self.config.training, self.prepared
-        of_batch = functools.partial(batch_loss, prepared.model, params, batch)
-        of_batch = functools.partial(of_batch, bos_id=prepared.tokenizer.bos_id)
-        if key is None:
-            return of_batch()
-        return of_batch(
-            label_smoothing=training.label_smoothing, r_drop=training.r_drop, dropout_key=key
-        )
+        model, bos_id = self.prepared.model, self.prepared.tokenizer.bos_id
+        return loss_of(model, self.config.training, bos_id)(params, batch, key)
 
     def means(self, sums: Sums) -> dict[str, float]:
         return means(sums)
