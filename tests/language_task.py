@@ -25,7 +25,7 @@ from flaxattn.training.config import TrainingConfig
 from flaxattn.training.ending import exit_code
 from flaxattn.training.run import run
 from flaxattn.training.storage.weights import write_weights
-from flaxattn.training.task import Rules, Sums, Tested
+from flaxattn.training.task import RunRules, Sums, Tested
 
 TEXT = "the old man sees the dog that the child finds, and the dog sees the old man. " * 12
 LENGTH = 16
@@ -56,7 +56,7 @@ class Config:
     training: TrainingConfig = TRAINING
 
 
-RULES = Rules(Config, files=["alphabet.json"], results=["model.safetensors"], of_data={"text"})
+RULES = RunRules(Config, files=["alphabet.json"], results=["model.safetensors"], of_data={"text"})
 
 
 class Network(nn.Module):

@@ -1,6 +1,6 @@
 """Runs and models of earlier versions, which must load for ever.
 
-`kept/1` was written by
+`kept/1` was written, by older names of some options, by
 
     python train.py tiny --output tests/kept/1 --features 8 --ff-features 8 --num-heads 2 \\
         --encoder-layers 1 --decoder-layers 1 --vocab-size 330 --builtin-pairs 300 --held-out 10 \\

@@ -1,1 +1,1 @@
-"""Training: from prepared batches to the parameters worth keeping."""
+"""The engine: from any task to the parameters worth keeping; `task.Task` is all that it asks."""

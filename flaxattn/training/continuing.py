@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from flaxattn.training.config import Config, TrainingConfig, with_training
 from flaxattn.training.record import has_begun, read_config, steps_made
 from flaxattn.training.schedule import same_until
-from flaxattn.training.task import Rules
+from flaxattn.training.task import RunRules
 
 __all__ = ["Kept", "check_schedule", "continued", "kept_run"]
 
@@ -25,7 +25,7 @@ class Kept(NamedTuple):
         return self.made >= self.config.training.steps
 
 
-def kept_run(folder: Path, rules: Rules) -> Kept | None:
+def kept_run(folder: Path, rules: RunRules) -> Kept | None:
     """The run in a folder, if one has begun there.
 
     Raises:
@@ -36,7 +36,7 @@ def kept_run(folder: Path, rules: Rules) -> Kept | None:
     return Kept(read_config(folder, rules), steps_made(folder))
 
 
-def continued(config: Config, rules: Rules) -> Config:
+def continued(config: Config, rules: RunRules) -> Config:
     """The configuration with which `config` is trained: what the run in its folder was is kept.
 
     More steps for a run that has ended begin where it did, and its end and cool-down are told. The

@@ -7,7 +7,7 @@ from typing import Any
 from flaxattn.training.config import RunConfig, from_json
 from flaxattn.training.storage.layout import CHECKPOINTS, CONFIG, DATA, RESULT, START
 from flaxattn.training.storage.manifest import DamagedError, read_manifest, read_sealed, sha256
-from flaxattn.training.task import Rules
+from flaxattn.training.task import RunRules
 
 __all__ = [
     "has_begun",
@@ -25,7 +25,7 @@ def has_begun(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
-def read_config(folder: Path, rules: Rules) -> Any:
+def read_config(folder: Path, rules: RunRules) -> Any:
     """The configuration of a run, of the kind that `rules` name.
 
     Raises:

@@ -20,7 +20,7 @@ from flaxattn.training.screen import Screen
 from flaxattn.training.storage.files import SaveError, write_whole
 from flaxattn.training.storage.layout import RESULT
 from flaxattn.training.storage.manifest import sha256, write_sealed
-from flaxattn.training.task import Rules, Task
+from flaxattn.training.task import RunRules, Task
 
 __all__ = ["Prepare", "run"]
 
@@ -34,7 +34,7 @@ The folder is that of the run, if it has begun there: then what it began with is
 def run(
     config: Config,
     prepare: "Prepare[Config]",
-    rules: Rules,
+    rules: RunRules,
     *,
     stop_before_training: bool = False,
     accept_changed_data: bool = False,
@@ -95,7 +95,7 @@ def _tell_rate(config: TrainingConfig, screen: Screen) -> None:
 
 
 def _finish(
-    task: Task, rules: Rules, trained: Trained, home: Home, screen: Screen
+    task: Task, rules: RunRules, trained: Trained, home: Home, screen: Screen
 ) -> dict[str, Any]:
     """Tests the model, and keeps and shows what came of that."""
     tested = task.test(trained.params, screen)
@@ -119,7 +119,7 @@ def _finish(
     return row
 
 
-def _result_row(task: Task, rules: Rules, trained: Trained) -> dict[str, Any]:
+def _result_row(task: Task, rules: RunRules, trained: Trained) -> dict[str, Any]:
     return {
         "config": config_hash(task.config, rules.places),
         "seed": task.config.training.seed,

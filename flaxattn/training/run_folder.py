@@ -17,7 +17,7 @@ from flaxattn.training.storage.files import free_bytes, make_folder, telling_of_
 from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, OF_ANY_RUN, START
 from flaxattn.training.storage.manifest import sha256, write_sealed
 from flaxattn.training.storage.weights import write_weights
-from flaxattn.training.task import Rules, Task
+from flaxattn.training.task import RunRules, Task
 
 __all__ = ["check_folder", "check_space", "opened"]
 
@@ -27,7 +27,7 @@ ROOM_HINT = "The same command goes on once there is room."
 MAY_BE_ANOTHER = {"test"}  # split of the data, which training and validation do not read
 
 
-def check_folder(config: RunConfig, rules: Rules) -> None:
+def check_folder(config: RunConfig, rules: RunRules) -> None:
     """Looks, before any long work, whether the run can be begun or taken further in its folder.
 
     Raises:
@@ -43,7 +43,7 @@ def check_folder(config: RunConfig, rules: Rules) -> None:
     _check_kept(folder, config, rules)
 
 
-def _check_kept(folder: Path, config: RunConfig, rules: Rules) -> None:
+def _check_kept(folder: Path, config: RunConfig, rules: RunRules) -> None:
     """Raises ValueError if the folder holds a run with other settings, or a damaged one."""
     kept = kept_run(folder, rules)
     if kept is None:
@@ -58,7 +58,7 @@ def _check_kept(folder: Path, config: RunConfig, rules: Rules) -> None:
 
 
 @contextlib.contextmanager
-def opened(task: Task, rules: Rules, *, accept_changed_data: bool = False) -> Iterator[Home]:
+def opened(task: Task, rules: RunRules, *, accept_changed_data: bool = False) -> Iterator[Home]:
     """The run's folder, made if need be, for this process alone while the block runs.
 
     It then holds the configuration, the task's own files, the parameters that --init-from began
@@ -87,7 +87,7 @@ def opened(task: Task, rules: Rules, *, accept_changed_data: bool = False) -> It
             yield home
 
 
-def _begun(folder: Path, task: Task, rules: Rules) -> dict[str, Any]:
+def _begun(folder: Path, task: Task, rules: RunRules) -> dict[str, Any]:
     """Writes what the run begins with, and gives what `data.json` is to hold."""
     for name, content in task.files().items():
         write_whole(folder / name, content)
@@ -102,7 +102,7 @@ def _begun(folder: Path, task: Task, rules: Rules) -> dict[str, Any]:
 
 
 def _taken_further(
-    folder: Path, task: Task, rules: Rules, accept_changed_data: bool
+    folder: Path, task: Task, rules: RunRules, accept_changed_data: bool
 ) -> dict[str, Any]:
     """Checks that the run goes on from what it began with, and gives what `data.json` holds."""
     data = read_data(folder)
@@ -134,7 +134,7 @@ def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
         )
 
 
-def _check_data(folder: Path, task: Task, rules: Rules, kept: object) -> None:
+def _check_data(folder: Path, task: Task, rules: RunRules, kept: object) -> None:
     """Raises ValueError if what training and validation read is not what the run began with."""
     kept = kept if isinstance(kept, dict) else {}
     digests = task.digests()
@@ -149,7 +149,7 @@ def _check_data(folder: Path, task: Task, rules: Rules, kept: object) -> None:
         )
 
 
-def _check_inputs_apart(folder: Path, config: RunConfig, rules: Rules) -> None:
+def _check_inputs_apart(folder: Path, config: RunConfig, rules: RunRules) -> None:
     """Raises ValueError if a file that is read is one that the run writes."""
     names = {*OF_ANY_RUN, *rules.files, *rules.results}
     written = [folder / name for name in names if (folder / name).is_file()]
@@ -192,7 +192,7 @@ def _held(folder: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def _differences(kept: RunConfig, wanted: RunConfig, rules: Rules) -> list[str]:
+def _differences(kept: RunConfig, wanted: RunConfig, rules: RunRules) -> list[str]:
     """The settings that differ and matter to the steps already made."""
     before, now = (flat(portable(to_json(config), rules.places)) for config in (kept, wanted))
     free = CHANGE_NO_MODEL | SCHEDULE | rules.of_data | rules.free(kept)

@@ -1,4 +1,4 @@
-"""What training asks of a task, and all that it asks: `Task`, and `Rules` for its runs' folders."""
+"""What training asks of a task, and all that it asks; and the rules of its runs' folders."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -11,7 +11,7 @@ from flaxattn.training.config import RunConfig
 from flaxattn.training.screen import Screen
 from flaxattn.training.trees import ArrayTree, Params
 
-__all__ = ["Batch", "Loss", "Rules", "Sums", "Task", "Tested"]
+__all__ = ["Batch", "Loss", "RunRules", "Sums", "Task", "Tested"]
 
 Batch = ArrayTree
 """Each array with `batch_size` rows."""
@@ -67,7 +67,7 @@ class Task(Protocol):
         """The parameters before the first step."""
 
     def files(self) -> Mapping[str, bytes]:
-        """The task's own files that a run begins with, by name: those of `Rules.files`."""
+        """The task's own files that a run begins with, by name: those of `RunRules.files`."""
 
     def digests(self) -> Mapping[str, str]:
         """The SHA-256 of each split of the data; none but `test` may change in a run."""
@@ -114,7 +114,7 @@ def _no_files(config: object) -> dict[str, list[Path]]:
     return {}
 
 
-class Rules(NamedTuple):
+class RunRules(NamedTuple):
     """What the folders of a task's runs must know before anything is prepared."""
 
     config: type

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from flaxattn.training.config import config_hash as hash_of
-from flaxattn.training.task import Rules
+from flaxattn.training.task import RunRules
 from flaxattn.translation.config import DecodingConfig, RunConfig, data_path
 from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
 
@@ -36,7 +36,7 @@ def _inputs(config: RunConfig) -> Mapping[str, Sequence[Path]]:
     return {option: [data_path(data, x) for x in names] for option, names in splits.items()}
 
 
-RULES = Rules(
+RULES = RunRules(
     config=RunConfig,
     files=(TOKENIZER,),
     results=(*TEST.values(), EXPORTED),
