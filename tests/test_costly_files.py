@@ -134,6 +134,7 @@ def a_folder(path):
 KINDS = [pipe, device, unix_socket, a_folder]
 
 
+@pytest.mark.filterwarnings("ignore:.* Skipped ")  # as a model that is left out is told
 @pytest.mark.parametrize("kind", KINDS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.model", "model.safetensors", "manifest.json"]
@@ -149,6 +150,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(folder, monkeypatch, caps
     assert main(["translate", str(folder), "a"]) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.* Skipped ")  # as a model that is left out is told
 @pytest.mark.parametrize("kind", KINDS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
     "name", ["config.json", "data.json", "tokenizer.model", "models/200/manifest.json"]
