@@ -121,30 +121,6 @@ def parsed(*rooms):
     return {name: ast.parse(path.read_text()) for name, path in named.items()}
 
 
-def declared(module):
-    """What `__all__` says; None where there is none."""
-    for node in module.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return set(ast.literal_eval(node.value))
-    return None
-
-
-def test_all_is_the_truth():
-    """It names every function and class without an underscore, and all that others import."""
-    modules = parsed("training", "translation")
-    said = {name: declared(module) for name, module in modules.items()}
-    said = {name: names for name, names in said.items() if names is not None}
-    assert len(said) > 50
-    for name, names in said.items():
-        kinds = (ast.FunctionDef, ast.ClassDef)
-        defined = {node.name for node in modules[name].body if isinstance(node, kinds)}
-        assert {x for x in defined if not x.startswith("_")} <= names, name
-    for user, module in modules.items():
-        for node in ast.walk(module):
-            if isinstance(node, ast.ImportFrom) and node.module in said:
-                assert {alias.name for alias in node.names} <= said[node.module], user
-
-
 def test_nobody_prints_but_what_was_asked_for():
     """What else a person should know, `Screen` tells: it shows control characters."""
     printing = {

@@ -20,7 +20,7 @@ from flaxattn.training.train_step import (
 )
 from flaxattn.training.trees import Params
 
-__all__ = ["dry_run", "parameter_table"]
+__all__ = ["dry_run"]
 
 TIMED_STEPS, TIMED_SECONDS = 5, 10.0  # as many as the one, or as long as the other
 
@@ -31,7 +31,7 @@ def dry_run(task: Task, screen: Screen) -> None:
     """Shows how long training would take, its memory, and the parameters."""
     _show_time(task, data_mesh(), screen)
     screen.headline("Parameters")
-    for line in parameter_table(task.params):
+    for line in _parameter_table(task.params):
         screen.say(line)
 
 
@@ -69,7 +69,7 @@ def _time_steps(step: Callable[[State], State], state: State) -> tuple[State, fl
     return state, statistics.median(times)
 
 
-def parameter_table(params: Params) -> list[str]:
+def _parameter_table(params: Params) -> list[str]:
     """One line per array, with its path, shape and size, and one with the total."""
     rows = [
         (path_of(path), x.shape, x.size) for path, x in jax.tree_util.tree_leaves_with_path(params)

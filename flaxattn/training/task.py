@@ -9,11 +9,12 @@ import numpy as np
 
 from flaxattn.training.config import RunConfig
 from flaxattn.training.screen import Screen
-from flaxattn.training.trees import ArrayTree, Params
+from flaxattn.training.trees import Params
+from flaxattn.types import PyTree
 
 __all__ = ["Batch", "Loss", "RunRules", "Sums", "Task", "Tested"]
 
-Batch = ArrayTree
+Batch = PyTree
 """Each array with `batch_size` rows."""
 
 
@@ -22,7 +23,7 @@ class Sums(NamedTuple):
 
     loss: jax.Array
     """What is minimised, after division by `units`."""
-    others: ArrayTree
+    others: PyTree
     """A tree of what else is added up to be reported."""
     units: jax.Array
     """How many tokens there were, or whatever is counted."""

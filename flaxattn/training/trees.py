@@ -1,13 +1,12 @@
 """Trees of arrays, by the names that tell what is in them."""
 
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-__all__ = ["ArrayTree", "Params", "Tree"]
+from flaxattn.types import PyTree
 
-ArrayTree: TypeAlias = Any
-"""A tree of arrays, as `jax.tree` knows it: of any structure, so that no type can say more."""
+__all__ = ["Params", "Tree"]
 
-Params: TypeAlias = ArrayTree
+Params: TypeAlias = PyTree
 """The parameters of a model."""
 
 Tree = TypeVar("Tree")

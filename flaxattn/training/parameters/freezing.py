@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import jax
 import optax
 
-from flaxattn.training.trees import ArrayTree, Params
+from flaxattn.training.trees import Params
+from flaxattn.types import PyTree
 
 __all__ = ["freeze", "labels", "path_of"]
 
@@ -25,7 +26,7 @@ def freeze(
     return optax.multi_transform(parts, labels(params, patterns))
 
 
-def labels(params: Params, patterns: Sequence[str]) -> ArrayTree:
+def labels(params: Params, patterns: Sequence[str]) -> PyTree:
     """The tree of parameters with "frozen" or "trained" in the place of each.
 
     Args:

@@ -18,7 +18,8 @@ from flaxattn.training.parameters.averaging import mean
 from flaxattn.training.storage.files import PARTIAL, SaveError, free_bytes, sync
 from flaxattn.training.storage.layout import TREE
 from flaxattn.training.storage.manifest import DamagedError, read_manifest, seal, verify
-from flaxattn.training.trees import ArrayTree, Params, Tree
+from flaxattn.training.trees import Params, Tree
+from flaxattn.types import PyTree
 
 __all__ = ["Checkpoints", "Models", "size_of"]
 
@@ -67,13 +68,13 @@ class _Kept(abc.ABC):
         """The steps there are folders of, damaged or not, in order."""
         return sorted(int(path.name) for path in self._folders() if _is_step(path.name))
 
-    def _save(self, step: int, tree: ArrayTree, about: About) -> None:
+    def _save(self, step: int, tree: PyTree, about: About) -> None:
         """Begins to write the folder of `step` instead of any that is there."""
         self.wait()
         about = {"step": step, "run": self._run, "arrays": _arrays(tree)} | about
         self._writing = self._writer.submit(self._write, step, jax.device_get(tree), about)
 
-    def _write(self, step: int, tree: ArrayTree, about: About) -> None:
+    def _write(self, step: int, tree: PyTree, about: About) -> None:
         partial = self._folder / f"{step}{PARTIAL}"
         try:
             self._make_folder()
@@ -88,7 +89,7 @@ class _Kept(abc.ABC):
             shutil.rmtree(partial, ignore_errors=True)
             raise SaveError(self._failure(step, tree, error)) from error
 
-    def _failure(self, step: int, tree: ArrayTree, error: Exception) -> str:
+    def _failure(self, step: int, tree: PyTree, error: Exception) -> str:
         reason = str(error).strip().partition("\n")[0].partition(" [tensorstore_spec")[0]
         reason = reason or type(error).__name__
         kept = self.steps()
@@ -186,7 +187,7 @@ class Checkpoints(_Kept):
         super().__init__(folder, **about)
         self._keep = keep
 
-    def save(self, step: int, state: ArrayTree, progress: dict[str, Any]) -> None:
+    def save(self, step: int, state: PyTree, progress: dict[str, Any]) -> None:
         """Writes in the background.
 
         Args:
@@ -259,12 +260,12 @@ class Models(_Kept):
         return set(ranked[-self._keep :])
 
 
-def size_of(tree: ArrayTree) -> int:
+def size_of(tree: PyTree) -> int:
     """The bytes of all arrays of a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _arrays(tree: ArrayTree) -> dict[str, str]:
+def _arrays(tree: PyTree) -> dict[str, str]:
     """By path, what each array is: `float32[3,4]`."""
     return {
         jax.tree_util.keystr(path): f"{x.dtype}[{','.join(map(str, x.shape))}]"

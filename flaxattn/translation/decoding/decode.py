@@ -11,6 +11,7 @@ from flaxattn.layers import CachePosition
 from flaxattn.masks import Mask
 from flaxattn.models import EncoderDecoder
 from flaxattn.search import Hypotheses, Lengths, SpecialTokens, beam_search, greedy, sample
+from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.prefix_tree import PrefixTree, ancestry, descend, reorder
 from flaxattn.types import PyTree
@@ -24,7 +25,7 @@ __all__ = ["decode"]
 )
 def decode(
     model: EncoderDecoder,
-    params: PyTree,
+    params: Params,
     source: jax.Array,
     max_length: jax.Array,
     min_length: jax.Array,
@@ -51,7 +52,7 @@ def decode(
     """
 
     def on_device(
-        params: PyTree,
+        params: Params,
         source: jax.Array,
         max_length: jax.Array,
         min_length: jax.Array,
@@ -77,7 +78,7 @@ class _Decoder:
     def __init__(
         self,
         model: EncoderDecoder,
-        params: PyTree,
+        params: Params,
         source: jax.Array,
         bos_id: int,
         padded_length: int,

@@ -15,6 +15,7 @@ import numpy as np
 
 from flaxattn.explorer import Attention, Hypothesis, Labels, Sentence, Written, attentions
 from flaxattn.models import EncoderDecoder, build_masks, shift_right
+from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translation, Translator, rounded
 from flaxattn.translation.text.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ KINDS = {
 
 def explain(
     model: EncoderDecoder,
-    params: PyTree,
+    params: Params,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     config: DecodingConfig = DecodingConfig(),
@@ -64,7 +65,7 @@ def hypotheses_sought(config: DecodingConfig) -> int:
 
 def explain_translations(
     model: EncoderDecoder,
-    params: PyTree,
+    params: Params,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     translations: Sequence[Sequence[Translation]],
@@ -102,7 +103,7 @@ def _obstacle(source: np.ndarray, target: np.ndarray) -> str:
 
 def _explained(
     model: EncoderDecoder,
-    params: PyTree,
+    params: Params,
     tokenizer: Tokenizer,
     text: str,
     found: Sequence[Translation],
@@ -131,7 +132,7 @@ def _explained(
 @functools.partial(jax.jit, static_argnames=("model", "bos_id"))
 def _look(
     model: EncoderDecoder,
-    params: PyTree,
+    params: Params,
     source: jax.Array,
     target: jax.Array,
     source_length: jax.Array,

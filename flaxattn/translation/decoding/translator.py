@@ -10,13 +10,13 @@ import numpy as np
 from flaxattn.models import EncoderDecoder
 from flaxattn.search import Hypotheses, SpecialTokens
 from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.memory import check_decoding
 from flaxattn.translation.text.lengths import longest
 from flaxattn.translation.text.lines import on_one_line
 from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.types import PyTree
 
 __all__ = ["Translation", "Translator", "check_translating", "rounded", "translate"]
 
@@ -49,7 +49,7 @@ class Translator:
     def __init__(
         self,
         model: EncoderDecoder,
-        params: PyTree,
+        params: Params,
         tokenizer: Tokenizer,
         config: DecodingConfig = DecodingConfig(),
         *,
@@ -168,7 +168,7 @@ class Translator:
 
 def translate(
     model: EncoderDecoder,
-    params: PyTree,
+    params: Params,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     config: DecodingConfig = DecodingConfig(),
