@@ -1,10 +1,10 @@
-"""Presets: what `train.py NAME` runs. The first is the default."""
+"""Presets: what `flaxattn train NAME` and `train.py NAME` run. The first is the default."""
 
-from configs.multi30k import MULTI30K
-from configs.multi30k_quick import MULTI30K_QUICK
-from configs.small import SMALL
-from configs.tatoeba_en_de import TATOEBA_EN_DE
-from configs.tiny import TINY
+from .multi30k import MULTI30K
+from .multi30k_quick import MULTI30K_QUICK
+from .small import SMALL
+from .tatoeba_en_de import TATOEBA_EN_DE
+from .tiny import TINY
 
 PRESETS = {
     "tiny": TINY,

@@ -1,6 +1,7 @@
-"""The commands for a trained model: `flaxattn --help`, or `python -m flaxattn --help`."""
+"""The commands: `flaxattn --help`, or `python -m flaxattn --help`."""
 
 import functools
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +20,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flaxattn.translation.commands import SCREEN
 
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if [word for word in words if word != "--debug"][:1] == ["train"]:
+        words.remove("train")
+        return _train(words)
     debug = "--debug" in words
     with sturdy_streams(output=False), warnings_told(SCREEN):
         parsed = [word for word in words if word != "--debug"]
         return exit_code(lambda: _parse(parsed).run(), debug=debug)
+
+
+def _train(words: list[str]) -> int:
+    from flaxattn.translation.cli import main
+
+    return main(_presets(), words, prog="flaxattn train")
+
+
+def _presets() -> Any:
+    """Those of `configs/`, which an installed package has within itself."""
+    package = importlib.util.find_spec("flaxattn.configs") and "flaxattn.configs"
+    return importlib.import_module(package or "configs").PRESETS
 
 
 def _parse(words: list[str]) -> Any:
@@ -43,14 +59,14 @@ def _parse(words: list[str]) -> Any:
 
 def _command(words: list[str], translate: Any) -> Any:
     from flaxattn.training.command_line import parsed
-    from flaxattn.translation.commands import Export, Score
+    from flaxattn.translation.commands import Export, Score, Train
     from flaxattn.translation.text.arguments import paths_at_home
 
     command = parsed(
-        {"translate": translate, "score": Score, "export": Export},
+        {"train": Train, "translate": translate, "score": Score, "export": Export},
         words,
         prog="flaxattn",
-        description="What one does with a trained model. To train one: train.py --help.",
+        description="Trains translators, and does what one does with a trained one.",
     )
     return paths_at_home(command)
 

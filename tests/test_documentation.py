@@ -138,8 +138,9 @@ def parse(program, words):
     from flaxattn.translation.commands import Translate
 
     words = list(words)
-    if program == "train.py":
-        _parse(_take_preset(words, list(PRESETS)), PRESETS, words)
+    if program == "train.py" or words[:1] == ["train"]:
+        words = words[words[:1] == ["train"] :]
+        _parse(_take_preset(words, list(PRESETS)), PRESETS, words, program)
     else:
         _command(words, Translate)
 

@@ -179,6 +179,18 @@ def test_another_epoch_has_another_order_and_other_neighbours():
     assert len(neighbours[0] & neighbours[1]) < 20
 
 
+def test_rows_stand_in_no_order_of_how_they_were_packed():
+    """Else the emptiest, packed last, would be trained on last in every epoch."""
+    lengths = realistic_lengths(200)
+    places = []
+    for seed in range(40):
+        packed = make_packed(lengths, rows=1, row_length=64, seed=seed)
+        tokens = [int((batch.target_segment_ids != 0).sum()) for batch in packed.all_batches()]
+        places.append(np.argmin(tokens) / len(tokens))
+    assert 0.3 < np.mean(places) < 0.7
+    assert min(places) < 0.1 and max(places) > 0.9
+
+
 def test_another_seed_has_another_order():
     assert unpack_epoch(make_packed(MANY), 0) != unpack_epoch(make_packed(MANY, seed=1), 0)
 

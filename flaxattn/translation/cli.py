@@ -18,14 +18,14 @@ __all__ = ["Command", "main"]
 
 HELP = """Trains a translator from sentence pairs, scores it, and keeps everything in a folder.
 
-usage: train.py [PRESET] [OPTIONS]
+usage: {prog} [PRESET] [OPTIONS]
 
-  train.py                                        the built-in English-German corpus
-  train.py small --train my.en my.de              your own two aligned files
-  train.py small --train my.tsv --test a.en a.de  a TSV file, and a test set of your own
-  train.py multi30k --data-dir ~/multi30k         a preset and the folder its files are in
-  train.py small --train my.tsv --steps 500       fewer steps; what counts steps scales with them
-  train.py small --train my.tsv --dry-run         show what would be done, and stop
+  {prog}                                        the built-in English-German corpus
+  {prog} small --train my.en my.de              your own two aligned files
+  {prog} small --train my.tsv --test a.en a.de  a TSV file, and a test set of your own
+  {prog} multi30k --data-dir ~/multi30k         a preset and the folder its files are in
+  {prog} small --train my.tsv --steps 500       fewer steps; what counts steps scales with them
+  {prog} small --train my.tsv --dry-run         show what would be done, and stop
 
 Presets: {presets}. The options below show the values of preset "{preset}".
 A run that was interrupted goes on when the same command is given again; one that has ended, when it
@@ -37,22 +37,28 @@ it comes a second or more after the first.
 """
 
 
-def main(presets: Mapping[str, RunConfig], arguments: Sequence[str] | None = None) -> int:
+def main(
+    presets: Mapping[str, RunConfig],
+    arguments: Sequence[str] | None = None,
+    *,
+    prog: str = "train.py",
+) -> int:
     """Runs what the command line says; returns the exit code.
 
     Args:
       presets: by name; the first is the default.
       arguments: default: those of the process.
+      prog: what the command is called.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with sturdy_streams(output=True), warnings_told(Screen()):
-        return exit_code(lambda: _train(presets, words), debug="--debug" in words)
+        return exit_code(lambda: _train(presets, words, prog), debug="--debug" in words)
 
 
-def _train(presets: Mapping[str, RunConfig], words: list[str]) -> None:
+def _train(presets: Mapping[str, RunConfig], words: list[str], prog: str) -> None:
     check_words(words)
     name = _take_preset(words, list(presets))
-    command = _parse(name, presets, words)
+    command = _parse(name, presets, words, prog)
     check_sampling(command.config.decoding, presets[name].decoding)
     config, remarks = completed(at_home(command.config), presets[name], given(words))
     run(
@@ -87,11 +93,12 @@ class Command:
     """Show the whole traceback of an error."""
 
 
-def _parse(name: str, presets: Mapping[str, RunConfig], words: list[str]) -> Command:
+def _parse(name: str, presets: Mapping[str, RunConfig], words: list[str], prog: str) -> Command:
+    told = {"prog": prog, "presets": ", ".join(presets), "preset": name, "exit_codes": EXIT_CODES}
     return parsed(
         Command,
         words,
-        prog="train.py",
-        description=HELP.format(presets=", ".join(presets), preset=name, exit_codes=EXIT_CODES),
+        prog=prog,
+        description=HELP.format(**told),
         default=Command(presets[name]),
     )

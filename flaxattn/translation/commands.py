@@ -29,10 +29,19 @@ if TYPE_CHECKING:
     from flaxattn.translation.decoding.translator import Translation
     from flaxattn.translation.trained.loading import Loaded
 
-__all__ = ["SCREEN", "Export", "Score", "Translate", "kept_decoding"]
+__all__ = ["SCREEN", "Export", "Score", "Train", "Translate", "kept_decoding"]
 
 STDIN, STDOUT = 0, 1
 SCREEN = Screen(error=True, speaker="flaxattn")  # since standard output has what was asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Trains a translator and scores it: `flaxattn train --help` tells how.
+
+    $ flaxattn train                              on the built-in corpus
+    $ flaxattn train small --train my.en my.de    on your own two aligned files
+    """
 
 
 @dataclasses.dataclass(frozen=True)
