@@ -235,7 +235,7 @@ def test_colours_may_go_up_to_the_largest_weight(shown):
 
 
 def theme_once_reloaded(shown, wanted):
-    """The theme of the page loaded anew: what it stored may reach Chromium's storage a bit later."""
+    """The theme of the page loaded anew; what it stored may reach the next one a little later."""
     for pause in (0, 100, 1000, 5000):
         shown.wait_for_timeout(pause)
         shown.reload()
