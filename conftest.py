@@ -1,5 +1,9 @@
-"""What holds for all tests: shared compiled programs, and names for the docstrings' examples."""
+"""What holds for all tests: which are run, shared compiled programs, names for the examples.
 
+`pytest` runs those that together touch every subject in a few minutes, `pytest --thorough` all.
+"""
+
+import collections
 import os
 import shutil
 import tempfile
@@ -18,6 +22,37 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import flaxattn  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that runs all tests."""
+    parser.addoption(
+        "--thorough", action="store_true", help="run all tests, those marked thorough, too"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tells pytest of the mark."""
+    config.addinivalue_line(
+        "markers",
+        "thorough(quick=0): long, and run with --thorough alone, but for its first `quick` cases",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the thorough tests that nobody has asked for."""
+    if config.getoption("--thorough"):
+        return
+    cases: collections.Counter[str] = collections.Counter()
+    kept, left_out = [], []
+    for item in items:
+        mark = item.get_closest_marker("thorough")
+        test = item.nodeid.partition("[")[0]
+        quick = mark is None or cases[test] < mark.kwargs.get("quick", 0)
+        cases[test] += 1
+        (kept if quick else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 def pytest_unconfigure() -> None:
