@@ -3,8 +3,12 @@
 import functools
 import importlib.util
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:  # so late that help comes soon
+    from flaxattn.translation.commands import Export, Score, Translate
+    from flaxattn.translation.config import RunConfig
 
 __all__ = ["main"]
 
@@ -15,18 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: default: those of the process.
     """
-    from flaxattn.training.ending import exit_code
-    from flaxattn.training.screen import sturdy_streams, warnings_told
-    from flaxattn.translation.commands import SCREEN
-
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if [word for word in words if word != "--debug"][:1] == ["train"]:
-        words.remove("train")
-        return _train(words)
-    debug = "--debug" in words
-    with sturdy_streams(output=False), warnings_told(SCREEN):
-        parsed = [word for word in words if word != "--debug"]
-        return exit_code(lambda: _parse(parsed).run(), debug=debug)
+    debug = ["--debug"] * ("--debug" in words)
+    words = [word for word in words if word != "--debug"]
+    return _train(words[1:] + debug) if words[:1] == ["train"] else _run(words, bool(debug))
 
 
 def _train(words: list[str]) -> int:
@@ -35,13 +31,22 @@ def _train(words: list[str]) -> int:
     return main(_presets(), words, prog="flaxattn train")
 
 
-def _presets() -> Any:
+def _run(words: list[str], debug: bool) -> int:
+    from flaxattn.training.ending import exit_code
+    from flaxattn.training.screen import sturdy_streams, warnings_told
+    from flaxattn.translation.commands import SCREEN
+
+    with sturdy_streams(output=False), warnings_told(SCREEN):
+        return exit_code(lambda: _parse(words).run(), debug=debug)
+
+
+def _presets() -> "Mapping[str, RunConfig]":
     """Those of `configs/`, which an installed package has within itself."""
     package = importlib.util.find_spec("flaxattn.configs") and "flaxattn.configs"
     return importlib.import_module(package or "configs").PRESETS
 
 
-def _parse(words: list[str]) -> Any:
+def _parse(words: list[str]) -> "Translate | Score | Export":
     """The command; how a model is decoded by default is known when its folder is."""
     from flaxattn.translation.commands import Translate, kept_decoding
     from flaxattn.translation.config import check_sampling
@@ -49,15 +54,19 @@ def _parse(words: list[str]) -> Any:
 
     check_words(words)
     command = _command(words, Translate)
-    if isinstance(command, Translate):
-        decoding = kept_decoding(command.folder)
-        if decoding != Translate.decoding:
-            command = _command(words, functools.partial(Translate, decoding=decoding))
-        check_sampling(command.decoding, decoding)
+    if not isinstance(command, Translate):
+        return command
+    decoding = kept_decoding(command.folder)
+    if decoding != Translate.decoding:
+        again = _command(words, functools.partial(Translate, decoding=decoding))
+        command = cast("Translate", again)
+    check_sampling(command.decoding, decoding)
     return command
 
 
-def _command(words: list[str], translate: Any) -> Any:
+def _command(
+    words: list[str], translate: "Callable[..., Translate]"
+) -> "Translate | Score | Export":
     from flaxattn.training.command_line import parsed
     from flaxattn.translation.commands import Export, Score, Train
     from flaxattn.translation.text.arguments import paths_at_home
