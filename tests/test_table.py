@@ -1,5 +1,6 @@
 """The table of implementations: a third one is a function and an entry, and serves everywhere."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def test_auto_takes_the_best_if_it_can_and_else_the_definition(best):
     np.testing.assert_allclose(attend(X, X, X, causal()), 2 * dense, rtol=1e-6)
     biased = attend(X, X, X, causal(), bias=BIAS)
     np.testing.assert_allclose(biased, dense, rtol=1e-6)  # the same for all keys
+
+
+@pytest.mark.parametrize(("backend", "length"), [("cpu", 362), ("gpu", 4096), ("tpu", 4096)])
+def test_up_to_so_many_logits_the_definition_is_best(monkeypatch, backend, length):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert table.best(length, length).name == "dense"
+    assert table.best(length + 1, length + 1).name == "blockwise"
+    assert ("off the CPU" in table.best(1, 1).why) == (backend != "cpu")
 
 
 def test_auto_takes_a_plan_to_blocks(best):
