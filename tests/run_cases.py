@@ -84,7 +84,7 @@ def decode_to(monkeypatch, ids):
     def decode(model, params, source, *arrays, n_best, **options):
         tokens = np.tile(ids, (len(source), n_best, 1))
         none = np.zeros(tokens.shape[:2])
-        return Hypotheses(tokens, none, none, none.astype(int))
+        return Hypotheses(tokens, none, none, np.full(tokens.shape[:2], len(ids)))
 
     monkeypatch.setattr(translator, "decode", decode)
 

@@ -39,6 +39,7 @@ def test_what_lies_beside_the_output_is_no_input(tmp_path, monkeypatch, capsys):
     assert "--input" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["models/12/manifest.json", "checkpoints/new", "model/a/b"])
 @pytest.mark.parametrize("option", ["--output", "--explain"])
 def test_nothing_is_written_into_what_a_run_keeps(run, name, option, capsys):

@@ -117,6 +117,7 @@ def test_weights_of_the_oracle_mix_values_to_its_output():
 # Values and gradients.
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.sampled_from(SHAPES),
@@ -175,6 +176,7 @@ def everything_else(rng, b, n, t, s):
     return ~where(older, ages) & chunked(3) | global_tokens(1) & from_dense(array), rule
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize(
     "build", [packed_causal, window_of_every_head, padded_prefix, decoding_step, everything_else]
 )
@@ -185,6 +187,7 @@ def test_with_masks_of_the_algebra_it_is_the_oracle_with_their_plain_rules(build
         assert_close(answer(data, mask), oracle_answer(data, every(GROUPED, rule)))
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("bias", [(1, 1, 1, 1), (2, 1, 1, 7), (1, 1, 5, 7), (2, 6, 5, 1)], ids=str)
 def test_bias_is_shared_over_axes_of_one_and_its_gradient_summed_there(bias):
     data, mask = inputs(GROUPED, bias=bias), random_mask(GROUPED, 1)
@@ -242,6 +245,7 @@ def textbook(query, key, value, mask, *, bias, scale):
     return jnp.einsum("bnts,bsnh->btnh", weights, value)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     "dtype, reference",
     [(jnp.bfloat16, jax_nn), (jnp.bfloat16, textbook), (jnp.float16, textbook)],
@@ -305,6 +309,7 @@ JAX_NN = {
 }
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", JAX_NN)
 def test_values_and_gradients_are_those_of_jax_nn_on_rows_that_see_something(name):
     mask, options = JAX_NN[name]
@@ -753,6 +758,7 @@ def test_rows_and_heads_may_be_traced():
 BOOLEANS = [(5, 7), (1, 7), (5, 1), (2, 5, 7), (1, 1, 7), (2, 6, 5, 7), (1, 6, 1, 7), (2, 1, 5, 1)]
 
 
+@pytest.mark.thorough(quick=7)
 @pytest.mark.parametrize("shape", BOOLEANS, ids=str)
 def test_boolean_array_with_shared_axes_is_the_mask_it_stands_for(shape):
     data = inputs(GROUPED)._replace(bias=None)
@@ -764,6 +770,7 @@ def test_boolean_array_with_shared_axes_is_the_mask_it_stands_for(shape):
         np.testing.assert_allclose(attend(*data[:3], mask), expected, atol=5e-6)
 
 
+@pytest.mark.thorough
 def test_new_values_compile_nothing_new(caplog):
     def call(seed, S=7):
         rng = np.random.default_rng(seed)
@@ -826,6 +833,7 @@ def test_float64_is_exact_to_float64():
         assert_close(got, oracle_answer(data, mask), 1e-14)
 
 
+@pytest.mark.thorough
 def test_float64_works_with_masks_that_hold_arrays():
     with enable_x64(True):
         data = inputs(GROUPED, dtype=np.float64)

@@ -216,6 +216,7 @@ def test_a_line_that_is_no_text_is_named_or_left_out_with_its_pair_and_counted(
     assert "left out 1 pairs that are not valid UTF-8" in capsys.readouterr().out
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     "long",
     ["word " * 2_000_000, "a" * 10_000_000, "ä\u2028" * 3_000_000, "the " * 1_000_000 + "x"],
@@ -244,6 +245,7 @@ def test_validation_pairs_that_are_too_long_are_counted(tmp_path, monkeypatch, c
     assert "2 validation pairs are longer" in capsys.readouterr().out
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("how", ["none", "nfc"])
 def test_a_tokenizer_that_is_there_decides_how_texts_are_normalised(tmp_path, monkeypatch, how):
     pairs = [(f"{source} e\u0301", f"{target} e\u0301") for source, target in own_pairs()]
@@ -361,6 +363,7 @@ def test_a_damaged_tokenizer_is_refused(begun, tmp_path, capsys):
     assert re.search(r"tokenizer\.model: damaged; its SHA-256", capsys.readouterr().err)
 
 
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"output": 1}', "not JSON"])
 def test_a_damaged_configuration_is_refused(begun, tmp_path, capsys, content):
     (tmp_path / "run" / "config.json").write_text(content)

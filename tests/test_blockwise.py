@@ -312,6 +312,7 @@ def test_axes_of_the_biases_are_shared_in_all_combinations():
     assert len(shared) == 16
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, len(CASES) - 1), st.integers(0, 9999), st.sampled_from([0.4, -1.0, 1.5]))
 def test_values_and_gradients_are_those_of_the_oracle(case, seed, scale):
@@ -325,6 +326,7 @@ def test_values_and_gradients_are_those_of_the_oracle(case, seed, scale):
 TILES = [(1, 1), (300, 3), (2000, 2), (2**20, 1)]  # cells and width
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_bits_of_dropout_are_those_of_dense_attention_whatever_the_tiles(tile):
     shape = Shape(2, 13, 17, 4, 2, 5, 4 + TILES.index(tile))  # a program of its own
@@ -367,6 +369,7 @@ def of_masks(seed):
     return inputs(SHAPE, seed), mask_with_full_blocks(seed), whole
 
 
+@pytest.mark.thorough
 def test_row_that_sees_nothing_gives_zero_output_and_gradient_and_no_log_sum_exp():
     for seed in range(3):
         data, mask, whole = of_masks(seed)
@@ -382,6 +385,7 @@ def test_row_that_sees_nothing_gives_zero_output_and_gradient_and_no_log_sum_exp
         assert not got.value[unseen_keys(whole, SHAPE.K)].any()
 
 
+@pytest.mark.thorough
 def test_if_no_row_sees_anything_all_outputs_and_gradients_are_zero():
     data = inputs(SHAPE)
     for mask in (from_dense(np.zeros((13, 17), bool)), prefix(np.array([0, 0]))):
@@ -417,6 +421,7 @@ def test_garbage_in_what_is_hidden_changes_nothing(where_):
         np.testing.assert_allclose(answer(dirty, mask).scale, answer(clean, mask).scale, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_garbage_that_a_scale_above_one_makes_infinite_changes_nothing():
     """A finite query of -3e38 that sees nothing: scaled, it is no longer finite."""
     data, mask, whole = of_masks(1)
@@ -433,6 +438,7 @@ def test_garbage_in_hidden_entries_of_the_bias_changes_nothing(garbage):
     assert_same(answer(dirty, mask), answer(data, mask))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("what", ["key", "value", "both"])
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
 def test_key_that_is_not_finite_breaks_exactly_the_rows_that_see_it(what, garbage):
@@ -478,6 +484,7 @@ def test_query_that_is_not_finite_breaks_its_own_row_alone():
         np.testing.assert_array_equal(getattr(got, name)[~broken], getattr(expected, name)[~broken])
 
 
+@pytest.mark.thorough
 def test_hiding_keys_equals_deleting_them_under_the_lowest_bias():
     data = inputs(SHAPE, bias=(1, 1, 13, 17))
     for lowest in (np.finfo(np.float32).min, -2e38):
@@ -503,6 +510,7 @@ def textbook(query, key, value, mask):
     return jnp.einsum("bnts,bsnh->btnh", weights, value)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("masked", ["causal", "random"])
 @pytest.mark.parametrize(
     "dtype, reference",
@@ -563,6 +571,7 @@ def test_float16_bears_logits_of_ten_thousand():
 # Dropout.
 
 
+@pytest.mark.thorough
 def test_dropout_drops_what_dense_attention_drops():
     data, mask, _ = of_masks(1)
     options = dict(dropout_key=jax.random.key(7), rate=0.5)
@@ -591,6 +600,7 @@ def test_row_that_sees_nan_is_nan_even_if_dropout_drops_all_that_it_sees():
         np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg=name)
 
 
+@pytest.mark.thorough
 def test_dropout_without_a_mask_is_that_of_dense_attention():
     data = inputs(SHAPE)
     options = dict(dropout_key=jax.random.key(7), rate=0.1)
@@ -601,6 +611,7 @@ def test_dropout_without_a_mask_is_that_of_dense_attention():
 # Bias and scale.
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("bias", [(2, 1, 5, 7), (1, 4, 1, 7), (1, 1, 5, 1), (1, 1, 1, 1)], ids=str)
 def test_bias_without_a_mask_is_shared_over_axes_of_one(bias):
     shape = Shape(2, 5, 7, 4, 2, 3, 2)
@@ -620,6 +631,7 @@ def test_scale_is_one_over_root_head_dim_unless_given():
 # No mask, and lengths that are no multiple of a block.
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("lengths_", [(300, 270), (1, 257), (257, 1)], ids=str)
 def test_without_a_mask_lengths_need_not_divide(lengths_):
     shape = Shape(1, *lengths_, 2, 1, 3, 2)
@@ -629,6 +641,7 @@ def test_without_a_mask_lengths_need_not_divide(lengths_):
         assert_equal_to(expected, answer(data, mask, None))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("rows", [(1, 1, 1, 17), (2, 4, 1, 1)], ids=str)
 def test_large_bias_shared_by_all_queries_does_not_reach_past_the_last_of_them(rows):
     data = inputs(SHAPE, bias=rows)
@@ -645,6 +658,7 @@ def test_without_a_mask_nan_is_everywhere_it_is_seen():
     np.testing.assert_array_equal(np.isnan(got.output), broken)
 
 
+@pytest.mark.thorough
 def test_ragged_batch_visits_the_blocks_of_each_example():
     kv = np.array([64, 9, 0, 33])
     plan = lengths(kv_lengths=kv).plan(16, 64, block_q=8, block_kv=8)
@@ -670,6 +684,7 @@ def test_blocks_that_are_empty_are_never_visited():
 # Compilation.
 
 
+@pytest.mark.thorough
 def test_new_values_compile_nothing_new(caplog):
     def call(seed, S=29):
         rng = np.random.default_rng(seed)
@@ -728,6 +743,7 @@ def largest(program):
     return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in set(shapes))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_memory_grows_with_the_lengths_and_not_with_their_product(backward):
     small, large = compiled(4096, backward), compiled(8192, backward)
@@ -768,6 +784,7 @@ def test_dense_and_auto_take_a_plan_too():
 # float64, transformations, empty axes, errors.
 
 
+@pytest.mark.thorough
 def test_float64_is_exact_to_float64():
     shape = Shape(2, 13, 17, 4, 2, 3, 2)
     mask = random_mask(shape, 1)
@@ -778,6 +795,7 @@ def test_float64_is_exact_to_float64():
         assert_equal_to(oracle_answer(data, mask), got, 1e-12)
 
 
+@pytest.mark.thorough
 def test_float64_works_with_masks_that_hold_arrays():
     with enable_x64(True):
         shape = Shape(2, 13, 17, 4, 2, 3, 2)
@@ -789,6 +807,7 @@ def test_float64_works_with_masks_that_hold_arrays():
         assert_equal_to(oracle_answer(data, dense), answer(data, mask), 1e-12)
 
 
+@pytest.mark.thorough
 def test_it_may_be_vmapped_with_its_mask_and_differentiated():
     shape = Shape(2, 13, 17, 4, 2, 5, 3)
     data = Inputs(*(np.stack([x, x[::-1]]) for x in inputs(shape, bias=(1, 1, 1, 17))))
@@ -804,6 +823,7 @@ def test_it_may_be_vmapped_with_its_mask_and_differentiated():
         assert_equal_to(expected, Answer(*(np.asarray(x[i]) for x in together)))
 
 
+@pytest.mark.thorough
 def test_checkpoint_changes_nothing():
     data, mask, whole = of_masks(1)
     plan = from_dense(mask).plan(13, 17, block_q=3, block_kv=4)
@@ -830,6 +850,7 @@ def test_forward_mode_is_an_error_of_jax():
         jax.jvp(call, data, data)
 
 
+@pytest.mark.thorough(quick=8)
 @pytest.mark.parametrize("mask", [None, "mask", "plan"], ids=str)
 @pytest.mark.parametrize("axis", ["B", "T", "S"])
 def test_empty_axes_give_outputs_of_that_shape_and_zeros_without_keys(axis, mask):

@@ -71,6 +71,7 @@ def bounds_and_truth(mask, block_q, block_kv):
     return [np.broadcast_to(b, t.shape) for b, t in zip(bounds, truth, strict=True)], truth
 
 
+@pytest.mark.thorough(quick=40)
 @pytest.mark.parametrize("sizes", [(5, 7), (8, 8), (1, 1), (64, 64)])
 @pytest.mark.parametrize("name", NAMED)
 def test_named_pattern_is_exact_and_so_is_its_opposite(name, sizes):
@@ -79,6 +80,7 @@ def test_named_pattern_is_exact_and_so_is_its_opposite(name, sizes):
         np.testing.assert_array_equal(bounds, truth)
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("name", BATCHED)
 def test_batched_pattern_is_exact_where_each_example_and_head_has_its_own_bounds(name):
     bounds, truth = bounds_and_truth(BATCHED[name], 5, 7)
@@ -123,6 +125,7 @@ def expressions(depth):
     )
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(expressions(3), st.sampled_from([(5, 7), (8, 8), (16, 4)]))
 def test_empty_block_sees_nothing_and_full_block_everything(mask, sizes):

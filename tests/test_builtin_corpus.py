@@ -359,6 +359,7 @@ def test_a_longer_corpus_begins_with_the_shorter() -> None:
     assert pairs("test", 0) == []
 
 
+@pytest.mark.thorough
 def test_sentences_are_distinct_short_and_well_formed() -> None:
     found = sample("train") + sample("valid") + sample("test")
     assert len({example.english for example in found}) == len(found)

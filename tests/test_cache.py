@@ -112,11 +112,13 @@ MASKS = {
 }
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_the_mask_of_training_serves_two_uneven_chunks_and_single_tokens(mask):
     assert_chunks_equal_one_pass(MultiHeadAttention(2), mask, [2, 3, 1, 1])
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -158,6 +160,7 @@ def test_each_example_has_an_index_of_its_own():
         index = index + advance
 
 
+@pytest.mark.thorough
 def test_ragged_prompts_go_on_from_their_own_lengths():
     """Padding of a prompt fills cells that the next tokens then take; garbage in it is not seen."""
     layer, x = MultiHeadAttention(2, rotary=True), normal(B, T, D)
@@ -175,6 +178,7 @@ def test_ragged_prompts_go_on_from_their_own_lengths():
         close(output[:, 0], expected[np.arange(B), index])
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("mask", [None, causal(), sliding_window(3, 3)], ids=str)
 def test_garbage_in_cells_not_written_yet_changes_no_bit_and_no_gradient(mask):
     layer, x = MultiHeadAttention(2), normal(B, T, D)
@@ -312,6 +316,7 @@ def test_other_inputs_given_again_take_the_place_of_those_kept():
 # ---- Stacks ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     ("share_layers", "norm_position", "remat"),
     [(False, "post", False), (False, "pre", True), (True, "pre", False), (True, "post", True)],
@@ -330,6 +335,7 @@ def test_a_stack_keeps_a_cache_for_every_depth(share_layers, norm_position, rema
     assert jax.tree.map(jnp.shape, cache["layer_0"]["self_attention"]) == kept
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("share_layers", [False, True])
 def test_a_decoder_needs_what_was_encoded_once(share_layers):
     layer = functools.partial(DecoderLayer, 2, ff_features=5)
@@ -357,6 +363,7 @@ class LanguageModel(nn.Module):
         return embed.attend(nn.LayerNorm()(x))
 
 
+@pytest.mark.thorough
 def test_a_decoder_only_model_writes_what_one_pass_finds_most_likely():
     model, prompt = LanguageModel(), np.array([[3, 4], [5, 1], [2, 2]])
     params = parameters(model, prompt)
@@ -415,6 +422,7 @@ def logits_of_step(model, params, cache, tokens, encoded, source_segment_ids, **
     return model.apply({"params": params}, decoded, method="logits"), cache
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS)
 def test_cached_logits_are_those_of_teacher_forcing(settings):
     model, params, encoded, expected = translator(**settings)
@@ -430,6 +438,7 @@ def test_cached_logits_are_those_of_teacher_forcing(settings):
     assert {leaf.shape[:2] for leaf in jax.tree.leaves(cache)} == {(B, T), (B, S)}
 
 
+@pytest.mark.thorough
 def test_rows_of_the_cache_can_be_reordered_and_repeated():
     model, params, encoded, expected = translator()
     step = functools.partial(logits_of_step, model, params)

@@ -378,6 +378,7 @@ except SaveError as error:
 """
 
 
+@pytest.mark.thorough
 def test_when_files_can_grow_no_more_the_former_checkpoint_stays(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=300

@@ -175,6 +175,7 @@ def rows_of(folder):
     return [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_run_continued_and_killed_meanwhile_ends_in_the_same_bytes(tmp_path, monkeypatch, capsys):
     decode_to(monkeypatch, [Tokenizer.eos_id])
     states, write, run, other = (
@@ -257,6 +258,7 @@ def test_other_test_files_and_scores_and_the_same_bytes_elsewhere_are_taken(star
     assert started({}) == 75
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_other_pairs_are_refused_with_the_option_that_gave_them(started, capsys, split):
     assert started({f"--{split}": ("test.en", "test.de")}) == 2

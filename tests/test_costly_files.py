@@ -95,6 +95,7 @@ COSTLY = {
 }
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("make", COSTLY, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("sealed", [True, False])
 def test_what_would_cost_much_is_refused_in_no_time(folder, capsys, make, sealed):

@@ -122,6 +122,7 @@ def expected(seed, index):
     return tokens
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_examples_end_early_and_late(seed):
     found = [expected(seed, i) for i in range(len(SOURCES))]
@@ -130,6 +131,7 @@ def test_the_examples_end_early_and_late(seed):
     assert len({token for tokens in found for token in tokens}) >= 4
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("index", range(len(SOURCES)))
 def test_each_token_is_the_most_likely_after_those_before_it(seed, index):
@@ -156,6 +158,7 @@ def uncached_beams(seed, source, beam_size, n_best, penalty):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", SEEDS)
 def test_beams_in_a_tree_of_prefixes_find_what_beams_without_a_cache_find(seed):
     beam_size, n_best = 4, 3
@@ -168,6 +171,7 @@ def test_beams_in_a_tree_of_prefixes_find_what_beams_without_a_cache_find(seed):
         np.testing.assert_allclose(found.log_probs[i], wanted.log_probs[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_log_probabilities_are_those_of_teacher_forcing(seed):
     found = found_by(seed, DecodingConfig(beam_size=3), SOURCES, n_best=3)
@@ -180,6 +184,7 @@ def test_log_probabilities_are_those_of_teacher_forcing(seed):
         np.testing.assert_allclose(found.log_probs[i, n], each.sum(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("config", [GREEDY, DecodingConfig(beam_size=3)], ids=["greedy", "beam"])
 def test_devices_share_the_rows_and_find_the_same(config):
     alone = found_by(147, config, SOURCES[:4])
@@ -203,6 +208,7 @@ def test_no_row_ends_before_its_minimum():
     assert found_by(147, GREEDY, SOURCES, min_length=5).lengths.min() >= 5
 
 
+@pytest.mark.thorough
 def test_what_is_drawn_depends_on_the_key_of_the_row_alone():
     config = DecodingConfig(sampling=True)
     keys = jax.random.split(jax.random.key(3), 4)
@@ -251,11 +257,13 @@ def one_at_a_time(**model):
     return [translated([text], **model, batch_size=1)[0] for text in TEXTS]
 
 
+@pytest.mark.thorough
 def test_the_translations_of_the_texts_differ():
     assert len(set(one_at_a_time(**ENDING))) >= 6
     assert max(map(len, one_at_a_time(**ENDING))) < 15
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_texts_that_end_are_translated_together_as_one_at_a_time(batch_size):
     assert translated(TEXTS, **ENDING, batch_size=batch_size) == one_at_a_time(**ENDING)
@@ -297,6 +305,7 @@ def test_few_shapes_are_compiled_for_many_lengths():
     assert decode._cache_size() == size
 
 
+@pytest.mark.thorough
 def test_the_best_of_several_is_the_one_found_alone_and_scores_fall():
     config = DecodingConfig(beam_size=3)
     several = Translator(*translator(**ENDING), tokenizer(), config).translate(TEXTS[:4], n_best=3)
@@ -326,6 +335,7 @@ def test_sources_are_read_in_the_form_that_the_tokenizer_learned():
         assert (first == second) == alike
 
 
+@pytest.mark.thorough
 def test_translations_that_end_at_their_limit_are_marked():
     whole = Translator(*translator(**ENDING), tokenizer(), GREEDY).translate(TEXTS)
     assert not any(best.at_limit for (best,) in whole[1:5])
@@ -335,6 +345,7 @@ def test_translations_that_end_at_their_limit_are_marked():
     assert not longest[-1][0].at_limit
 
 
+@pytest.mark.thorough
 def test_samples_depend_on_the_number_of_the_text_and_the_seed_alone():
     def drawn(texts, first=0, seed=0):
         config = DecodingConfig(sampling=True, sampling_seed=seed)

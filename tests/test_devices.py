@@ -94,6 +94,7 @@ def test_a_machine_that_does_not_tell_its_cores_has_one_device(machine):
     assert machine(None, 32, affinity=False)[0] == 1
 
 
+@pytest.mark.thorough
 def test_jax_really_has_so_many_devices():
     code = (
         "import json, os\n"
@@ -138,12 +139,14 @@ print([(found[-1] - found[-21]) // 20, (found[59] - found[39]) // 20])
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_is_kept_need_not_be_cleared_again():
     kept, given_back = (printed(FRESH_PAGES.format(call=call)) for call in ("keep_memory()", ""))
     assert 4 * max(kept) < max(given_back) > 1000
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_is_managed_as_the_environment_says():
     assert max(printed(FRESH_PAGES.format(call="keep_memory()"), MALLOC_TOP_PAD_="0")) > 1000

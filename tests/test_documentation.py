@@ -53,6 +53,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("path", RUN, ids=name_of)
 def test_the_snippets_of_a_page_run(path, request):
     text = read(path)

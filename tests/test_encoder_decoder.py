@@ -231,6 +231,7 @@ def assert_equals_each_pair_alone(logits, batch, config, params):
 # ---- Values ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough(quick=1)
 @all_configs
 @pytest.mark.parametrize(
     "batch", [ONE_A_ROW, PACKED, SPREAD], ids=["one a row", "packed", "spread"]
@@ -264,6 +265,7 @@ def gradients_of(**settings):
     return model, parameters(model), jax.jit(slope, compiler_options=QUICK)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["learned target post", "rotary none pre shared"])
 def test_packing_changes_no_gradient_of_a_token_sum(name):
     _, params, slope = gradients_of(**CONFIGS[name])
@@ -293,6 +295,7 @@ def test_gradients_equal_differences_in_float64():
 # ---- Padding --------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_rows_without_common_padding_equal_each_pair_alone():
     starts = [(0, 0), (1, 0), (2, 0)]
     model, batch = model_with(encoder_layers=1), Batch(starts, starts, 7, 5)
@@ -329,6 +332,7 @@ def test_a_batch_of_padding_alone_gives_no_gradient():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(by_params))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("pad_id", [0, 2])
 def test_segment_ids_left_out_are_told_from_the_padding(pad_id):
     model, batch = EncoderDecoder(SMALL, pad_id=pad_id), ONE_A_ROW
@@ -343,6 +347,7 @@ def test_segment_ids_left_out_are_told_from_the_padding(pad_id):
 # ---- Causality ------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("t", range(5))
 def test_a_target_token_changes_no_logits_before_it_and_all_from_it_on(t):
     model, batch = model_with(positions="rotary"), ONE_A_ROW
@@ -356,6 +361,7 @@ def test_a_target_token_changes_no_logits_before_it_and_all_from_it_on(t):
     assert (np.abs(after[t:] - before[t:]) > 1e-4).any(axis=1).all()
 
 
+@pytest.mark.thorough
 def test_causality_by_the_gradient_of_the_embeddings():
     """Five distinct tokens, so that row t of the table is the embedding at position t."""
     model = model_with(tie_embeddings="none", encoder_layers=1)
@@ -465,6 +471,7 @@ def test_masks_drawn():
 # ---- Dropout, weights, dtypes ---------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_dropout_differs_by_its_key_alone_and_is_off_when_deterministic():
     rates = {"dropout_rate": 0.3, "attention_dropout_rate": 0.1, "activation_dropout_rate": 0.1}
     model = model_with(encoder_layers=1, **rates)
@@ -479,6 +486,7 @@ def test_dropout_differs_by_its_key_alone_and_is_off_when_deterministic():
         forward(*given)
 
 
+@pytest.mark.thorough
 def test_dropout_of_all_leaves_the_bias_of_the_final_norm():
     model, batch = model_with(dropout_rate=1 - 1e-7, encoder_layers=1), ONE_A_ROW
     params = parameters(model)
@@ -501,6 +509,7 @@ def test_deterministic_may_not_be_left_out():
         model.apply({"params": parameters(model)}, ONE_A_ROW.source, ONE_A_ROW.inputs)
 
 
+@pytest.mark.thorough
 def test_sown_weights_of_all_attentions():
     model, batch = model_with(), PACKED
     given = {"deterministic": True, "sow_weights": True, "mutable": "intermediates"}
@@ -518,6 +527,7 @@ def test_sown_weights_of_all_attentions():
         close(w.sum(-1), np.repeat((ids != 0)[:, None], 2, axis=1))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 def test_bfloat16_models_have_float32_logits_parameters_and_gradients(positions):
@@ -560,6 +570,7 @@ def test_remat_computes_every_layer_anew(remat):
     assert sum(name in ("checkpoint", "remat", "remat2") for name in names) == 3 * remat
 
 
+@pytest.mark.thorough
 def test_new_tokens_and_segments_do_not_compile_again():
     model = model_with()
     params = parameters(model)

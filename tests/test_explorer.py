@@ -95,6 +95,7 @@ def softmax(logits, seen):
 # ---- Translations that are explained ---------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_weights_are_the_softmax_of_the_models_own_queries_and_keys():
     model, params, tokenizer, _ = loaded()
     source, target = ids_of(1)
@@ -180,6 +181,7 @@ def given(*lengths):
     ]
 
 
+@pytest.mark.thorough
 def test_layers_that_share_their_parameters_and_are_rematerialised_are_all_seen():
     model, params, tokenizer, _ = loaded(share_layers=True, remat=True)
     (sentence,) = explain_translations(model, params, tokenizer, [TEXT], given(3))

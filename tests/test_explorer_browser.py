@@ -277,6 +277,7 @@ def test_a_phone_needs_no_scrolling_sideways_and_a_tap_pins(browser, url):
         assert troubles.errors == []
 
 
+@pytest.mark.thorough
 def test_everything_that_can_be_operated_has_a_name_and_shows_the_focus(shown):
     nameless = shown.evaluate(
         """() => [...document.querySelectorAll("button, select, canvas[tabindex]")].filter(

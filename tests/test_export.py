@@ -130,6 +130,7 @@ def contents(folder):
 # ---- There and back --------------------------------------------------------------------------
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_model_comes_back_bit_by_bit(tmp_path, monkeypatch, param_dtype):
@@ -148,6 +149,7 @@ def test_a_model_comes_back_bit_by_bit(tmp_path, monkeypatch, param_dtype):
     assert after.tokenizer.model == before.tokenizer.model
 
 
+@pytest.mark.thorough
 def test_the_exported_model_of_a_run_is_the_one_it_kept(run_folder, exported):
     assert sorted(path.name for path in exported.iterdir()) == FILES
     assert bits(load(exported).params) == bits(load_run(run_folder).params)
@@ -234,6 +236,7 @@ def tokens_of(shape, seed=0):
     return rng.integers(4, tokenizer().vocab_size, shape).astype(np.int32)
 
 
+@pytest.mark.thorough
 def test_the_programs_give_the_numbers_of_the_model(exported):
     model, params, *_ = loaded()
     source, target = tokens_of((3, 7)), tokens_of((3, 5), 1)
@@ -247,6 +250,7 @@ def test_the_programs_give_the_numbers_of_the_model(exported):
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_programs_have_room_for_as_many_tokens_as_promised_and_nan_for_more(exported):
     model, params, *_ = loaded()
     source, target = tokens_of((1, 2)), tokens_of((1, 13), 1)
@@ -257,6 +261,7 @@ def test_the_programs_have_room_for_as_many_tokens_as_promised_and_nan_for_more(
     assert {len(x) for x in jax.tree.leaves(state)} == {1}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_programs_of_a_half_precision_model_with_rotary_positions_and_more_room(tmp_path):
     changes = {"dtype": "bfloat16", "param_dtype": "bfloat16", "positions": "rotary"}
@@ -301,6 +306,7 @@ def test_a_card_says_nothing_that_is_not_known(tmp_path):
         assert word not in card, word
 
 
+@pytest.mark.thorough
 def test_the_program_in_the_card_translates_as_greedy_search_does(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -416,6 +422,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.thorough(quick=13)
 @pytest.mark.parametrize("damage, error", DAMAGES.values(), ids=DAMAGES)
 def test_what_does_not_fit_is_refused_by_name_though_its_checksums_do(copy, damage, error, capsys):
     damage(copy)
@@ -471,6 +478,7 @@ def test_an_exported_model_is_not_exported_again(exported, tmp_path, capsys):
 # ---- Commands --------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_translate_answers_from_the_exported_folder_as_from_the_run(exported, run_folder, capsys):
     answers = []
     for folder in (exported, run_folder):
@@ -481,6 +489,7 @@ def test_translate_answers_from_the_exported_folder_as_from_the_run(exported, ru
     assert answers[0].splitlines() == [f"{best.score:.4f}\t{best.text}" for (best,) in wanted]
 
 
+@pytest.mark.thorough
 def test_how_a_model_is_decoded_is_its_own_unless_said_otherwise(exported, capsys):
     for words, config in (
         ([], DECODING),
@@ -497,6 +506,7 @@ def test_score_of_a_run(run_folder, capsys):
     assert json.loads(capsys.readouterr().out)["bleu"]["value"] == pytest.approx(100)
 
 
+@pytest.mark.thorough
 def test_translating_from_an_exported_folder_loads_no_package_of_training(exported):
     code = (
         "import sys; from flaxattn.__main__ import main; "

@@ -73,6 +73,7 @@ def test_nothing_left_to_train_is_an_error(patterns):
         labels(PARAMS, patterns)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")  # optax raises floats to int32 powers
 def test_frozen_parameters_do_not_move_and_have_no_moments():
     config = TranslationTraining(learning_rate=0.1, warmup_steps=1, weight_decay=0.1)
@@ -116,6 +117,7 @@ def test_a_start_is_exactly_the_model_and_tokenizer_of_that_run(finished, tmp_pa
     assert prepared.model.config.vocab_size == SMALL["--vocab-size"]
 
 
+@pytest.mark.thorough
 def test_a_run_starts_from_another_and_leaves_frozen_parts_as_they_were(
     finished, tmp_path, monkeypatch, capsys
 ):
@@ -216,6 +218,7 @@ def changed(start):
     shutil.rmtree(start / "models")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("happen", [gone, changed])
 def test_a_run_goes_on_from_what_it_began_with_whatever_became_of_it(
     finished, started, monkeypatch, happen

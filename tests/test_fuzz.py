@@ -19,6 +19,7 @@ from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.manifest import DamagedError, seal, verify
 from flaxattn.translation.commands import kept_decoding
 from flaxattn.translation.config import DataConfig
+from flaxattn.translation.rules import RULES
 from flaxattn.translation.text.corpus import read_pairs
 from flaxattn.translation.trained.loading import load_exported, load_run
 
@@ -88,7 +89,7 @@ def test_aligned_files(place, source, target, skip):
     paths = [place / "text.en", place / "text.de"]
     for path, content in zip(paths, (source, target), strict=True):
         path.write_bytes(content)
-    pairs = read(read_pairs, paths, TAKEN[skip])
+    pairs = read(read_pairs, paths, TAKEN[skip], print)
     lines = [content.removeprefix(b"\xef\xbb\xbf").split(b"\n") for content in (source, target)]
     counts = {len(side) - (side[-1] == b"") for side in lines}
     assert pairs is None or (len(counts) == 1 and 0 < len(pairs) <= max(counts))
@@ -100,7 +101,7 @@ def test_aligned_files(place, source, target, skip):
 @given(content=contents, skip=st.booleans())
 def test_tsv_files(place, content, skip):
     (place / "text.tsv").write_bytes(content)
-    for pair in read(read_pairs, [place / "text.tsv"], TAKEN[skip]) or []:
+    for pair in read(read_pairs, [place / "text.tsv"], TAKEN[skip], print) or []:
         assert all(text.strip() == text != "" and "\n" not in text for text in pair)
 
 
@@ -117,7 +118,7 @@ def test_configurations_of_runs(place, path, value, raw):
     (folder / "config.json").write_bytes(text)
     read(kept_decoding, folder)
     read(load_run, folder)
-    read(check_folder, dataclasses.replace(PRESETS["tiny"], output=str(folder)))
+    read(check_folder, dataclasses.replace(PRESETS["tiny"], output=str(folder)), RULES)
 
 
 @fuzzed

@@ -54,6 +54,7 @@ def test_train_knows_every_preset_and_names_itself(installed):
     assert refused.returncode == 2 and "Did you mean 'small'?" in refused.stderr
 
 
+@pytest.mark.thorough
 def test_train_looks_at_a_run_as_train_py_does(installed):
     words = ["tiny", "--dry-run", "--builtin-pairs", "200", "--steps", "2", "--vocab-size", "400"]
     told = flaxattn(installed, "train", *words)

@@ -38,6 +38,7 @@ def folder(request, tmp_path):
     return shutil.copytree(request.param, tmp_path / "run")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "loaded_by", [load, load_run, lambda folder: load_exported(folder / "model")]
 )

@@ -3,8 +3,10 @@
 import json
 
 import killing
+import pytest
 
 
+@pytest.mark.thorough
 def test_killed_runs_end_in_the_same_bytes(tmp_path):
     assert killing.kill_runs(tmp_path, kills=4, steps=400, seed=1) == []
     log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()

@@ -204,10 +204,12 @@ def assert_equals_flax(settings, inputs, flax_mask, our_mask):
     jax.tree.map(close, actual, expected)
 
 
+@pytest.mark.thorough
 def test_self_attention_equals_flax_in_values_and_gradients():
     assert_equals_flax({}, (normal(B, T, D),), None, None)
 
 
+@pytest.mark.thorough
 def test_cross_attention_of_other_sizes_with_a_mask_of_flax_equals_flax():
     settings = {"qkv_features": 18, "out_features": 5}
     mask = nn.make_attention_mask(jnp.ones((B, T), bool), PADDED, jnp.logical_and, dtype=bool)
@@ -643,6 +645,7 @@ def np_settings(settings, b):
     }
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("settings", LAYERS.values(), ids=LAYERS)
 def test_encoder_layer_equals_float64(settings):
     layer, x = EncoderLayer(2, F, **settings), normal(B, T, D)
@@ -772,6 +775,7 @@ def test_decoder_gives_every_layer_both_masks_and_the_same_encoded():
         close(output[b], np_norm(p["final_norm"], expected), atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_remat_changes_neither_parameters_nor_values_nor_gradients():
     x = normal(B, T, D)
     plain, again = encoder(1), encoder(1, remat=True)

@@ -151,6 +151,7 @@ def of_single_pairs():
     return [jax.device_get(sums_and_gradients(params(), batch)) for batch in batches]
 
 
+@pytest.mark.thorough
 def test_packed_rows_have_the_summed_loss_of_their_pairs():
     singles = [sums for sums, _ in of_single_pairs()]
     jax.tree.map(lambda value, *parts: close(value, sum(parts)), of_packed_batch()[0], *singles)
@@ -187,6 +188,7 @@ def test_each_token_is_predicted_from_those_before_it(index):
     assert sums.others.correct == sum(logs.argmax(axis=-1) == target)
 
 
+@pytest.mark.thorough
 def test_padding_adds_nothing_to_loss_and_gradients():
     source, target = (np.array([ids], np.int32) for ids in PAIRS[1])
     unpadded = Batch(source, np.ones_like(source), target, np.ones_like(target))
@@ -280,6 +282,7 @@ def two_passes():
     return np.asarray(logits[::2]), np.asarray(logits[1::2])
 
 
+@pytest.mark.thorough
 def test_r_drop_is_the_mean_loss_of_two_passes_and_a_quarter_of_their_divergence():
     batch, passes = packed_batch(), two_passes()
     loss = nll = correct = tokens = divergences = 0.0

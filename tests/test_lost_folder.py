@@ -61,6 +61,7 @@ def home(tmp_path, train):
         yield home
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("happen", [deleted, moved, deleted_in_part, replaced])
 @pytest.mark.parametrize("step", [3, 6, 12])
 def test_a_lost_folder_is_told_and_the_step_is_kept(
@@ -125,6 +126,7 @@ def test_models_that_were_deleted_are_missed(home, monkeypatch, train, capsys):
     assert "3 models are there of 4 that were kept" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_folder_lost_while_the_test_split_is_translated_is_told(tmp_path, monkeypatch, capsys):
     decode_to(monkeypatch, [5, 2])
 

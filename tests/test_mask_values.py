@@ -101,6 +101,7 @@ def test_arrays_are_compared_by_value_and_what_is_traced_by_identity():
     compared(ours, ours)
 
 
+@pytest.mark.thorough
 def test_a_mask_made_anew_is_the_same_static_argument():
     @functools.partial(jax.jit, static_argnums=1)
     @chex.assert_max_traces(len(STATIC))
@@ -160,6 +161,7 @@ def test_a_registered_class_may_be_derived_from():
     assert mask_type(type("later", (causal,), {}))().dense(2, 2).tolist() == [[1, 0], [1, 1]]
 
 
+@pytest.mark.thorough(quick=32)
 @pytest.mark.parametrize("join", [operator.and_, operator.or_])
 @pytest.mark.parametrize("make", [m for m in STATIC + WITH_ARRAYS if "where" not in repr(m())])
 def test_masks_are_written_down_by_jax_export(make, join):

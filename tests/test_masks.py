@@ -128,6 +128,7 @@ DRAWINGS = {
 }
 
 
+@pytest.mark.thorough(quick=34)
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_pattern_is_drawn_as_in_the_literal(name):
     mask, expected = DRAWINGS[name]
@@ -406,6 +407,7 @@ def four_axes(dense):
     return np.broadcast_to(np.expand_dims(dense, missing), (B, N, *dense.shape[-2:]))
 
 
+@pytest.mark.thorough
 @examples(60)
 @given(expressions(3), st.sampled_from(SHAPES))
 def test_dense_is_the_plain_definition(expression, shape):
@@ -414,6 +416,7 @@ def test_dense_is_the_plain_definition(expression, shape):
     np.testing.assert_array_equal(four_axes(dense), expected_dense(expression.rule, *shape))
 
 
+@pytest.mark.thorough
 @examples(30)
 @given(expressions(1), starts(), starts(), st.sampled_from(SHAPES))
 def test_dense_from_any_start_is_the_plain_definition_there(expression, q_start, kv_start, shape):
@@ -422,6 +425,7 @@ def test_dense_from_any_start_is_the_plain_definition_there(expression, q_start,
     np.testing.assert_array_equal(four_axes(dense), expected_dense(rule, *shape))
 
 
+@pytest.mark.thorough
 @examples(30)
 @given(patterns(), patterns(), st.sampled_from(SHAPES))
 def test_drawing_commutes_with_the_algebra(a, b, shape):
@@ -432,6 +436,7 @@ def test_drawing_commutes_with_the_algebra(a, b, shape):
     np.testing.assert_array_equal(not_x, ~x)
 
 
+@pytest.mark.thorough(quick=11)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_pattern_with_leaves_of_every_kind_is_its_plain_definition(name):
     leads = zip(LEADS, LEADS[2:] + LEADS[:2], strict=True)

@@ -45,6 +45,7 @@ def test_parameters_are_counted_as_they_are_made(changes):
     assert parameter_count(config) == sum(x.size for x in jax.tree.leaves(shapes))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
     model = dataclasses.replace(BASE, vocab_size=500, features=48, ff_features=64)

@@ -372,6 +372,7 @@ MISUSES = {
 }
 
 
+@pytest.mark.thorough(quick=58)
 @pytest.mark.parametrize("name", MISUSES)
 def test_misuse_is_an_error_that_names_the_argument(name):
     misuse, kind, expected = MISUSES[name]
@@ -416,6 +417,7 @@ def test_logits_of_ten_thousand_in_float16_are_exact(implementation, sign):
     assert output.ravel().tolist() == expected
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 def test_rows_that_see_nothing_raise_nothing_under_debug_nans(implementation):
     empty = jnp.zeros((T, S), bool).at[1].set(True)

@@ -44,6 +44,7 @@ def check_outputs(notebook):
     assert "srcdoc" in outputs["explorer"][-1].data["text/html"]
 
 
+@pytest.mark.thorough
 def test_it_runs_from_start_to_end(kept, tmp_path, monkeypatch):
     monkeypatch.setenv("FLAXATTN_TOUR_SMALL", "1")
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

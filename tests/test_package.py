@@ -92,6 +92,7 @@ def test_public_names_are_defined_in_the_library():
     assert not {name: home for name, home in homes.items() if not home.startswith("flaxattn.")}
 
 
+@pytest.mark.thorough
 def test_import_loads_neither_the_training_side_nor_its_packages():
     loaded = modules_after("import flaxattn")
     heavy = {"sentencepiece", "sacrebleu", "tyro", "tensorboardX", "matplotlib"}
@@ -102,6 +103,7 @@ def test_import_loads_neither_the_training_side_nor_its_packages():
     }
 
 
+@pytest.mark.thorough
 def test_import_loads_nothing_beyond_flax_optax_and_chex():
     ours = modules_after("import flaxattn")
     theirs = modules_after("import flax.linen, optax, chex")

@@ -184,7 +184,7 @@ def test_rows_stand_in_no_order_of_how_they_were_packed():
     lengths = realistic_lengths(200)
     places = []
     for seed in range(40):
-        packed = make_packed(lengths, rows=1, row_length=64, seed=seed)
+        packed = make_packed(lengths, batch_size=1, sequence_length=64, seed=seed)
         tokens = [int((batch.target_segment_ids != 0).sum()) for batch in packed.all_batches()]
         places.append(np.argmin(tokens) / len(tokens))
     assert 0.3 < np.mean(places) < 0.7

@@ -36,6 +36,7 @@ def test_all_pitfalls_are_there():
     assert list(sections()) == ["", *PITFALLS]
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("pitfall", PITFALLS)
 def test_the_wrong_version_goes_wrong_and_ours_right(pitfall):
     page = sections()

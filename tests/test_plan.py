@@ -125,6 +125,7 @@ EXACT = {
 LEADS = [(), (), (3,), (2,), (1, 4), (2, 3), (2, 2), (2, 2)]
 
 
+@pytest.mark.thorough(quick=8)
 @pytest.mark.parametrize("sizes", [(8, 4), (5, 7), (64, 64), (1, 29)], ids=str)
 @pytest.mark.parametrize("name", EXACT)
 def test_state_and_lists_are_what_loops_say_whatever_divides(name, sizes):
@@ -142,6 +143,7 @@ def test_state_and_lists_are_what_loops_say_whatever_divides(name, sizes):
     assert_lists(plan.transpose(), state.swapaxes(-1, -2))
 
 
+@pytest.mark.thorough
 def test_lists_of_random_states_are_full_then_partial_then_empty():
     """Any state there is, through masks of blocks: 0, half or all of the cells of each."""
     for seed, lead in enumerate([(), (3,), (2, 3), (1, 2), (2, 1)]):
@@ -162,6 +164,7 @@ def test_last_short_key_block_is_never_full():
         assert state.shape == (3, -(-kv_len // 4))
 
 
+@pytest.mark.thorough
 def test_plan_is_stored_once_for_what_is_shared():
     """Leading axes are there only where the leaves of the mask have them."""
     window, padding = sliding_window(np.arange(1, 5)[None]), lengths(kv_lengths=np.array([9, 12]))
@@ -210,6 +213,7 @@ MASKS = [
 ]
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("mask", MASKS, ids=range(len(MASKS)))
 def test_plan_under_jit_with_traced_leaves_has_the_same_values(mask):
     draw = functools.partial(type(mask).plan, q_len=T, kv_len=S, block_q=5, block_kv=7)
@@ -320,6 +324,7 @@ def test_prepare_gives_a_plan_where_auto_uses_one_and_else_the_mask():
 # Attention by a plan.
 
 
+@pytest.mark.thorough
 def test_plan_of_sorted_segments_attends_as_the_dense_mask():
     rng = np.random.default_rng(1)
     ids = np.sort(rng.integers(1, 9, (2, 61)), axis=1)

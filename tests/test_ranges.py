@@ -74,6 +74,7 @@ def named(config, name, value):
     return data | {config: data[config] | {name: [value] if name in HIDDEN else value}}
 
 
+@pytest.mark.thorough(quick=35)
 @pytest.mark.parametrize("part, name", NUMBERS)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
@@ -116,6 +117,7 @@ def refusal(capsys, command, *arguments):
     return error
 
 
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize("part, name", OPTIONS)
 def test_a_number_outside_its_range_is_refused_on_the_command_line(capsys, part, name):
     option, within = f"--{name.replace('_', '-')}", ranges(PARTS[part])[name]

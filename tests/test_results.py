@@ -29,6 +29,7 @@ def test_a_row_is_of_the_preset_as_it_is_today(name):
     assert row_of(name)["config"] == today, f"the preset {name} has changed: {AGAIN}"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", kept_presets())
 def test_the_code_still_learns_what_it_learned_when_the_row_was_made(name):

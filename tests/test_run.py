@@ -145,6 +145,7 @@ def test_the_metric_is_logged_where_it_is_a_score(finished):
     assert any(f"chrf {values[0]:.3f}" in line for line in finished.printed)
 
 
+@pytest.mark.thorough
 def test_the_first_validation_sentences_are_translated_for_the_log(finished):
     rows = [row for row in log_of(finished) if row["kind"] == "sample"]
     pairs = builtin.pairs("valid", 8)[:2]
@@ -194,6 +195,7 @@ def bytes_of(tree):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_goes_on_to_the_same_bytes(finished, tmp_path, monkeypatch):
     outcomes, write = record_training(monkeypatch), RunLog.write
     states = record_states(monkeypatch)
@@ -356,6 +358,7 @@ def test_the_same_pairs_are_the_same_data_however_they_are_written(tmp_path, mon
         jax.tree.map(np.testing.assert_array_equal, other.train.batch(3), first.train.batch(3))
 
 
+@pytest.mark.thorough
 def test_a_tsv_file_is_learned_and_crlf_files_are_translated(tmp_path, capsys):
     splits = {name: own_pairs()[start::9] for start, name in enumerate(("valid", "test"))}
     files = {f"--{n}": write_pairs(tmp_path, n, p, newline="\r\n") for n, p in splits.items()}
@@ -407,6 +410,7 @@ def parameter_count(config):
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
+@pytest.mark.thorough
 def test_a_dry_run_shows_shapes_and_parameters_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert tiny("run", None, "--dry-run") == 0
@@ -436,6 +440,7 @@ def test_lines_of_steps_say_how_long_the_rest_will_take(finished):
     assert told == [False, *[True] * (len(lines) - 2), False]  # the first compiles, the last is all
 
 
+@pytest.mark.thorough(quick=4)
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_parameters_of_a_preset_are_those_of_the_formula(name):
     m = PRESETS[name].model

@@ -66,6 +66,7 @@ def test_the_peak_of_millions_of_steps_is_found_at_once():
     assert peak(config)[0] == pytest.approx(schedule._rates(config, steps).max(), rel=1e-6)
 
 
+@pytest.mark.thorough(quick=3)
 @pytest.mark.parametrize("name", PRESETS)
 @settings(max_examples=100, deadline=None)
 @given(steps=st.integers(1, 60_000))

@@ -31,6 +31,7 @@ with sturdy_streams(output=True):
 """
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     "screen",
     [">/dev/full", ">/dev/full 2>/dev/full", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "| true"],
@@ -105,6 +106,7 @@ def test_every_end_has_its_code(error, code, capsys):
     assert capsys.readouterr().err.count("\n") == (code != 141)
 
 
+@pytest.mark.thorough
 def test_output_that_was_asked_for_is_not_lost_in_silence(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text("A house .\n")

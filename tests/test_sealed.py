@@ -132,6 +132,7 @@ def config_of(folder):
     return type(config)(str(folder), config.model, config.data, config.training, config.decoding)
 
 
+@pytest.mark.thorough
 def test_no_damage_to_a_file_of_a_run_passes_in_silence(runs, copy):
     config, chance, told = config_of(copy), random.Random(0), 0
     before = of_run(config, copy)
@@ -150,6 +151,7 @@ def test_no_damage_to_a_file_of_a_run_passes_in_silence(runs, copy):
     assert told > 120 and of_run(config, copy) == before
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["checkpoints", "models", "model", "models/2"])
 def test_no_folder_of_another_run_passes_in_silence(runs, copy, name):
     config = config_of(copy)
@@ -161,6 +163,7 @@ def test_no_folder_of_another_run_passes_in_silence(runs, copy, name):
     assert all(x in (None, before[k]) for k, x in after.items())
 
 
+@pytest.mark.thorough
 def test_no_bit_of_an_exported_model_passes_in_silence(runs, tmp_path):
     folder = shutil.copytree(runs[0] / "model", tmp_path / "model")
     before = of_model(loading.load, folder)

@@ -162,6 +162,7 @@ def test_with_beams_for_all_prefixes_the_best_of_all_sequences_is_found(exponent
         assert_found(found, i, all_sequences(*rules, exponent))
 
 
+@pytest.mark.thorough
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, PRIME - 1),
@@ -204,6 +205,7 @@ def counting(of=step):
     return counted, calls
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("exponent, n_best", [(0.0, 1), (1.0, 1), (1.0, 3)])
 def test_the_loop_stops_as_soon_as_no_live_beam_can_win(exponent, n_best):
     counted, calls = counting()
@@ -274,6 +276,7 @@ def with_keys(name, rows):
     return (KEYS[np.array(rows)],) if name == "sample" else ()
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_of_any_composition_is_one_at_a_time(name):
     limits, minimums = np.array([8, 3, 0, 5, 8, 1]), np.array([0, 2, 0, 5, 7, 0])
@@ -312,6 +315,7 @@ def test_one_number_for_all_examples_is_an_array_of_it(name):
     assert_same(numbers, arrays._replace(tokens=arrays.tokens[..., :5]))
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_those_of_whole_sequences_within_the_limits(name):
     limits, minimums = [8, 6, 2, 1], [0, 5, 1, 0]
@@ -341,6 +345,7 @@ def broken(tokens, index, state):
     return jnp.where(bad[:, None], state["wrong"], logits), {**state, **new}
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
     "wrong", [[np.nan, 0, 0, 0, 0, 0], [0, 0, 0, np.inf, 0, 0], [-np.inf] * V], ids=str
@@ -363,6 +368,7 @@ def test_logits_that_are_not_numbers_are_told_and_stay_in_their_example(name, wr
     assert np.isfinite(right.scores[1]).all()
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("name", METHODS)
 def test_new_values_compile_nothing_anew(name):
     traced = []
@@ -385,6 +391,7 @@ def test_new_values_compile_nothing_anew(name):
     assert len(traced) == 1 and lengths == {1, 4, 8}
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", METHODS)
 def test_where_padding_begins_and_ends_sequences_it_still_ends_them(name):
     def two(tokens, index, state):
@@ -416,6 +423,7 @@ def test_one_beam_is_greedy_search(exponent):
     assert len(np.unique(one.lengths)) > 6
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("ids", [IDS, SpecialTokens(3, 5, 4)])
 def test_of_equals_greedy_search_and_one_beam_take_the_first(ids):
     def equals(tokens, index, state):
@@ -466,6 +474,7 @@ def test_temperature(temperature):
     assert_drawn(shares(temperature=temperature), chances(temperature))
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("k", [1, 2, 3, 100])
 def test_top_k(k):
     expected = chances(2.0, lambda probs: probs >= np.sort(probs)[::-1][min(k, V) - 1])
@@ -516,6 +525,7 @@ def test_near_zero_temperature_is_greedy_search():
         )
 
 
+@pytest.mark.thorough
 def test_the_keys_alone_decide():
     draw = functools.partial(
         run, sample, start([1] * 8), max_length=int32(*[8] * 8), padded_length=8
@@ -533,6 +543,7 @@ def test_the_keys_alone_decide():
 # ---- Parts -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("size, k", [(1000, 3), (1001, 3), (4099, 5), (64 * 31, 4), (300, 7)])
 def test_top_k_is_that_of_jax_also_of_equals(size, k):
     x = np.random.default_rng(size).integers(0, 40, (7, size)).astype(np.float32)

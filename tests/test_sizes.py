@@ -57,6 +57,7 @@ def assert_unchanged(actual, expected):
 SIZES = [(1, 1), (60, 64), (4095, 1), (64, 64), (17, 241), (2, 4099), (1031, 67), (16384, 64)]
 
 
+@pytest.mark.thorough(quick=1)
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_what_is_not_finite_in_hidden_keys_and_values_changes_nothing(size, implementation):
@@ -76,6 +77,7 @@ def test_what_is_not_finite_in_hidden_keys_and_values_changes_nothing(size, impl
                 assert_unchanged(got, clean)
 
 
+@pytest.mark.thorough(quick=1)
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_what_is_not_finite_in_queries_that_see_nothing_changes_nothing(size, implementation):
@@ -90,6 +92,7 @@ def test_what_is_not_finite_in_queries_that_see_nothing_changes_nothing(size, im
         assert_unchanged(got, clean)
 
 
+@pytest.mark.thorough(quick=7)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_rows_that_are_not_finite_are_found_wherever_they_are(size):
     rows, features = size
@@ -104,6 +107,7 @@ def test_rows_that_are_not_finite_are_found_wherever_they_are(size):
                 np.testing.assert_array_equal(found, np.arange(rows) == at)
 
 
+@pytest.mark.thorough
 def test_one_head_and_weights_and_layers_keep_the_first_promise_at_that_size():
     kv_len, features = 64, 64
     data = inputs(Shape(1, kv_len, kv_len, 1, 1, features, features))
@@ -140,6 +144,7 @@ def expected(shape):
     return data, mask, output, oracle.gradients(data.cotangent, *data[:3], mask, data.bias, 0.4)
 
 
+@pytest.mark.thorough(quick=1)
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("shape", LARGE, ids=lambda shape: f"{shape.T}x{shape.S}")
 def test_values_and_gradients_are_those_of_the_oracle_whatever_lies_hidden(shape, implementation):
@@ -160,6 +165,7 @@ def test_values_and_gradients_are_those_of_the_oracle_whatever_lies_hidden(shape
     assert not np.asarray(gradients[1])[unseen].any()
 
 
+@pytest.mark.thorough(quick=1)
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("shape", LARGE, ids=lambda shape: f"{shape.T}x{shape.S}")
 def test_a_key_that_is_not_finite_breaks_exactly_the_rows_that_see_it(shape, implementation):
@@ -176,6 +182,7 @@ def test_a_key_that_is_not_finite_breaks_exactly_the_rows_that_see_it(shape, imp
         np.testing.assert_array_equal(got[~seeing], np.asarray(clean)[~seeing])
 
 
+@pytest.mark.thorough(quick=1)
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
 def test_a_scale_that_is_not_finite_is_told_in_every_row_that_sees_something(scale, implementation):
@@ -199,6 +206,7 @@ def test_what_is_too_large_is_bounded_and_nan_stays(size):
 # A vocabulary of a real size.
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     "search", [greedy, functools.partial(beam_search, beam_size=3)], ids=["greedy", "beam"]
 )

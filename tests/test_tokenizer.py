@@ -242,6 +242,7 @@ def spell(word, dropout, rng):
         pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("dropout", [0.1, 0.6])
 def test_spellings_are_as_frequent_as_the_paper_has_them(dropout):
     count, rng = 4000, np.random.default_rng(0)
@@ -264,6 +265,7 @@ def test_with_hardly_any_dropout_a_sample_is_the_encoding():
         assert sample.tolist() == ids.tolist()
 
 
+@pytest.mark.thorough
 def test_another_process_draws_the_same_spellings(tmp_path):
     tokenizer().save(tmp_path / "tokenizer.model")
     code = f"""

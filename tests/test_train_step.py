@@ -111,6 +111,7 @@ def test_the_parts_of_the_batch_have_uneven_numbers_of_tokens():
         assert len(set(tokens.reshape(-1, parts).sum(axis=0).tolist())) > 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "microbatches, devices, r_drop", [(1, 1, 0), (4, 1, 0), (1, 4, 0), (2, 4, 0), (2, 4, 3.0)]
 )
@@ -164,18 +165,21 @@ def losses_with_dropout(batch, *, microbatches=2, devices=1, seed=0, steps=3):
     return losses
 
 
+@pytest.mark.thorough
 def test_dropout_differs_from_step_to_step_and_is_reproducible():
     losses = losses_with_dropout(BATCHES[0])
     assert len(set(losses)) == 3
     assert losses == losses_with_dropout(BATCHES[0])
 
 
+@pytest.mark.thorough
 def test_dropout_depends_on_the_seed():
     assert losses_with_dropout(BATCHES[0], steps=1) != losses_with_dropout(
         BATCHES[0], steps=1, seed=1
     )
 
 
+@pytest.mark.thorough
 def test_dropout_does_not_depend_on_the_number_of_devices():
     close(losses_with_dropout(BATCHES[0], devices=4), losses_with_dropout(BATCHES[0]))
 
@@ -313,6 +317,7 @@ def learned():
     return losses, states, step._cache_size()
 
 
+@pytest.mark.thorough
 @adam
 def test_the_loss_falls():
     losses, (*_, state), _ = learned()
@@ -390,6 +395,7 @@ def averaging_step(microbatches):
     return step, lambda: fresh_state(optimizer, mesh, config)
 
 
+@pytest.mark.thorough
 @adam
 @pytest.mark.parametrize("bad", [np.inf, np.nan, -np.inf])
 @pytest.mark.parametrize("microbatches", [1, 2])

@@ -113,6 +113,7 @@ NLL = [5.0, 3.0, 4.0, 2.0, 6.0, 7.0]
 # ---- The models kept -------------------------------------------------------------------------
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize(
     "select, average, steps",
     [("best", 1, [4]), ("best", 3, [2, 3, 4]), ("last", 1, [6]), ("last", 2, [5, 6])],
@@ -150,6 +151,7 @@ def test_no_model_kept_is_an_error_that_names_the_folder(tmp_path):
 RISING = [5.0, 3.0, 4.0, 3.5, 6.0, 7.0]
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("patience, steps", [(1, 3), (2, 4), (3, 5), (4, 6), (0, 6)])
 def test_training_stops_after_so_many_validations_without_a_better_one(train, patience, steps):
     trained, measured = train(RISING, patience=patience)
@@ -157,6 +159,7 @@ def test_training_stops_after_so_many_validations_without_a_better_one(train, pa
     assert trained.params["w"].tolist() == [2, 2, 2]
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_given_again_stays_stopped_and_more_patience_takes_it_on(train, capsys):
     train(RISING, patience=2)
     again, measured = train(RISING, patience=2)
@@ -167,6 +170,7 @@ def test_a_stopped_run_given_again_stays_stopped_and_more_patience_takes_it_on(t
     assert (longer.steps, measured) == (5, [5])
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_an_interruption_changes_neither_the_stop_nor_the_models(train, step):
     with pytest.raises(InterruptionError):
@@ -219,6 +223,7 @@ SETTINGS = {"valid_every": 5, "log_every": 3, "ema_decay": 0.5, "average": 2}
 LONG = [7.0, 6.0, 5.0, 4.0, 3.0, 2.5, 2.0, 1.5, 1.4, 1.3, 1.2, 1.1]
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [1, 4, 5, 9, 12])
 def test_a_run_asked_to_stop_keeps_its_step_and_goes_on_to_the_same_log(
@@ -280,6 +285,7 @@ def asked(code, *arguments):
     return process
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_delivered_twice_is_one_request(number):
     with asked(ASKED) as process:
@@ -288,6 +294,7 @@ def test_a_signal_delivered_twice_is_one_request(number):
         assert process.wait(30) == 75
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_group_of_a_parent_that_forwards_it_is_one_request(number):
     with asked(FORWARDING, ASKED) as process:
@@ -295,6 +302,7 @@ def test_a_signal_to_the_group_of_a_parent_that_forwards_it_is_one_request(numbe
         assert process.wait(30) == 75
 
 
+@pytest.mark.thorough
 def test_a_signal_that_comes_while_all_is_put_away_is_still_the_same_request():
     with asked(ASKED) as process:
         for _ in range(8):
@@ -304,6 +312,7 @@ def test_a_signal_that_comes_while_all_is_put_away_is_still_the_same_request():
         assert process.wait(30) == 75
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_well_after_the_first_is_obeyed_at_once_whatever_the_process_does(number):
     with asked(ASKED, "busy") as process:
@@ -315,6 +324,7 @@ def test_a_request_well_after_the_first_is_obeyed_at_once_whatever_the_process_d
         assert time.monotonic() - began < 2
 
 
+@pytest.mark.thorough
 def test_after_the_block_signals_do_what_they_did_before():
     code = ASKED.replace("sys.exit(75)", "signal.raise_signal(signal.SIGTERM)")
     with asked(code) as process:
@@ -360,6 +370,7 @@ def test_skipped_batches_are_counted(train, skip_steps, capsys):
     assert "3 batches skipped" in capsys.readouterr().out
 
 
+@pytest.mark.thorough(quick=2)
 @pytest.mark.parametrize("first", [1, 2, 6])
 def test_too_many_skipped_in_a_row_end_training_with_the_last_good_checkpoint(
     train, skip_steps, first

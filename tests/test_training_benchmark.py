@@ -63,6 +63,7 @@ def losses(contender):
     return np.array([*found, contender.validate()])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["linen_training", "torch_training"])
 @pytest.mark.usefixtures("standard_promotion")
 def test_contenders_take_the_same_course(load, problem, monkeypatch, module):

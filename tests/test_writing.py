@@ -142,6 +142,7 @@ def test_pipes_and_devices_are_written_straight(tmp_path):
     assert found == [b"new"] and [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("path", ["/dev/stdout", "/proc/self/fd/1", "link"])
 def test_standard_output_by_name_is_that_of_the_process(tmp_path, path):
     (tmp_path / "link").symlink_to("/dev/stdout")
@@ -202,6 +203,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.thorough(quick=14)
 @pytest.mark.parametrize("name", WRITING)
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("exists", [True, False])
@@ -265,6 +267,7 @@ def roundabout(path):
     return f"../{Path.cwd().name}/./{path}"
 
 
+@pytest.mark.thorough(quick=31)
 @pytest.mark.parametrize("guise", [itself, symbolic, hard, roundabout])
 @pytest.mark.parametrize("written", ["--output", "--explain"])
 @pytest.mark.parametrize("read", ["--input", "the model", "standard input", "the other"])
