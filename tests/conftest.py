@@ -7,7 +7,7 @@ import jax
 import pytest
 
 # Half of the tests' time is LLVM's optimisation of programs that run once. To test those that users
-# get: XLA_FLAGS=--xla_backend_optimization_level=3 pytest
+# get: XLA_FLAGS=--xla_backend_optimization_level=3 pytest --thorough
 if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS", "")):
     os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
