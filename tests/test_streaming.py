@@ -99,20 +99,22 @@ def test_a_bad_byte_ends_it_although_the_stream_stays_open(pipe):
         next(pieces)
 
 
+@pytest.fixture
+def heeding_control_c():
+    """As from a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_control_c")
 def test_control_c_while_a_line_is_waited_for_ends_it_and_leaves_the_stream_free(pipe):
-    threads, ended = threading.active_count(), threading.Event()
-
-    def press() -> None:  # again after a while, as one does: one that comes just before the system
-        while not ended.wait(0.2):  # begins to wait is seen by Python when the wait is over
-            os.kill(os.getpid(), signal.SIGINT)
-            ended.wait(10)
-
-    presses = threading.Thread(target=press)
-    presses.start()
+    threads = threading.active_count()
+    alarm = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    alarm.start()
     with pytest.raises(KeyboardInterrupt):
         next(chunks(pipe[0], "x"))
-    ended.set()
-    presses.join()
+    alarm.join()
     assert threading.active_count() == threads
     pipe[1].write(b"after\n")
     assert pipe[0].readline() == b"after\n"  # nobody holds its lock
