@@ -49,6 +49,7 @@ def test_nothing_is_written_into_what_a_run_keeps(run, name, option, capsys):
     assert option in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_link_in_place_of_the_lock_leads_nowhere(run, tmp_path, capsys):
     precious = tmp_path / "precious"
     precious.write_text("precious")

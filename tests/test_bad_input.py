@@ -216,7 +216,7 @@ def test_a_line_that_is_no_text_is_named_or_left_out_with_its_pair_and_counted(
     assert "left out 1 pairs that are not valid UTF-8" in capsys.readouterr().out
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "long",
     ["word " * 2_000_000, "a" * 10_000_000, "ä\u2028" * 3_000_000, "the " * 1_000_000 + "x"],

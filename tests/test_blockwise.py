@@ -394,6 +394,7 @@ def test_if_no_row_sees_anything_all_outputs_and_gradients_are_zero():
         assert not any(part.any() for part in got._replace(lse=np.zeros(1)))
 
 
+@pytest.mark.thorough
 def test_row_that_sees_nothing_passes_no_gradient_on_even_if_its_own_is_nan():
     data, mask, whole = of_masks(1)
     blind = blind_rows(whole)[..., None]
@@ -510,7 +511,7 @@ def textbook(query, key, value, mask):
     return jnp.einsum("bnts,bsnh->btnh", weights, value)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("masked", ["causal", "random"])
 @pytest.mark.parametrize(
     "dtype, reference",
@@ -582,6 +583,7 @@ def test_dropout_drops_what_dense_attention_drops():
     np.testing.assert_array_equal(got.lse, other.lse)
 
 
+@pytest.mark.thorough
 def test_row_that_sees_nan_is_nan_even_if_dropout_drops_all_that_it_sees():
     """Alone the first row sees the first two keys, of which the first is broken."""
     data, mask, _ = of_masks(1)
@@ -641,7 +643,7 @@ def test_without_a_mask_lengths_need_not_divide(lengths_):
         assert_equal_to(expected, answer(data, mask, None))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", [(1, 1, 1, 17), (2, 4, 1, 1)], ids=str)
 def test_large_bias_shared_by_all_queries_does_not_reach_past_the_last_of_them(rows):
     data = inputs(SHAPE, bias=rows)

@@ -316,7 +316,7 @@ def test_other_inputs_given_again_take_the_place_of_those_kept():
 # ---- Stacks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("share_layers", "norm_position", "remat"),
     [(False, "post", False), (False, "pre", True), (True, "pre", False), (True, "post", True)],
@@ -335,7 +335,7 @@ def test_a_stack_keeps_a_cache_for_every_depth(share_layers, norm_position, rema
     assert jax.tree.map(jnp.shape, cache["layer_0"]["self_attention"]) == kept
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("share_layers", [False, True])
 def test_a_decoder_needs_what_was_encoded_once(share_layers):
     layer = functools.partial(DecoderLayer, 2, ff_features=5)
@@ -449,6 +449,7 @@ def test_rows_of_the_cache_can_be_reordered_and_repeated():
     close(logits, expected[parents, 4:], rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_targets_of_different_lengths_go_on_from_their_own_ends():
     model, params, encoded, expected = translator()
     step = functools.partial(logits_of_step, model, params)

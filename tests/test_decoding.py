@@ -122,7 +122,7 @@ def expected(seed, index):
     return tokens
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_examples_end_early_and_late(seed):
     found = [expected(seed, i) for i in range(len(SOURCES))]
@@ -184,7 +184,7 @@ def test_log_probabilities_are_those_of_teacher_forcing(seed):
         np.testing.assert_allclose(found.log_probs[i, n], each.sum(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("config", [GREEDY, DecodingConfig(beam_size=3)], ids=["greedy", "beam"])
 def test_devices_share_the_rows_and_find_the_same(config):
     alone = found_by(147, config, SOURCES[:4])
@@ -269,6 +269,7 @@ def test_texts_that_end_are_translated_together_as_one_at_a_time(batch_size):
     assert translated(TEXTS, **ENDING, batch_size=batch_size) == one_at_a_time(**ENDING)
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_texts_that_do_not_end_are_translated_together_as_one_at_a_time(batch_size):
     assert translated(TEXTS, batch_size=batch_size) == one_at_a_time()

@@ -36,6 +36,7 @@ def test_every_pattern_is_in_the_gallery():
     assert all(name in GALLERY[name].code for name in patterns)
 
 
+@pytest.mark.thorough(quick=8)
 @pytest.mark.parametrize("name", GALLERY)
 def test_the_text_is_the_mask_and_its_plan(name):
     entry = GALLERY[name]
@@ -85,6 +86,7 @@ def test_a_picture_shows_itself_in_a_notebook():
     assert show(causal(), 5, 7)._repr_png_().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("lengths", [(1, 1), (3, 11), (70, 70), (1, 0)])
 def test_any_lengths_can_be_drawn(lengths):
     mask = causal()

@@ -265,7 +265,7 @@ def gradients_of(**settings):
     return model, parameters(model), jax.jit(slope, compiler_options=QUICK)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["learned target post", "rotary none pre shared"])
 def test_packing_changes_no_gradient_of_a_token_sum(name):
     _, params, slope = gradients_of(**CONFIGS[name])
@@ -305,6 +305,7 @@ def test_rows_without_common_padding_equal_each_pair_alone():
     assert_equals_each_pair_alone(logits, batch, model.config, params)
 
 
+@pytest.mark.thorough(quick=2)
 @all_configs
 def test_tokens_under_padding_change_nothing(settings):
     model, batch = model_with(**settings), SPREAD

@@ -108,6 +108,7 @@ def test_a_wrong_pattern_leaves_no_folder_behind(tmp_path, capsys):
 # ---- Starting from a run ---------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_start_is_exactly_the_model_and_tokenizer_of_that_run(finished, tmp_path, monkeypatch):
     options = {"--init-from": finished.folder, "--seed": 5}
     prepared = prepared_by(monkeypatch, tmp_path / "run", options)

@@ -217,6 +217,7 @@ def test_cross_attention_of_other_sizes_with_a_mask_of_flax_equals_flax():
     assert_equals_flax(settings, (normal(B, T, D), normal(B, S, D - 1, seed=1)), mask, mask)
 
 
+@pytest.mark.thorough
 def test_causal_mask_of_flax_is_taken_as_it_stands_and_biases_may_be_left_out():
     mask = nn.make_causal_mask(jnp.ones((B, T)), dtype=bool)
     assert_equals_flax({"use_bias": False}, (normal(B, T, D),), mask, mask)

@@ -239,6 +239,7 @@ def given_again(finished, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_a_finished_run_given_again_has_the_same_translations_and_scores(finished, given_again):
     for name in ("test.hypothesis", "test.reference", "test.source", "tokenizer.model"):
         assert (given_again / name).read_bytes() == (finished.folder / name).read_bytes()

@@ -151,7 +151,7 @@ def test_no_damage_to_a_file_of_a_run_passes_in_silence(runs, copy):
     assert told > 120 and of_run(config, copy) == before
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["checkpoints", "models", "model", "models/2"])
 def test_no_folder_of_another_run_passes_in_silence(runs, copy, name):
     config = config_of(copy)

@@ -294,6 +294,7 @@ def test_a_batch_of_any_composition_is_one_at_a_time(name):
     assert len({tuple(x.tokens[0]) for x in found.values()}) > 3
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", METHODS)
 def test_one_number_for_all_examples_is_an_array_of_it(name):
     keys = with_keys(name, range(3))

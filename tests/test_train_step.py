@@ -184,6 +184,7 @@ def test_dropout_does_not_depend_on_the_number_of_devices():
     close(losses_with_dropout(BATCHES[0], devices=4), losses_with_dropout(BATCHES[0]))
 
 
+@pytest.mark.thorough
 def test_every_microbatch_has_dropout_of_its_own():
     rows = batch_of(FULL_ROWS, 1), batch_of(FULL_ROWS, 2)
 

@@ -285,7 +285,7 @@ def asked(code, *arguments):
     return process
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_delivered_twice_is_one_request(number):
     with asked(ASKED) as process:
@@ -312,7 +312,7 @@ def test_a_signal_that_comes_while_all_is_put_away_is_still_the_same_request():
         assert process.wait(30) == 75
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_well_after_the_first_is_obeyed_at_once_whatever_the_process_does(number):
     with asked(ASKED, "busy") as process:
