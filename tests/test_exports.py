@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROOMS = ["attention", "drawing", "explorer", "layers", "masks", "models", "search"]
 ROOMS += ["training", "translation"]
-FLOOR = ["checks", "products", "ranges", "types"]
+FLOOR = ["checks", "einsum", "ranges", "types"]
 USERS = ["flaxattn", "tests", "benchmarks", "configs", "docs"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from configs import PRESETS
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.run import _limited
-from flaxattn.translation.text.lengths import EXTRA, choose_ratio, longest, share_longer
+from flaxattn.translation.text.lengths import EXTRA, choose_ratio, max_target_length, share_longer
 
 
 def pairs_of(sources, targets):
@@ -29,7 +29,7 @@ def test_a_chosen_ratio_is_the_least_half_that_fits_every_target(lengths):
 
 def test_the_ratio_is_that_of_older_versions_where_it_is_enough():
     assert choose_ratio(ALIKE) == 1.5
-    assert longest(7, None) == longest(7, 1.5) == 10 + EXTRA
+    assert max_target_length(7, None) == max_target_length(7, 1.5) == 10 + EXTRA
 
 
 def test_a_thousandth_of_pairs_that_are_no_translations_changes_nothing():
@@ -41,7 +41,7 @@ def test_a_thousandth_of_pairs_that_are_no_translations_changes_nothing():
 def test_the_share_of_longer_targets_is_counted_as_decoding_counts():
     lengths = pairs_of([3, 3, 5, 5], [12, 13, 15, 16])
     assert share_longer(lengths, 1.5) == 0.5
-    assert [longest(n, 1.5) for n in (3, 5)] == [12, 15]
+    assert [max_target_length(n, 1.5) for n in (3, 5)] == [12, 15]
 
 
 class Screen:

@@ -16,7 +16,8 @@ from flaxattn.attention.dense import attend_dense, softmax_dtype
 from flaxattn.attention.dropout import head_seeds
 from flaxattn.attention.options import Options
 from flaxattn.attention.repair import repair
-from flaxattn.attention.steps import (
+from flaxattn.attention.tiles import At, Tiling, add_blocks, over_levels, pad_to, take_blocks
+from flaxattn.attention.visits import (
     Chunk,
     Fixed,
     Gradients,
@@ -27,16 +28,15 @@ from flaxattn.attention.steps import (
     Static,
     add_bias,
     make_row,
-    over_steps,
+    over_visits,
     rows_of,
     tile_of,
     where_seen,
     zero_varying_like,
 )
-from flaxattn.attention.tiles import At, Tiling, add_blocks, over_levels, pad_to, take_blocks
+from flaxattn.einsum import wide_einsum
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.masks.leaves import map_leaves
-from flaxattn.products import wide_einsum
 from flaxattn.types import Array
 
 __all__ = ["attend_blockwise"]
@@ -161,7 +161,7 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> tuple[jax.Array, jax
     tiling, dtype = static.tiling, softmax_dtype(row.query.dtype)
     shape = row.query.shape[:-1]
 
-    def step(j: jax.Array, so_far: Running, partial: bool) -> Running:
+    def visit(j: jax.Array, so_far: Running, partial: bool) -> Running:
         top, total, mixed, any_seen = so_far
         tile = tile_of(static, row, chunk, j, partial)
         value = take_blocks(chunk.value, tile.blocks)
@@ -182,7 +182,7 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> tuple[jax.Array, jax
         jnp.zeros((*shape, chunk.value.shape[-1]), dtype) + zero,
         jnp.zeros((tiling.q_per_row, tiling.block_q), bool) | (zero > 0),
     )
-    top, total, mixed, any_seen = over_steps(static, row, step, start)
+    top, total, mixed, any_seen = over_visits(static, row, visit, start)
     any_seen = tiling.for_heads(any_seen)
     output = jnp.where(any_seen[..., None], mixed / total[..., None], 0.0)
     lse = jnp.where(any_seen, top + jnp.log(total), -jnp.inf)
@@ -255,7 +255,7 @@ def _backward_row(
     # same order no matrix product has to transpose a tile of weights.
     columns = [x.swapaxes(1, 2) for x in (row.query, d_output)]
 
-    def step(j: jax.Array, so_far: Gradients, partial: bool) -> Gradients:
+    def visit(j: jax.Array, so_far: Gradients, partial: bool) -> Gradients:
         d_query, (d_key, d_value, d_bias) = so_far
         tile = tile_of(static, row, chunk, j, partial)
         value = take_blocks(chunk.value, tile.blocks)
@@ -280,7 +280,7 @@ def _backward_row(
         return Gradients(d_query, KeyGradients(d_key, d_value, d_bias))
 
     start = jnp.zeros(row.query.shape, dtype) + zero_varying_like((chunk, row), dtype)
-    d_query, of_keys = over_steps(static, row, step, Gradients(start, of_keys))
+    d_query, of_keys = over_visits(static, row, visit, Gradients(start, of_keys))
     return of_keys, static.tiling.unfold(d_query)
 
 

@@ -7,8 +7,8 @@ from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["blocks_pay", "draw_plan"]
 
-# Measured on two CPU cores (benchmarks/attention.py): a step takes about as long as its cells and
-# this many more queries, which is what fetching the keys of the step costs.
+# Measured on two CPU cores (benchmarks/attention.py): a visit takes about as long as its cells and
+# this many more queries, which is what fetching the keys of the visit costs.
 BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 256, 100
 # Up to so many logits per head the dense definition is taken. On a CPU it is as fast or faster
 # there, on the same machine; elsewhere XLA's products are, as long as the memory is borne.

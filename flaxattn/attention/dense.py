@@ -16,8 +16,8 @@ from flaxattn.attention.dropout import head_seeds, keep
 from flaxattn.attention.heads import over_batch_and_heads
 from flaxattn.attention.options import Options
 from flaxattn.attention.repair import repair
+from flaxattn.einsum import wide_einsum
 from flaxattn.masks import BlockPlan, Mask
-from flaxattn.products import wide_einsum
 
 __all__ = [
     "OfKey",

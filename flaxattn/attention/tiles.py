@@ -3,7 +3,7 @@
     B batch · K key/value heads, as C chunks of k · G query heads per key head, as D chunks of g ·
     T queries, as R rows of u blocks of t · S keys, as blocks of s
 
-One step takes the u query blocks of a row and, for each of them, W key blocks of its own, all for
+One visit takes the u query blocks of a row and, for each of them, W key blocks of its own, all for
 the k · g heads of a chunk: a tile `[u, k, g, t, W·s]`. The numbers are chosen so that a tile has
 about `CELLS` cells, whatever the number of heads.
 """
@@ -24,8 +24,8 @@ Carry = TypeVar("Carry")
 Arrays = TypeVar("Arrays")
 Outputs = TypeVar("Outputs")
 At: TypeAlias = tuple[Indices, ...]  # which example and chunks, from the outermost level on
-CELLS = 2**20  # logits of a step: enough to keep two cores busy, few enough for their caches
-WIDTH = 2  # key blocks of a step
+CELLS = 2**20  # logits of a visit: enough to keep two cores busy, few enough for their caches
+WIDTH = 2  # key blocks of a visit
 
 
 class Tiling(NamedTuple):
@@ -172,7 +172,7 @@ def over_levels(
     """`fn(carry, arrays of one example and chunk, its indices) -> (carry, outputs)`, one by one.
 
     The leading axes of `arrays` are the levels, 1 where shared; those of the outputs are the
-    levels. A loop and not a `vmap`, so that each goes on for its own number of steps.
+    levels. A loop and not a `vmap`, so that each goes on for its own number of visits.
     """
     if not levels:
         return fn(carry, arrays, at)

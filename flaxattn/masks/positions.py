@@ -121,7 +121,7 @@ class chunked(Mask):
 
 @mask_type
 class dilated(Mask):
-    """A query sees every `step`-th key counted from itself, in both directions.
+    """A query sees every `dilation`-th key counted from itself, in both directions.
 
     With a window it is the dilated sliding window of Longformer (arXiv:2004.05150, section 3.1).
 
@@ -129,16 +129,16 @@ class dilated(Mask):
     [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     """
 
-    step: Indices = leaf()
+    dilation: Indices = leaf()
 
     def __post_init__(self) -> None:
-        index_leaf(self, "step", minimum=1)
+        index_leaf(self, "dilation", minimum=1)
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        return (q_idx - kv_idx) % self.step == 0
+        return (q_idx - kv_idx) % self.dilation == 0
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         nearest, farthest = q.first - kv.last, q.last - kv.first  # distances, query minus key
-        some = farthest // self.step * self.step >= nearest
-        every = ((nearest == farthest) & some) | (self.step == 1)
+        some = farthest // self.dilation * self.dilation >= nearest
+        every = ((nearest == farthest) & some) | (self.dilation == 1)
         return Bounds(some, every)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from flaxattn import checks
 from flaxattn.attention import prepare
+from flaxattn.einsum import wide_einsum
 from flaxattn.layers import (
     CachePosition,
     Decoder,
@@ -25,7 +26,6 @@ from flaxattn.layers.cache import check_index, index_positions
 from flaxattn.layers.transformer import TransformerLayer
 from flaxattn.masks import Mask, causal, same_segment, valid
 from flaxattn.models.config import EncoderDecoderConfig
-from flaxattn.products import wide_einsum
 
 __all__ = ["EncoderDecoder", "Masks", "build_masks", "shift_right"]
 

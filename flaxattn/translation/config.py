@@ -105,7 +105,7 @@ class DecodingConfig:
     """How a translation is sought."""
 
     beam_size: Annotated[int, Range(1, 1000)] = 5
-    """Prefixes that are pursued side by side; 1: the most likely token, one after another."""
+    """Prefixes that are pursued side by side; 1: greedy, one likeliest token after another."""
     length_penalty: Annotated[float, Range(0, 5)] = 1.0
     """Exponent of the length penalty by which log-probabilities are divided (arXiv:1609.08144)."""
     max_ratio: Ratio | None = None

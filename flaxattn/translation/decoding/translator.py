@@ -14,7 +14,7 @@ from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.memory import check_decoding
-from flaxattn.translation.text.lengths import longest
+from flaxattn.translation.text.lengths import max_target_length
 from flaxattn.translation.text.lines import on_one_line
 from flaxattn.translation.text.tokenizer import Tokenizer
 
@@ -122,7 +122,7 @@ class Translator:
         config, tokenizer = self._config, self._tokenizer
         length = rounded(max(map(len, sources)))
         rows = _rows(len(sources), self._batch_size, self._mesh.size)
-        padded_length = longest(length, config.max_ratio)
+        padded_length = max_target_length(length, config.max_ratio)
         check_decoding(
             self._model.config,
             config,
@@ -135,7 +135,7 @@ class Translator:
         max_length, min_length = np.zeros((2, rows), np.int32)  # rows without a text end at once
         for row, ids in enumerate(sources):
             source[row, : len(ids)] = ids
-            max_length[row] = longest(len(ids), config.max_ratio)
+            max_length[row] = max_target_length(len(ids), config.max_ratio)
             min_length[row] = int(len(ids) * config.min_ratio)
         keys = _keys(config.sampling_seed, numbers, rows)
         found = decode(
@@ -207,7 +207,7 @@ def check_translating(
         config,
         rows=_rows(together, batch_size, 1),
         source_length=length,
-        target_length=longest(length, config.max_ratio),
+        target_length=max_target_length(length, config.max_ratio),
     )
 
 

@@ -6,13 +6,13 @@ import numpy as np
 
 from flaxattn.translation.config import MAX_RATIO
 
-__all__ = ["EXTRA", "LONGER", "choose_ratio", "longest", "share_longer"]
+__all__ = ["EXTRA", "LONGER", "choose_ratio", "max_target_length", "share_longer"]
 
 EXTRA = 8  # tokens that the translation of the shortest source may have, too
 LONGER = 0.001  # share of pairs that are not waited for: some are no translations of each other
 
 
-def longest(source: int, max_ratio: float | None) -> int:
+def max_target_length(source: int, max_ratio: float | None) -> int:
     """The most tokens that the translation of a source of so many tokens may have.
 
     Args:

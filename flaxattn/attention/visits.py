@@ -1,4 +1,4 @@
-"""One step of blockwise attention: the logits of a tile, what it is made of, and what is summed.
+"""One visit of blockwise attention: the logits of a tile, what it is made of, and what is summed.
 
 The letters are those of `tiles.py`.
 """
@@ -14,8 +14,8 @@ from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import keep
 from flaxattn.attention.repair import bounded
 from flaxattn.attention.tiles import At, Carry, Tiling, take_blocks
+from flaxattn.einsum import wide_einsum
 from flaxattn.masks import Mask
-from flaxattn.products import wide_einsum
 from flaxattn.types import PyTree
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "Static",
     "add_bias",
     "make_row",
-    "over_steps",
+    "over_visits",
     "rows_of",
     "tile_of",
     "where_seen",
@@ -95,7 +95,7 @@ class Row(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Which queries and keys meet in a step."""
+    """Which queries and keys meet in a visit."""
 
     slots: jax.Array  # int32 [1, W], places in the lists of blocks
     blocks: jax.Array  # int32 [u, W]
@@ -104,7 +104,7 @@ class Places(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The logits of one step, and what they were made of."""
+    """The logits of one visit, and what they were made of."""
 
     logits: jax.Array  # [u·k, g·t, W·s], -inf where hidden
     seen: jax.Array | None  # bool [u, t, W·s]; None: all
@@ -131,7 +131,7 @@ class KeyGradients(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients that the steps of a row add to."""
+    """Gradients that the visits of a row add to."""
 
     query: jax.Array  # [u·k, g·t, H]
     of_keys: KeyGradients
@@ -166,23 +166,23 @@ def make_row(static: Static, row: Row, chunk: Chunk, scale: jax.Array) -> Row:
     return row._replace(query=query)
 
 
-def over_steps(
-    static: Static, row: Row, step: Callable[[jax.Array, Carry, bool], Carry], carry: Carry
+def over_visits(
+    static: Static, row: Row, visit: Callable[[jax.Array, Carry, bool], Carry], carry: Carry
 ) -> Carry:
-    """First the steps in which all blocks are full, then the others that hold a live block.
+    """First the visits in which all blocks are full, then the others that hold a live block.
 
-    `step` takes its number, what it carries on, and whether its blocks may be partial.
+    `visit` takes its number, what it carries on, and whether its blocks may be partial.
     """
     width = static.tiling.width
     full = row.num_full.min() // width
     live = (row.num_live.max() + width - 1) // width
-    carry = jax.lax.fori_loop(0, full, lambda j, carry: step(j, carry, False), carry)
-    carry = jax.lax.fori_loop(full, live, lambda j, carry: step(j, carry, True), carry)
+    carry = jax.lax.fori_loop(0, full, lambda j, carry: visit(j, carry, False), carry)
+    carry = jax.lax.fori_loop(full, live, lambda j, carry: visit(j, carry, True), carry)
     return carry
 
 
 def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool) -> Tile:
-    """The logits of step `j`; `partial` False: all its blocks are full."""
+    """The logits of visit `j`; `partial` False: all its blocks are full."""
     tiling, fixed, places = static.tiling, chunk.fixed, _places(static.tiling, row, j)
     blocks = places.blocks
     key = take_blocks(chunk.key, blocks)
