@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:  # so late that help comes soon
@@ -41,9 +42,11 @@ def _run(words: list[str], debug: bool) -> int:
 
 
 def _presets() -> "Mapping[str, RunConfig]":
-    """Those of `configs/`, which an installed package has within itself."""
-    package = importlib.util.find_spec("flaxattn.configs") and "flaxattn.configs"
-    return importlib.import_module(package or "configs").PRESETS
+    """Those of `configs/`, which lies in the package where it is installed, else beside it."""
+    if importlib.util.find_spec("flaxattn.configs"):
+        return importlib.import_module("flaxattn.configs").PRESETS
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # before a `configs` of the person's own
+    return importlib.import_module("configs").PRESETS
 
 
 def _parse(words: list[str]) -> "Translate | Score | Export":

@@ -265,6 +265,11 @@ MISUSES = {
         ValueError,
         r'inputs_kv is "cached"',
     ),
+    "a cache index alone": (
+        lambda: layer(cache_position=3),
+        TypeError,
+        r"cache_position is a int; expected CachePosition",
+    ),
     "a cache index of floats": (
         lambda: layer(cache_position=CachePosition(0.5, 9)),
         TypeError,

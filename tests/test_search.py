@@ -576,6 +576,8 @@ def lengths(*values, **others):
         ({"beam_size": 0}, ValueError, "beam_size is 0; expected 1 or more"),
         ({"beam_size": 2.0}, TypeError, "beam_size is 2.0; expected an int"),
         ({"n_best": 4}, ValueError, "n_best is 4; expected 1 or more, at most 3"),
+        ({"lengths": 5}, TypeError, r"lengths is a int; expected Lengths"),
+        ({"special_tokens": {}}, TypeError, r"special_tokens is a dict; expected SpecialTokens"),
         (lengths(0), ValueError, "max_length is 0"),
         (lengths(4, padded_length=0), ValueError, "padded_length is 0"),
         (lengths(4, padded_length=4.0), TypeError, "padded_length is 4.0; expected an int"),

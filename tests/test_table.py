@@ -82,3 +82,10 @@ def test_prepare_and_explain_ask_the_place_that_chooses(best):
     plan = prepare(causal(), 6, 6)
     assert (plan.block_q, plan.block_kv) == (6, 6)
     assert explain(causal(), 6, 6).endswith('implementation="auto" chooses "doubled": it is new')
+
+
+@pytest.mark.parametrize("mask", [np.ones((6, 6), bool), PLAN, None], ids=["array", "plan", "none"])
+@pytest.mark.parametrize("asked", [prepare, explain])
+def test_what_is_no_mask_is_refused_by_its_type(asked, mask):
+    with pytest.raises(TypeError, match=rf"mask is a {type(mask).__name__}; expected a Mask"):
+        asked(mask, 1024, 1024)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import language_task
 import pytest
 from language_task import Config, LanguageTask, Model, raising, train
@@ -15,8 +16,10 @@ from run_cases import contents
 
 import flaxattn.training
 from flaxattn.training import interruption
+from flaxattn.training.config import flat
 from flaxattn.training.dry_run import dry_run
 from flaxattn.training.metrics import Tally
+from flaxattn.training.run import run
 from flaxattn.training.screen import Screen
 
 SAME = ("log.jsonl", "model.safetensors", "alphabet.json", "data.json")
@@ -83,6 +86,43 @@ def test_a_dry_run_shows_its_time_and_its_parameters(capsys):
 def test_the_progress_of_an_older_checkpoint_is_read_under_todays_names():
     older = {"target_tokens": 7.0, "seconds": 1.0, "window": [[1.0, 2.0, 3.0, 4.0, 0.0]]}
     assert Tally.of(older) == Tally(units=7.0, seconds=1.0, window=older["window"])
+
+
+def refused(task, folder, rules=language_task.RULES):
+    """What a run says that is not begun."""
+    with pytest.raises(ValueError) as error:
+        run(Config(str(folder)), lambda *_: task(Config(str(folder))), rules)
+    assert not folder.exists()
+    return str(error.value)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_task_that_cannot_be_kept_or_validated_is_refused_before_anything_is_written(tmp_path):
+    class Unvalidated(LanguageTask):
+        def valid_batches(self):
+            return []
+
+    assert "no batch to validate with" in refused(Unvalidated, tmp_path / "a")
+    twice = language_task.RULES._replace(files=["alphabet.json", "alphabet.txt"])
+    assert "alphabet would stand twice in data.json" in refused(LanguageTask, tmp_path / "b", twice)
+    reserved = language_task.RULES._replace(files=["start.json"])
+    assert "start would stand twice" in refused(LanguageTask, tmp_path / "c", reserved)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_sums_that_are_no_scalars_are_refused_at_the_first_step(tmp_path):
+    class Listing(LanguageTask):
+        def loss(self, params, batch, key):
+            sums = super().loss(params, batch, key)
+            return sums._replace(others=jnp.zeros(3))
+
+    with pytest.raises(ValueError, match=r"others=\(3,\).*expected \[\]"):
+        run(Config(str(tmp_path)), lambda config, *_: Listing(config), language_task.RULES)
+
+
+def test_settings_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="width: two settings have this name"):
+        flat({"model": {"width": 3}, "data": {"width": 4}})
 
 
 def test_training_imports_nothing_of_what_is_learned():

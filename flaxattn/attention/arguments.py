@@ -15,6 +15,7 @@ __all__ = [
     "check_arrays",
     "check_bias",
     "check_indices",
+    "check_is_mask",
     "check_mask",
     "check_query_key",
     "check_scale",
@@ -31,6 +32,14 @@ def check_arrays(
     if value.dtype != query.dtype:
         raise TypeError(f"value has dtype {value.dtype}, query {query.dtype}; expected the same.")
     return check_mask(mask, sizes)
+
+
+def check_is_mask(mask: object) -> None:
+    """Raises TypeError unless `mask` is a `Mask`: of an array or a plan no plan can be drawn."""
+    if not isinstance(mask, Mask):
+        raise TypeError(
+            f"mask is a {type(mask).__name__}; expected a Mask. Wrap booleans in from_dense(array)."
+        )
 
 
 def make_options(

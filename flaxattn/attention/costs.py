@@ -16,7 +16,7 @@ DENSE_CELLS, DENSE_CELLS_OFF_CPU = 2**17, 2**24
 
 
 def blocks_pay(q_len: int, kv_len: int) -> tuple[bool, str]:
-    """Whether attention by blocks is worth while at these lengths, and why."""
+    """Whether attention by blocks pays at these lengths, and why."""
     cells = f"{q_len} x {kv_len} logits per head"
     if jax.default_backend() != "cpu":
         pays = q_len * kv_len > DENSE_CELLS_OFF_CPU

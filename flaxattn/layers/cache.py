@@ -51,8 +51,11 @@ class CachePosition:
 def check_index(position: CachePosition, batch: int) -> jax.Array:
     """Its index as an int32 array: traced even where it was a Python integer.
 
-    Raises TypeError unless it holds integers, ValueError unless its shape is [] or [B].
+    Raises TypeError unless it is a CachePosition of integers, ValueError unless they are [] or [B].
     """
+    if not isinstance(position, CachePosition):
+        kind = type(position).__name__
+        raise TypeError(f"cache_position is a {kind}; expected CachePosition(index, length).")
     array = jnp.asarray(position.index)
     checks.check_integer("cache_position.index", array)
     if array.shape not in ((), (batch,)):

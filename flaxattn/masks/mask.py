@@ -126,7 +126,8 @@ class Mask:
 
         Args:
           q_len, kv_len: T and S.
-          block_q, block_kv: queries and keys of a block. `flaxattn.prepare` knows good sizes.
+          block_q, block_kv: queries and keys of a block. Where blocks pay, `flaxattn.prepare`
+            draws the plan in sizes that suit the mask.
 
         Raises ValueError if an array inside is shorter than the positions asked for.
         """

@@ -20,6 +20,12 @@ def make_rules(batch_size: int, special_tokens: SpecialTokens, lengths: Lengths)
       TypeError or ValueError naming the argument.
     """
     check_count("batch_size", batch_size)
+    for name, kind, given in (
+        ("special_tokens", SpecialTokens, special_tokens),
+        ("lengths", Lengths, lengths),
+    ):
+        if not isinstance(given, kind):
+            raise TypeError(f"{name} is a {type(given).__name__}; expected {kind.__name__}(...).")
     check_range("length_penalty", lengths.length_penalty)
     for name, token in special_tokens._asdict().items():
         if not checks.is_static(token) or token < 0:

@@ -24,12 +24,13 @@ class SpecialTokens(NamedTuple):
 class Lengths(NamedTuple):
     """How long sequences may be, counted with `eos_id` and without `bos_id`.
 
-    New values of arrays, and of a traced `length_penalty`, compile nothing anew.
+    New values of arrays, and of a traced `length_penalty`, compile nothing anew. To be made inside
+    `jit`, not passed through it: `padded_length` is static.
     """
 
     max_length: int | Array
     """The most tokens: an int for all examples, or int `[B]`, cut to `padded_length`. The last of
-    so many is always `eos_id`. 0: nothing is sought."""
+    so many is always `eos_id`. 0, beside `padded_length`: nothing is sought."""
     min_length: int | Array = 0
     """The fewest tokens: an int, or int `[B]`; `max_length` wins where it is less."""
     length_penalty: float | Array = 0.6

@@ -205,7 +205,10 @@ def flat(data: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in data.items():
-        found |= value if isinstance(value, dict) else {name: value}
+        part = value if isinstance(value, dict) else {name: value}
+        if twice := found.keys() & part.keys():
+            raise ValueError(f"{', '.join(twice)}: two settings have this name; expected one.")
+        found |= part
     return found
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flaxattn.training.trees import Tree
 
 __all__ = [
+    "check_batch_size",
     "data_mesh",
     "describe_devices",
     "device_memory",
@@ -69,6 +70,16 @@ def keep_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         for parameter, value in KEEPING.items():
             libc.mallopt(parameter, value)
+
+
+def check_batch_size(batch_size: int, microbatches: int) -> None:
+    """Raises ValueError unless all devices get as many rows, in every microbatch."""
+    devices = jax.local_device_count()
+    if batch_size % (devices * microbatches):
+        raise ValueError(
+            f"--batch-size is {batch_size}; expected a multiple of {devices} devices times "
+            f"{microbatches} microbatches."
+        )
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:

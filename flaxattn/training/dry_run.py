@@ -53,7 +53,9 @@ def _show_time(task: Task, mesh: Mesh, screen: Screen) -> None:
     _, pass_seconds = _time_steps(lambda _: evaluate(state.model, batch), None)
     validations = -(-training.steps // training.valid_every)
     validation = pass_seconds * len(task.valid_batches())
-    screen.say(f"  a step: {seconds:.3g} s; a validation: {validation:.2g} s of losses alone")
+    screen.say(
+        f"  a step: {seconds:.3g} s; a validation: {validation:.2g} s without samples and scores"
+    )
     all_of_it = duration(training.steps * seconds + validations * validation)
     screen.say(f"  {training.steps} steps and {validations} validations: about {all_of_it}")
 

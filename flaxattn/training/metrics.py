@@ -76,6 +76,8 @@ class Metrics:
         """
         self._report_ended()
         numbers, self._structure = jax.tree.flatten(sums)
+        if any(np.ndim(x) for x in numbers):
+            raise ValueError(f"The loss gives sums {jax.tree.map(np.shape, sums)}; expected [].")
         self._window.append(numbers)
         self._progress.advance()
         if step % self._config.log_every == 0:

@@ -10,6 +10,7 @@ from flaxattn.training.storage.manifest import DamagedError, read_manifest, read
 from flaxattn.training.task import RunRules
 
 __all__ = [
+    "check_names",
     "has_begun",
     "is_outdated",
     "name_in_data",
@@ -51,6 +52,17 @@ def name_in_data(file: str) -> str:
     return Path(file).stem
 
 
+def check_names(rules: RunRules) -> None:
+    """Raises ValueError if two things would have one name in `data.json`."""
+    names = ["run", rules.data, *map(name_in_data, (*rules.files, START))]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            f"{', '.join(sorted(twice))} would stand twice in {DATA}; expected files whose names, "
+            f"without what follows the dot, differ from each other and from run, "
+            f"{rules.data} and {name_in_data(START)}."
+        )
+
+
 def read_data(folder: Path) -> dict[str, Any]:
     """What `data.json` holds; nothing, if the run has not begun.
 
@@ -82,6 +94,6 @@ def is_outdated(folder: Path) -> bool:
     """Whether a run has made more steps than its result, and the model that it exported, are of."""
     try:
         steps = read_sealed(folder / RESULT).get("steps")
-    except (ValueError, OSError):  # told of by who reads it for itself
+    except (ValueError, OSError):  # whoever reads the result itself tells of it
         return False
     return isinstance(steps, int) and steps < steps_made(folder)

@@ -1,4 +1,4 @@
-"""What settings and counts were once called: files of then are read, options of then explained."""
+"""What settings and counts were once called: older files are read, older options explained."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

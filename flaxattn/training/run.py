@@ -8,12 +8,18 @@ import jax
 
 from flaxattn.training.config import Config, TrainingConfig, at_home, config_hash
 from flaxattn.training.continuing import continued
-from flaxattn.training.devices import describe_devices, idle_accelerator, keep_memory, split_cpu
+from flaxattn.training.devices import (
+    check_batch_size,
+    describe_devices,
+    idle_accelerator,
+    keep_memory,
+    split_cpu,
+)
 from flaxattn.training.dry_run import dry_run
 from flaxattn.training.home import Home
 from flaxattn.training.loop import Trained, train
 from flaxattn.training.parameters.freezing import labels
-from flaxattn.training.record import has_begun
+from flaxattn.training.record import check_names, has_begun
 from flaxattn.training.run_folder import check_folder, opened
 from flaxattn.training.schedule import describe_rate, shortfall
 from flaxattn.training.screen import Screen
@@ -53,6 +59,7 @@ def run(
     Raises:
       ValueError or OSError that says what to change, before any long work; what `train` raises.
     """
+    check_names(rules)
     config = at_home(config)
     screen = _begin(config.training)
     config = continued(config, rules)
@@ -60,9 +67,11 @@ def run(
     if not stop_before_training:
         check_folder(config, rules)
         begun = Path(config.output) if has_begun(Path(config.output)) else None
+    _tell_rate(config.training, screen)
     task = prepare(config, begun, screen)
     labels(task.params, task.config.training.freeze)
-    _tell_rate(task.config.training, screen)
+    if not task.valid_batches():
+        raise ValueError("There is no batch to validate with; expected at least one.")
     if stop_before_training:
         dry_run(task, screen)
         return None
@@ -79,12 +88,7 @@ def _begin(config: TrainingConfig) -> Screen:
     screen.headline(f"Device: {describe_devices()}")
     if warning := idle_accelerator():
         screen.warn(warning)
-    devices = jax.local_device_count()
-    if config.batch_size % (devices * config.microbatches):
-        raise ValueError(
-            f"--batch-size is {config.batch_size}; expected a multiple of {devices} devices times "
-            f"{config.microbatches} microbatches."
-        )
+    check_batch_size(config.batch_size, config.microbatches)
     return screen
 
 
@@ -112,8 +116,8 @@ def _finish(
         screen.headline(tested.headline)
     if not home.is_whole():
         raise SaveError(
-            f"{home.path} was deleted or moved while the model was tested. What came of that, and "
-            f"the model, are in {folder}; checkpoints and log are not."
+            f"{home.path} was deleted or moved while the model was tested. The test's results "
+            f"and the model are in {folder}; checkpoints and log are not."
         )
     screen.say(f"Trained {trained.seconds:.0f} s. Everything is in {folder}.")
     return row

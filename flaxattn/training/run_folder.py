@@ -11,7 +11,9 @@ from typing import Any, TextIO
 
 from flaxattn.training.config import RunConfig, config_hash, flat, portable, to_json
 from flaxattn.training.continuing import check_schedule, kept_run
+from flaxattn.training.devices import check_batch_size
 from flaxattn.training.home import Home
+from flaxattn.training.parameters.freezing import labels
 from flaxattn.training.record import has_begun, name_in_data, read_config, read_data
 from flaxattn.training.storage.files import free_bytes, make_folder, telling_of_room, write_whole
 from flaxattn.training.storage.layout import CONFIG, DATA, LOCK, OF_ANY_RUN, START
@@ -71,15 +73,18 @@ def opened(task: Task, rules: RunRules, *, accept_changed_data: bool = False) ->
       ValueError if the data has changed, SaveError if the block or this finds no room to write;
       else as `check_folder`.
     """
-    folder = Path(task.config.output)
+    folder, training = Path(task.config.output), task.config.training
+    check_batch_size(training.batch_size, training.microbatches)
+    labels(task.params, training.freeze)
     _check_writable(folder)
     make_folder(folder)
     with telling_of_room(folder, ROOM_HINT), _held(folder) as lock:
+        digests = dict(task.digests())
         if has_begun(folder):
             _check_kept(folder, task.config, rules)  # again: another may have begun meanwhile
-            data = _taken_further(folder, task, rules, accept_changed_data)
+            data = _taken_further(folder, task, rules, digests, accept_changed_data)
         else:
-            data = _begun(folder, task, rules)
+            data = _begun(folder, task, rules, digests)
         write_sealed(folder / DATA, data)
         name = {"run": data["run"]} if "start" in data else {}
         write_sealed(folder / CONFIG, to_json(task.config) | name)  # last: now it has begun
@@ -87,11 +92,11 @@ def opened(task: Task, rules: RunRules, *, accept_changed_data: bool = False) ->
             yield home
 
 
-def _begun(folder: Path, task: Task, rules: RunRules) -> dict[str, Any]:
+def _begun(folder: Path, task: Task, rules: RunRules, digests: dict[str, str]) -> dict[str, Any]:
     """Writes what the run begins with, and gives what `data.json` is to hold."""
     for name, content in task.files().items():
         write_whole(folder / name, content)
-    about: dict[str, Any] = {rules.data: dict(task.digests())}
+    about: dict[str, Any] = {rules.data: digests}
     about |= {name_in_data(name): sha256(folder / name) for name in rules.files}
     about[name_in_data(START)] = None
     if task.config.training.init_from:
@@ -102,18 +107,18 @@ def _begun(folder: Path, task: Task, rules: RunRules) -> dict[str, Any]:
 
 
 def _taken_further(
-    folder: Path, task: Task, rules: RunRules, accept_changed_data: bool
+    folder: Path, task: Task, rules: RunRules, digests: dict[str, str], accept_changed_data: bool
 ) -> dict[str, Any]:
     """Checks that the run goes on from what it began with, and gives what `data.json` holds."""
     data = read_data(folder)
     if data and not accept_changed_data:
-        _check_data(folder, task, rules, data.get(rules.data))
+        _check_data(folder, task, rules, data.get(rules.data), digests)
     for name, content in task.files().items():
         if (folder / name).read_bytes() != content:
             raise ValueError(f"{folder}: another process has begun a run there. Try again.")
     of_files = {name_in_data(name): sha256(folder / name) for name in rules.files}
     data = data or {"run": None} | of_files
-    return data | {rules.data: dict(task.digests())}
+    return data | {rules.data: digests}
 
 
 def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
@@ -134,10 +139,11 @@ def check_space(config: RunConfig, state_bytes: int, model_bytes: int) -> None:
         )
 
 
-def _check_data(folder: Path, task: Task, rules: RunRules, kept: object) -> None:
+def _check_data(
+    folder: Path, task: Task, rules: RunRules, kept: object, digests: dict[str, str]
+) -> None:
     """Raises ValueError if what training and validation read is not what the run began with."""
     kept = kept if isinstance(kept, dict) else {}
-    digests = task.digests()
     changed = [x for x in digests if x not in MAY_BE_ANOTHER and kept.get(x) != digests[x]]
     if changed:
         before, now = (flat(to_json(c)) for c in (read_config(folder, rules), task.config))

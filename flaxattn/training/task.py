@@ -24,7 +24,7 @@ class Sums(NamedTuple):
     loss: jax.Array
     """What is minimised, after division by `units`."""
     others: PyTree
-    """A tree of what else is added up to be reported."""
+    """A tree of scalars: what else is added up to be reported."""
     units: jax.Array
     """How many tokens there were, or whatever is counted."""
     skipped: Any = np.float32(0)
@@ -65,7 +65,7 @@ class Task(Protocol):
 
     @property
     def params(self) -> Params:
-        """The parameters before the first step."""
+        """The parameters before the first step; with `init_from`, those of the model it names."""
 
     def files(self) -> Mapping[str, bytes]:
         """The task's own files that a run begins with, by name: those of `RunRules.files`."""
@@ -77,7 +77,7 @@ class Task(Protocol):
         """The batch of a step: a pure function of the seed and the step."""
 
     def valid_batches(self) -> Sequence[Batch]:
-        """The batches of the validation split."""
+        """The batches of the validation split, at least one."""
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         """As `Loss`; it is compiled."""
@@ -127,7 +127,7 @@ class RunRules(NamedTuple):
     data: str = "data"
     """What the digests of its data are called in `data.json`."""
     of_data: Set[str] = frozenset()
-    """The settings of which the digests tell whether they matter."""
+    """The settings that are checked through the digests of the data."""
     places: Set[str] = frozenset()
     """The settings that are folders, which differ from machine to machine."""
     free: Callable[[Any], Set[str]] = _nothing

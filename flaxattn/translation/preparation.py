@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.training.parameters.freezing import labels
 from flaxattn.training.record import read_data
 from flaxattn.training.screen import Tell
 from flaxattn.training.storage.layout import START
@@ -53,11 +54,13 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
     tokenizer = kept or _learned_tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
+    params = _first_params(config, model, begun, start)
+    labels(params, config.training.freeze)  # before packing, which may take long
     return Prepared(
         corpus,
         tokenizer,
         model,
-        _first_params(config, model, begun, start),
+        params,
         _pack(corpus.train, tokenizer, config, config.training.subword_dropout),
         _pack(corpus.valid, tokenizer, config),
     )

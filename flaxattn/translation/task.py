@@ -103,7 +103,7 @@ class TranslationTask:
         export(folder / EXPORTED, loaded, run=run, result=result, name=name)
 
     def _translate(self, params: Params, texts: Sequence[str]) -> list[str]:
-        """As quickly as may be, since it is done at every validation."""
+        """Greedy, since it is done at every validation."""
         greedy = DecodingConfig(beam_size=1, max_ratio=self.config.decoding.max_ratio)
         return translate(self.prepared.model, params, self.prepared.tokenizer, texts, greedy)
 

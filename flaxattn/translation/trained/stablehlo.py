@@ -81,9 +81,8 @@ class _Functions:
     def encode(self, weights: Any, source: jax.Array) -> tuple[jax.Array, Any]:
         params, segment_ids = {"params": nested(weights)}, self._segment_ids(source)
         encoded = self._apply(params, source, segment_ids, method="encode")
-        begin = jnp.full(
-            (source.shape[0], 1), self._bos_id, jnp.int32
-        )  # the first decode step writes it again
+        # The first decode step writes it again.
+        begin = jnp.full((source.shape[0], 1), self._bos_id, jnp.int32)
         cells = self._ratio * source.shape[1] + EXTRA
         _, state = self._decode(params, source, begin, encoded, CachePosition(0, length=cells))
         return encoded, state
