@@ -15,6 +15,7 @@ __all__ = [
     "OF_EXPORTED",
     "OF_RUN",
     "OWN_FOLDERS",
+    "RESULTS",
     "STABLEHLO",
     "TEST",
     "TOKENIZER",
@@ -24,7 +25,8 @@ __all__ = [
 TOKENIZER = "tokenizer.model"  # in both kinds of folder
 TEST = {side: f"test.{side}" for side in ("source", "reference", "hypothesis")}
 EXPORTED = "model"
-OF_RUN = {*OF_ANY_RUN, TOKENIZER, EXPORTED, *TEST.values()}
+RESULTS = (*TEST.values(), EXPORTED)  # what a run ends with
+OF_RUN = {*OF_ANY_RUN, TOKENIZER, *RESULTS}
 
 WEIGHTS, CARD, STABLEHLO = "model.safetensors", "README.md", "stablehlo"  # of an exported model
 OF_EXPORTED = {CARD, CONFIG, MANIFEST, STABLEHLO, TOKENIZER, WEIGHTS}

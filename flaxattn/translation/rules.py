@@ -6,7 +6,7 @@ from pathlib import Path
 from flaxattn.training.config import config_hash as hash_of
 from flaxattn.training.task import RunRules
 from flaxattn.translation.config import DecodingConfig, RunConfig, data_path
-from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
+from flaxattn.translation.layout import RESULTS, TOKENIZER
 
 __all__ = ["RULES", "config_hash"]
 
@@ -39,7 +39,7 @@ def _inputs(config: RunConfig) -> Mapping[str, Sequence[Path]]:
 RULES = RunRules(
     config=RunConfig,
     files=(TOKENIZER,),
-    results=(*TEST.values(), EXPORTED),
+    results=RESULTS,
     data="sentence_pairs",
     of_data=OF_PAIRS,
     places={"data_dir"},
