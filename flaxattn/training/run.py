@@ -18,7 +18,6 @@ from flaxattn.training.devices import (
 from flaxattn.training.dry_run import dry_run
 from flaxattn.training.home import Home
 from flaxattn.training.loop import Trained, train
-from flaxattn.training.parameters.freezing import labels
 from flaxattn.training.record import check_names, has_begun
 from flaxattn.training.run_folder import check_folder, opened
 from flaxattn.training.schedule import describe_rate, shortfall
@@ -69,7 +68,6 @@ def run(
         begun = Path(config.output) if has_begun(Path(config.output)) else None
     _tell_rate(config.training, screen)
     task = prepare(config, begun, screen)
-    labels(task.params, task.config.training.freeze)
     if not task.valid_batches():
         raise ValueError("There is no batch to validate with; expected at least one.")
     if stop_before_training:
