@@ -7,6 +7,7 @@ import numpy as np
 from flaxattn import checks
 from flaxattn.attention.dropout import check_rate
 from flaxattn.attention.options import Options
+from flaxattn.attention.placement import zero_varying_like
 from flaxattn.checks import Sizes
 from flaxattn.masks import BlockPlan, Mask, from_dense
 from flaxattn.types import Array
@@ -14,6 +15,7 @@ from flaxattn.types import Array
 __all__ = [
     "check_arrays",
     "check_bias",
+    "check_dropout",
     "check_indices",
     "check_is_mask",
     "check_mask",
@@ -48,13 +50,13 @@ def make_options(
     bias: jax.Array | None,
     scale: float | jax.Array | None,
     dropout_rate: float,
-    dropout_key: jax.Array | None,
 ) -> Options:
-    """The checked options of a call; without a rate there is no key."""
-    check_bias(bias, check_query_key(query, key))
-    check_scale(scale)
-    _check_dropout(dropout_rate, dropout_key)
-    return Options(bias, scale, dropout_key if dropout_rate > 0 else None, dropout_rate)
+    """The checked options of a call, still without seeds."""
+    sizes = check_query_key(query, key)
+    check_bias(bias, sizes)
+    check_scale(scale, sizes)
+    check_rate("dropout_rate", dropout_rate)
+    return Options(bias, scale, dropout_rate=dropout_rate)
 
 
 def check_query_key(query: jax.Array, key: jax.Array) -> Sizes:
@@ -111,17 +113,39 @@ def check_bias(bias: Array | None, sizes: Sizes) -> None:
         _check_shared("bias", bias, sizes, "BNTS")
 
 
-def check_scale(scale: float | jax.Array | None) -> None:
-    """Raises ValueError unless `scale` is a single number or None."""
-    if scale is not None and jnp.ndim(scale) != 0:
-        raise ValueError(f"scale has shape {jnp.shape(scale)}; expected a single number.")
+def check_scale(scale: float | jax.Array | None, sizes: Sizes) -> None:
+    """Raises ValueError unless `scale` is a single number, [N] or None."""
+    num_heads = sizes["N"][0]
+    if scale is not None and jnp.shape(scale) not in ((), (num_heads,)):
+        raise ValueError(
+            f"scale has shape {jnp.shape(scale)}; expected a single number or [N] = [{num_heads}]."
+        )
 
 
-def _check_dropout(rate: float, key: jax.Array | None) -> None:
-    """Raises ValueError unless 0 <= rate <= 1 - 2**-32, with a key where there is a rate."""
-    check_rate("dropout_rate", rate)
-    if rate > 0 and key is None:
+def check_dropout(query: jax.Array, rate: float, key: jax.Array | None) -> jax.Array | None:
+    """The key if there is a rate, else None.
+
+    Raises ValueError where a key is missing, or would drop the same weights on every device.
+    """
+    if not rate > 0:
+        return None
+    if key is None:
         raise ValueError(f"dropout_rate is {rate} but dropout_key is None; pass a key.")
+    if jax.sharding.get_abstract_mesh().manual_axes:  # inside shard_map
+        _check_varies(query, key)
+    return key
+
+
+def _check_varies(query: jax.Array, key: jax.Array) -> None:
+    """Raises ValueError where the key is the same on devices whose queries are not."""
+    seed = jax.random.key_data(key).reshape(-1)[0]
+    if jax.typeof(seed) != jax.typeof(seed + zero_varying_like(query, seed.dtype)):
+        raise ValueError(
+            f"dropout_key is the same on all devices, and query, of {jax.typeof(query)}, is not: "
+            "every device would drop the same weights. Make a key for each example and head "
+            "outside shard_map, dropout_keys(key, batch, num_heads), spread them as the query is, "
+            "and pass these."
+        )
 
 
 def check_indices(name: str, indices: Array, letter: str, size: int) -> None:

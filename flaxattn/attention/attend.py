@@ -1,11 +1,14 @@
 """The front door of attention: checks, then the implementation that the table chooses."""
 
+import dataclasses
 import functools
 
 import jax
 
-from flaxattn.attention.arguments import check_arrays, make_options
+from flaxattn.attention.arguments import check_arrays, check_dropout, make_options
+from flaxattn.attention.dropout import seeds_for
 from flaxattn.attention.options import Options
+from flaxattn.attention.placement import in_place
 from flaxattn.attention.table import IMPLEMENTATIONS, choose
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.types import Array
@@ -39,12 +42,12 @@ def attend(
         `[B, T, S]` or `[B, N, T, S]` in which an axis of 1 is shared; True = attend. None: every
         query sees every key.
       bias: float `[B, N, T, S]`, axes of 1 shared; added to the logits; it never hides.
-      scale: multiplies the logits; default `H**-0.5`.
+      scale: multiplies the logits, one number or `[N]`, one for each head; default `H**-0.5`.
       dropout_rate: the share of attention weights dropped, 0 <= rate < 1.
-      dropout_key: a jax random key, needed where `dropout_rate` > 0.
+      dropout_key: a jax random key, needed where `dropout_rate` > 0; or `[B, N]` of them, as from
+        `dropout_keys`, which `jax.shard_map` asks for.
       implementation: "dense" is the definition, with memory T·S; "blockwise" visits only blocks
-        in which something is seen, with memory T + S, and has first derivatives in reverse mode
-        only; "auto" takes blockwise where it is the faster one or a `BlockPlan` is given (on a
+        in which something is seen, with memory T + S; "auto" takes blockwise where it is the faster one or a `BlockPlan` is given (on a
         CPU above about 360 x 360 logits per head: `explain` tells).
 
     Returns:
@@ -61,9 +64,10 @@ def attend(
     (2, 5, 4, 8)
     """
     mask = check_arrays(query, key, value, mask)
-    options = make_options(query, key, bias, scale, dropout_rate, dropout_key)
+    options = make_options(query, key, bias, scale, dropout_rate)
+    keys = check_dropout(query, dropout_rate, dropout_key)
     name = choose(implementation, query, key, value, mask, options)
-    output: jax.Array = _run(query, key, value, mask, options, name=name, stats=False)[0]
+    output: jax.Array = _run(query, key, value, mask, options, keys, name=name, stats=False)[0]
     return output
 
 
@@ -92,9 +96,10 @@ def attend_with_stats(
     [1.0, 2.0, 3.0, 4.0]
     """
     mask = check_arrays(query, key, value, mask)
-    options = make_options(query, key, bias, scale, dropout_rate, dropout_key)
+    options = make_options(query, key, bias, scale, dropout_rate)
+    keys = check_dropout(query, dropout_rate, dropout_key)
     name = choose(implementation, query, key, value, mask, options)
-    output, lse = _run(query, key, value, mask, options, name=name, stats=True)
+    output, lse = _run(query, key, value, mask, options, keys, name=name, stats=True)
     return output, lse
 
 
@@ -105,10 +110,14 @@ def _run(
     value: jax.Array,
     mask: Mask | BlockPlan | None,
     options: Options,
+    dropout_key: jax.Array | None,
     *,
     name: str,
     stats: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The output, and with `stats` the log-sum-exp; what is not given back is not computed."""
-    output, lse = IMPLEMENTATIONS[name].attend(query, key, value, mask, options)
+    if dropout_key is not None:
+        seeds = seeds_for(dropout_key, query.shape[0], query.shape[2])
+        options = dataclasses.replace(options, seeds=seeds)
+    output, lse = in_place(IMPLEMENTATIONS[name].attend)(query, key, value, mask, options)
     return output, lse if stats else None

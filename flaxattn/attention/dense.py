@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxattn.attention.dropout import head_seeds, keep
+from flaxattn.attention.dropout import keep
 from flaxattn.attention.heads import over_batch_and_heads
 from flaxattn.attention.options import Options
 from flaxattn.attention.repair import repair
@@ -57,24 +57,24 @@ def attend_dense(
     """The definition, `attend_head`, over batch and heads; inputs are repaired once for all."""
     mask = mask.mask if isinstance(mask, BlockPlan) else mask
     of_query, of_key = repaired(query, key, value, mask)
-    scale, rate, dropout_key = options.scale, options.dropout_rate, options.dropout_key
 
     def head(
         of_query: OfQuery,
         of_key: OfKey,
         mask: jax.Array | None,
         bias: jax.Array | None,
+        scale: jax.Array,
         seeds: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
         weights = weights_of_head(logits, mask)
-        output = _output_of_head(weights, of_key.value, mask, rate, seeds)
+        output = _output_of_head(weights, of_key.value, mask, options.dropout_rate, seeds)
         return output, _log_sum_exp_of_head(logits, mask)
 
-    batch, q_len, num_heads, _ = query.shape
-    dense = None if mask is None else four_axes(mask.dense(q_len, key.shape[1]))
-    seeds = None if dropout_key is None else head_seeds(dropout_key, batch, num_heads)
-    return over_batch_and_heads(head, of_query, of_key, dense, options.bias, seeds)
+    dense = None if mask is None else four_axes(mask.dense(query.shape[1], key.shape[1]))
+    scale = options.scale_for(query.shape[-1], softmax_dtype(query.dtype)).reshape(1, -1)
+    shared = (dense, options.bias, scale, options.seeds)
+    return over_batch_and_heads(head, of_query, of_key, *shared)
 
 
 def attend_head(

@@ -4,12 +4,14 @@ Whether weight (batch, head, query, key) is kept is a function of these four num
 given by the user: no implementation, block size or sharding changes it.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_rate", "head_seeds", "keep"]
+__all__ = ["check_rate", "dropout_keys", "keep", "seeds_for"]
 
 HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers that a weight may draw keeps it
 
@@ -22,16 +24,28 @@ def check_rate(name: str, rate: float) -> None:
         raise ValueError(f"{name} is {rate}; expected at most 1 - 2**-32: nothing would be left.")
 
 
-def head_seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
-    """Two 32-bit seeds for every batch and head -> uint32 [B, N, 2]."""
+def dropout_keys(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
+    """A key for every example and head, which `attend` takes as `dropout_key`.
 
-    def seeds(b: jax.Array, n: jax.Array) -> jax.Array:
-        return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, b), n), (2,), jnp.uint32)
+    A single key given to `attend` stands for these. Inside `jax.shard_map` a device sees but its
+    own examples and heads: make them outside, and spread them as the query is.
 
-    over_n = jax.vmap(seeds, in_axes=(None, 0))
-    over_b = jax.vmap(over_n, in_axes=(0, None))
-    of_all: jax.Array = over_b(jnp.arange(batch), jnp.arange(num_heads))
-    return of_all
+    >>> dropout_keys(jax.random.key(0), batch=2, num_heads=4).shape
+    (2, 4)
+    """
+    over_n = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    over_b = jax.vmap(lambda b: over_n(jax.random.fold_in(key, b), jnp.arange(num_heads)))
+    keys: jax.Array = over_b(jnp.arange(batch))
+    return keys
+
+
+def seeds_for(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
+    """Two 32-bit seeds for every example and head, of one key or [B, N] -> uint32 [B, N, 2]."""
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    keys = dropout_keys(key, batch, num_heads) if key.ndim == (0 if typed else 1) else key
+    bits = functools.partial(jax.random.bits, shape=(2,), dtype=jnp.uint32)
+    seeds: jax.Array = jax.vmap(jax.vmap(bits))(keys)
+    return seeds
 
 
 def keep(seeds: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, rate: float) -> jax.Array:

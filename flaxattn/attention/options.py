@@ -12,7 +12,7 @@ __all__ = ["Options"]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["bias", "scale", "dropout_key"],
+    data_fields=["bias", "scale", "seeds"],
     meta_fields=["dropout_rate"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,9 +22,9 @@ class Options:
     bias: jax.Array | None = None
     """Floating `[B, N, T, S]`, 1 where shared; added to the logits."""
     scale: float | jax.Array | None = None
-    """Multiplies the logits. None: `H**-0.5`."""
-    dropout_key: jax.Array | None = None
-    """None: nothing is dropped."""
+    """`[]` or `[N]`, multiplies the logits. None: `H**-0.5`."""
+    seeds: jax.Array | None = None
+    """uint32 `[B, N, 2]`, of `dropout.keep`. None: nothing is dropped."""
     dropout_rate: float = 0.0
     """The share of weights that is dropped; known while tracing."""
 

@@ -15,7 +15,6 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-from flaxattn.masks import BlockPlan
 from flaxattn.types import Indices
 
 __all__ = ["At", "Carry", "Tiling", "add_blocks", "over_levels", "pad_to", "take_blocks"]
@@ -47,12 +46,22 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(
-        cls, batch: int, num_heads: int, num_kv_heads: int, plan: BlockPlan, per_head: bool
+        cls,
+        query: tuple[int, ...],
+        key: tuple[int, ...],
+        block_q: int,
+        block_kv: int,
+        *,
+        per_head: bool,
     ) -> "Tiling":
-        """Heads of a chunk share their mask: a single one where every head has its own."""
-        q_blocks, kv_blocks = plan.bounds.some.shape[-2:]
+        """That of a query [B, T, N, H] and a key [B, S, K, H].
+
+        Heads of a chunk share their mask: a single one where every head has its own.
+        """
+        (batch, q_len, num_heads, _), (_, kv_len, num_kv_heads, _) = query, key
+        q_blocks, kv_blocks = -(-q_len // block_q), -(-kv_len // block_kv)
         width = min(WIDTH, kv_blocks)
-        cells = plan.block_q * plan.block_kv * width
+        cells = block_q * block_kv * width
         group = 1 if per_head else num_heads // num_kv_heads
         most = 1 if per_head else max(CELLS // (cells * group), 1)
         key_heads = max(
@@ -68,12 +77,12 @@ class Tiling(NamedTuple):
             group=group,
             rows=rows,
             q_per_row=-(-q_blocks // rows),
-            block_q=plan.block_q,
+            block_q=block_q,
             kv_blocks=-(-kv_blocks // width) * width,
-            block_kv=plan.block_kv,
+            block_kv=block_kv,
             width=width,
-            q_len=plan.q_len,
-            kv_len=plan.kv_len,
+            q_len=q_len,
+            kv_len=kv_len,
         )
 
     @property
@@ -139,6 +148,11 @@ class Tiling(NamedTuple):
         """[u, t, ...], the same for all heads of a chunk -> [u·k, g·t, ...]."""
         heads = (self.q_per_row, self.key_heads, self.group, self.block_q)
         return self.fold(jnp.broadcast_to(x[:, None, None], (*heads, *x.shape[2:])))
+
+    def for_queries(self, x: jax.Array) -> jax.Array:
+        """[k, g], the same for all queries -> [u·k, g·t]."""
+        heads = (self.q_per_row, self.key_heads, self.group, self.block_q)
+        return self.fold(jnp.broadcast_to(x[None, :, :, None], heads))
 
     def split_bias(self, bias: jax.Array) -> jax.Array:
         """[B, N, T, S] -> [B, C, D, R, u, k, g, t, blocks, s], 1 where shared."""

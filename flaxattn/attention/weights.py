@@ -59,7 +59,7 @@ def attention_weights(
     mask = check_mask(mask, sizes)
     mask = mask.mask if isinstance(mask, BlockPlan) else mask
     check_bias(bias, sizes)
-    check_scale(scale)
+    check_scale(scale, sizes)
     rows = _chosen("rows", rows, "T", query.shape[1])
     heads = _chosen("heads", heads, "N", query.shape[2])
     weights: jax.Array = _weights(query, key, mask, bias, scale, rows, heads)

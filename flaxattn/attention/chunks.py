@@ -1,0 +1,193 @@
+"""What a pass of blockwise attention is given, and how it is cut into chunks and rows.
+
+The letters are those of `tiles.py`. Every part has the type of the whole.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.attention.repair import bounded
+from flaxattn.attention.tiles import Tiling, pad_to
+from flaxattn.masks import Mask
+from flaxattn.masks.leaves import map_leaves
+
+__all__ = [
+    "Chunk",
+    "Fixed",
+    "Inputs",
+    "Returning",
+    "Row",
+    "Setting",
+    "Static",
+    "count",
+    "cut",
+    "make_row",
+    "rows_of",
+]
+
+
+class Setting(NamedTuple):
+    """What is known while tracing."""
+
+    block_q: int
+    block_kv: int
+    rate: float
+    has_mask: bool  # False: every query sees every key, and the mask is not asked
+    smooth: bool = False  # whether jax is to differentiate the loops
+
+
+class Static(NamedTuple):
+    """That, and the geometry of the arrays that a pass is given."""
+
+    tiling: Tiling
+    setting: Setting
+
+
+class Inputs(NamedTuple):
+    """What gradients flow to; in brackets as they are cut, [levels] being B, C, D, 1 where shared."""
+
+    query: jax.Array  # [B, T, N, H]; [levels, R, u, k, g, t, H]
+    key: jax.Array  # [B, S, K, H]; [levels, blocks, k, s, H]
+    value: jax.Array  # [B, S, K, H']; [levels, blocks, k, s, H']
+    bias: jax.Array | None  # [B, N, T, S]; [levels, R, u, k, g, t, blocks, s], 1 where shared
+    scale: jax.Array  # [N]; [levels, k, g], 1 where shared
+
+
+class Fixed(NamedTuple):
+    """What no gradient flows to; [lead] stands for B and N of the mask's arrays, 1 where shared."""
+
+    mask: Mask  # leaves [lead, ...]; [levels, ...]
+    blocks: jax.Array  # the plan: int32 [lead, Q, blocks]; [levels, R, u, blocks]
+    num_full: jax.Array  # int32 [lead, Q]; [levels, R, u]
+    num_live: jax.Array
+    # NaN where a query, or a key or its value, was not finite.
+    q_nan: jax.Array | None = None  # [B, T, N]; [levels, R, u, k, g, t]
+    kv_nan: jax.Array | None = None  # [B, S, K]; [levels, blocks, k, s]
+    seeds: jax.Array | None = None  # uint32 [B, N, 2]; [levels, k, g, 2]
+
+
+class Returning(NamedTuple):
+    """What the passes after the forward one have of each query besides: [levels, R, u, k, g, t]."""
+
+    lse: jax.Array  # inf where nothing is seen
+    mean: jax.Array | None = None  # what the softmax's Jacobian subtracts from each row
+    d_output: jax.Array | None = None  # [..., H']
+
+
+class Chunk(NamedTuple):
+    """All that a pass reads, [levels, ...]; inside its loops, of one example and chunk."""
+
+    inputs: Inputs
+    fixed: Fixed
+    returning: Returning | None = None
+    tangents: Inputs | None = None
+
+
+class Row(NamedTuple):
+    """A row of query blocks, of one example and chunk of heads.
+
+    Blocks and key heads are one axis of u·k, query heads of a group and queries one of g·t, because
+    XLA does matrix products of rank three without a copy.
+    """
+
+    number: jax.Array
+    blocks: jax.Array  # int32 [u, blocks]
+    num_full: jax.Array  # int32 [u]
+    num_live: jax.Array
+    query: jax.Array  # [u·k, g·t, H], scaled if factor is None
+    factor: jax.Array | None = None  # of the logits, where the query is too narrow to be scaled
+    q_nan: jax.Array | None = None  # [u·k, g·t]
+    bias: jax.Array | None = None  # [u, k, g, t, blocks, s], 1 where shared
+    returning: Returning | None = None  # [u·k, g·t, ...]
+
+
+def cut(
+    setting: Setting,
+    inputs: Inputs,
+    fixed: Fixed,
+    returning: Returning | None = None,
+    tangents: Inputs | None = None,
+) -> tuple[Static, Chunk]:
+    """What a pass is given, cut for its loops; `returning` is so already."""
+    lead = fixed.mask.lead
+    per_head = len(lead) == 2 and lead[1] > 1
+    shapes = (inputs.query.shape, inputs.key.shape)
+    tiling = Tiling.of(*shapes, setting.block_q, setting.block_kv, per_head=per_head)
+    d_inputs = None if tangents is None else _cut_inputs(tiling, tangents)
+    chunk = Chunk(_cut_inputs(tiling, inputs), _cut_fixed(tiling, fixed), returning, d_inputs)
+    return Static(tiling, setting), chunk
+
+
+def _cut_inputs(tiling: Tiling, inputs: Inputs) -> Inputs:
+    return Inputs(
+        query=tiling.split_q(inputs.query),
+        key=tiling.split_kv(inputs.key),
+        value=tiling.split_kv(inputs.value),
+        bias=None if inputs.bias is None else tiling.split_bias(inputs.bias),
+        scale=tiling.split_heads(inputs.scale[None]),
+    )
+
+
+def _cut_fixed(tiling: Tiling, fixed: Fixed) -> Fixed:
+    lead = fixed.num_full.ndim - 1
+
+    def split(x: jax.Array, axis: int) -> jax.Array:
+        return tiling.split_lead(tiling.split_rows(x, axis), lead)
+
+    q_nan, kv_nan, seeds = fixed.q_nan, fixed.kv_nan, fixed.seeds
+    return Fixed(
+        mask=map_leaves(tiling.split_lead, fixed.mask),
+        blocks=split(pad_to(fixed.blocks, -1, tiling.kv_blocks), -2),
+        num_full=split(fixed.num_full, -1),
+        num_live=split(fixed.num_live, -1),
+        q_nan=None if q_nan is None else tiling.split_q(q_nan),
+        kv_nan=None if kv_nan is None else tiling.split_kv(kv_nan),
+        seeds=None if seeds is None else tiling.split_heads(seeds),
+    )
+
+
+def rows_of(static: Static, chunk: Chunk) -> Row:
+    """The rows of one example and chunk, stacked; `make_row` completes each."""
+    fixed = chunk.fixed
+    return Row(
+        number=count(static.tiling.rows),
+        blocks=fixed.blocks,
+        num_full=fixed.num_full,
+        num_live=fixed.num_live,
+        query=chunk.inputs.query,
+        q_nan=fixed.q_nan,
+        bias=_own_bias(chunk.inputs),
+        returning=chunk.returning,
+    )
+
+
+def _own_bias(inputs: Inputs) -> jax.Array | None:
+    """The bias that each row has of its own."""
+    bias = inputs.bias
+    return None if bias is None or bias.shape[0] == 1 else bias
+
+
+def make_row(static: Static, row: Row, inputs: Inputs) -> Row:
+    """One of `rows_of`, with its axes folded, its query scaled and the bias that rows share."""
+    scale, tiling = inputs.scale, static.tiling
+    if scale.size == 1:
+        scale = scale.reshape(())
+    else:  # of each head
+        scale = tiling.for_queries(scale)[..., None]
+    own = {name: getattr(row, name) for name in ("query", "q_nan", "returning")}
+    row = row._replace(**jax.tree.map(tiling.fold, own))
+    if inputs.bias is not None and row.bias is None:
+        row = row._replace(bias=inputs.bias[0])
+    if row.query.dtype != scale.dtype:
+        return row._replace(factor=scale)
+    query = row.query * scale
+    if static.setting.has_mask:  # what is hidden stays finite, however large it is
+        query = bounded(query)
+    return row._replace(query=query)
+
+
+def count(*shape: int) -> jax.Array:
+    """0, 1, 2, ... along the last axis."""
+    return jnp.arange(shape[-1], dtype=jnp.int32).reshape(shape)

@@ -1,0 +1,155 @@
+"""An operation of jax whose derivatives are given, and which stays what it is under all else.
+
+Loops that go on for as long as there is work cannot be differentiated in reverse by jax. An
+operation made of them brings its transpose along; where derivatives of more than first order are
+asked for, a slower twin, made of what jax can differentiate any number of times, takes its place.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+from flaxattn.attention.placement import Axes, Flat, partitioned
+
+__all__ = ["Operation", "Pass", "bind"]
+
+Tangent: TypeAlias = jax.Array | ad.Zero
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+    """A function of arrays: residuals first, then those that it is linear in."""
+
+    fast: Flat
+    """What is done."""
+    smooth: Flat
+    """The same in loops of a known length: jax can differentiate it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operation:
+    """A pass, and its transpose if it is linear."""
+
+    forward: Pass
+    backward: Pass | None
+    """Of the residuals and cotangents of the outputs: those of the arguments."""
+    residual_axes: tuple[Axes, ...]
+    argument_axes: tuple[Axes, ...]
+    """Of what `forward` is linear in."""
+    output_axes: tuple[Axes, ...]
+    divided: bool = True
+    """Whether it is to be divided over devices by these letters."""
+
+    def transposed(self) -> "Operation":
+        """From cotangents of the outputs to those of the arguments."""
+        assert self.backward is not None
+        return dataclasses.replace(
+            self,
+            forward=self.backward,
+            backward=self.forward,
+            argument_axes=self.output_axes,
+            output_axes=self.argument_axes,
+        )
+
+    def vmapped(self, in_axes: Sequence[int | None]) -> "Operation":
+        """Of arrays with one more axis, by `in_axes`; new outputs have it in front."""
+        residuals = in_axes[: len(self.residual_axes)]
+
+        def mapped(side: Pass, arguments: Sequence[int | None]) -> Pass:
+            axes = (*residuals, *arguments)
+            return Pass(jax.vmap(side.fast, axes), jax.vmap(side.smooth, axes))
+
+        back = None
+        if self.backward is not None:
+            back = mapped(self.backward, (0,) * len(self.output_axes))
+        ahead = mapped(self.forward, in_axes[len(residuals) :])
+        return dataclasses.replace(self, forward=ahead, backward=back, divided=False)
+
+
+def bind(operation: Operation, *arrays: jax.Array) -> list[jax.Array]:
+    """The outputs of an operation: of its residuals and arguments."""
+    fn = operation.forward.fast
+    if operation.divided:
+        in_axes = (*operation.residual_axes, *operation.argument_axes)
+        fn = partitioned(fn, in_axes, operation.output_axes)
+    closed = jax.make_jaxpr(fn)(*arrays)
+    outputs: list[jax.Array] = operation_p.bind(*arrays, jaxpr=closed, operation=operation)
+    return outputs
+
+
+def _evaluate(*arrays: jax.Array, jaxpr: ClosedJaxpr, operation: Operation) -> list[jax.Array]:
+    outputs: list[jax.Array] = jaxpr_as_fun(jaxpr)(*arrays)
+    return outputs
+
+
+def _jvp(
+    primals: Sequence[jax.Array],
+    tangents: Sequence[Tangent],
+    *,
+    jaxpr: ClosedJaxpr,
+    operation: Operation,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    outputs = operation_p.bind(*primals, jaxpr=jaxpr, operation=operation)
+    count = len(operation.residual_axes)
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+    if min(moving) >= count:  # only what it is linear in
+        arguments = map(ad.instantiate_zeros, tangents[count:])
+        return outputs, bind(operation, *primals[:count], *arguments)
+
+    def of_moving(*moved: jax.Array) -> Sequence[jax.Array]:
+        arrays = list(primals)
+        for i, x in zip(moving, moved, strict=True):
+            arrays[i] = x
+        return operation.forward.smooth(*arrays)
+
+    own = [[x[i] for i in moving] for x in (primals, tangents)]
+    return outputs, list(jax.jvp(of_moving, *own)[1])
+
+
+def _transpose(
+    cotangents: Sequence[Tangent],
+    *arrays: jax.Array | ad.UndefinedPrimal,
+    jaxpr: ClosedJaxpr,
+    operation: Operation,
+) -> list[jax.Array | None]:
+    count = len(operation.residual_axes)
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    found = bind(operation.transposed(), *arrays[:count], *cotangents)
+    asked = map(ad.is_undefined_primal, arrays[count:])
+    return [None] * count + [
+        x if is_asked else None for x, is_asked in zip(found, asked, strict=True)
+    ]
+
+
+def _batch(
+    arrays: Sequence[jax.Array],
+    axes: Sequence[int | None],
+    *,
+    jaxpr: ClosedJaxpr,
+    operation: Operation,
+) -> tuple[list[jax.Array], list[int]]:
+    count = len(operation.residual_axes)
+    size = next(x.shape[a] for x, a in zip(arrays, axes, strict=True) if a is not None)
+    # A cotangent comes back with the axis that its argument has: all or none.
+    arguments = [
+        jnp.broadcast_to(x, (size, *x.shape)) if a is None else jnp.moveaxis(x, a, 0)
+        for x, a in zip(arrays[count:], axes[count:], strict=True)
+    ]
+    axes = (*axes[:count], *(0,) * len(arguments))
+    outputs = bind(operation.vmapped(axes), *arrays[:count], *arguments)
+    return outputs, [0] * len(outputs)
+
+
+operation_p = Primitive("blockwise_attention")
+operation_p.multiple_results = True
+operation_p.def_impl(_evaluate)
+operation_p.def_abstract_eval(lambda *_, jaxpr, operation: jaxpr.out_avals)
+ad.primitive_jvps[operation_p] = _jvp
+ad.primitive_transposes[operation_p] = _transpose
+batching.primitive_batchers[operation_p] = _batch
+mlir.register_lowering(operation_p, mlir.lower_fun(_evaluate, multiple_results=True))
