@@ -845,13 +845,6 @@ def test_checkpoint_changes_nothing():
         np.testing.assert_allclose(a, c, atol=2e-5)
 
 
-def test_forward_mode_is_an_error_of_jax():
-    data = inputs(SHAPE)[:3]
-    call = functools.partial(attend, implementation="blockwise")
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(call, data, data)
-
-
 @pytest.mark.thorough(quick=8)
 @pytest.mark.parametrize("mask", [None, "mask", "plan"], ids=str)
 @pytest.mark.parametrize("axis", ["B", "T", "S"])

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn import checks
-from flaxattn.attention.dropout import check_rate
+from flaxattn.attention.dropout import check_rate, check_varies
 from flaxattn.attention.options import Options
-from flaxattn.attention.placement import zero_varying_like
 from flaxattn.checks import Sizes
 from flaxattn.masks import BlockPlan, Mask, from_dense
 from flaxattn.types import Array
@@ -131,21 +130,8 @@ def check_dropout(query: jax.Array, rate: float, key: jax.Array | None) -> jax.A
         return None
     if key is None:
         raise ValueError(f"dropout_rate is {rate} but dropout_key is None; pass a key.")
-    if jax.sharding.get_abstract_mesh().manual_axes:  # inside shard_map
-        _check_varies(query, key)
+    check_varies("dropout_key", key, query)
     return key
-
-
-def _check_varies(query: jax.Array, key: jax.Array) -> None:
-    """Raises ValueError where the key is the same on devices whose queries are not."""
-    seed = jax.random.key_data(key).reshape(-1)[0]
-    if jax.typeof(seed) != jax.typeof(seed + zero_varying_like(query, seed.dtype)):
-        raise ValueError(
-            f"dropout_key is the same on all devices, and query, of {jax.typeof(query)}, is not: "
-            "every device would drop the same weights. Make a key for each example and head "
-            "outside shard_map, dropout_keys(key, batch, num_heads), spread them as the query is, "
-            "and pass these."
-        )
 
 
 def check_indices(name: str, indices: Array, letter: str, size: int) -> None:

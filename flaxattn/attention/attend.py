@@ -47,8 +47,9 @@ def attend(
       dropout_key: a jax random key, needed where `dropout_rate` > 0; or `[B, N]` of them, as from
         `dropout_keys`, which `jax.shard_map` asks for.
       implementation: "dense" is the definition, with memory T·S; "blockwise" visits only blocks
-        in which something is seen, with memory T + S; "auto" takes blockwise where it is the faster one or a `BlockPlan` is given (on a
-        CPU above about 360 x 360 logits per head: `explain` tells).
+        in which something is seen, with memory T + S; "auto" takes blockwise where it is the
+        faster one or a `BlockPlan` is given (on a CPU above about 360 x 360 logits per head:
+        `explain` tells). Both have derivatives of every order, forward and reverse.
 
     Returns:
       `[B, T, N, H']` in the dtype of `query`. Softmax and sums are taken in float32. With a mask

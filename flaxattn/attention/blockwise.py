@@ -24,11 +24,11 @@ from flaxattn.attention.placement import (
     head_axes,
     lead_axes,
     mask_axes,
-    zero_varying_like,
 )
 from flaxattn.attention.repair import repair
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
+from flaxattn.varying import zero_varying_like
 
 __all__ = ["attend_blockwise"]
 
@@ -77,7 +77,8 @@ def _varying_alike(inputs: Inputs, fixed: Fixed) -> Inputs:
         moved = x + zero_varying_like((inputs, fixed), x.dtype)
         return x if jax.typeof(moved) == jax.typeof(x) else moved
 
-    return jax.tree.map(varying, inputs)
+    varied: Inputs = jax.tree.map(varying, inputs)
+    return varied
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

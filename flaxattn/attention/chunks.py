@@ -46,7 +46,7 @@ class Static(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What gradients flow to; in brackets as they are cut, [levels] being B, C, D, 1 where shared."""
+    """What gradients flow to; second, as it is cut, [levels] being B, C, D, 1 where shared."""
 
     query: jax.Array  # [B, T, N, H]; [levels, R, u, k, g, t, H]
     key: jax.Array  # [B, S, K, H]; [levels, blocks, k, s, H]
@@ -138,7 +138,7 @@ def _cut_fixed(tiling: Tiling, fixed: Fixed) -> Fixed:
 
     q_nan, kv_nan, seeds = fixed.q_nan, fixed.kv_nan, fixed.seeds
     return Fixed(
-        mask=map_leaves(tiling.split_lead, fixed.mask),
+        mask=map_leaves(lambda x, n: tiling.split_lead(jnp.asarray(x), n), fixed.mask),
         blocks=split(pad_to(fixed.blocks, -1, tiling.kv_blocks), -2),
         num_full=split(fixed.num_full, -1),
         num_live=split(fixed.num_live, -1),

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_rate", "dropout_keys", "keep", "seeds_for"]
+from flaxattn.varying import zero_varying_like
+
+__all__ = ["check_rate", "check_varies", "dropout_keys", "keep", "seeds_for"]
 
 HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers that a weight may draw keeps it
 
@@ -24,6 +26,20 @@ def check_rate(name: str, rate: float) -> None:
         raise ValueError(f"{name} is {rate}; expected at most 1 - 2**-32: nothing would be left.")
 
 
+def check_varies(name: str, key: jax.Array, array: jax.Array) -> None:
+    """Raises ValueError in `shard_map` where a key is the same on devices but an array is not."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return
+    seed = jax.random.key_data(key).reshape(-1)[0]
+    if jax.typeof(seed) != jax.typeof(seed + zero_varying_like(array, seed.dtype)):
+        raise ValueError(
+            f"{name} is the same on devices whose arrays are not, {jax.typeof(array)}: each would "
+            "drop the same of its own. Fold the device in, jax.random.fold_in(key, "
+            "jax.lax.axis_index(axis)); or, to drop what one device does, give attend a key for "
+            "each example and head: dropout_keys outside shard_map, spread as the query is."
+        )
+
+
 def dropout_keys(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
     """A key for every example and head, which `attend` takes as `dropout_key`.
 
@@ -33,15 +49,18 @@ def dropout_keys(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
     >>> dropout_keys(jax.random.key(0), batch=2, num_heads=4).shape
     (2, 4)
     """
-    over_n = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    over_b = jax.vmap(lambda b: over_n(jax.random.fold_in(key, b), jnp.arange(num_heads)))
-    keys: jax.Array = over_b(jnp.arange(batch))
+
+    def one(b: jax.Array, n: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, b), n)
+
+    over_b = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
+    keys: jax.Array = over_b(jnp.arange(batch), jnp.arange(num_heads))
     return keys
 
 
 def seeds_for(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
     """Two 32-bit seeds for every example and head, of one key or [B, N] -> uint32 [B, N, 2]."""
-    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     keys = dropout_keys(key, batch, num_heads) if key.ndim == (0 if typed else 1) else key
     bits = functools.partial(jax.random.bits, shape=(2,), dtype=jnp.uint32)
     seeds: jax.Array = jax.vmap(jax.vmap(bits))(keys)

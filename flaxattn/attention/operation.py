@@ -107,19 +107,18 @@ def _jvp(
             arrays[i] = x
         return operation.forward.smooth(*arrays)
 
-    own = [[x[i] for i in moving] for x in (primals, tangents)]
-    return outputs, list(jax.jvp(of_moving, *own)[1])
+    starts, directions = ([x[i] for i in moving] for x in (primals, tangents))
+    return outputs, list(jax.jvp(of_moving, starts, directions)[1])
 
 
 def _transpose(
     cotangents: Sequence[Tangent],
-    *arrays: jax.Array | ad.UndefinedPrimal,
+    *arrays: jax.Array,  # with placeholders for those asked for
     jaxpr: ClosedJaxpr,
     operation: Operation,
 ) -> list[jax.Array | None]:
     count = len(operation.residual_axes)
-    cotangents = map(ad.instantiate_zeros, cotangents)
-    found = bind(operation.transposed(), *arrays[:count], *cotangents)
+    found = bind(operation.transposed(), *arrays[:count], *map(ad.instantiate_zeros, cotangents))
     asked = map(ad.is_undefined_primal, arrays[count:])
     return [None] * count + [
         x if is_asked else None for x, is_asked in zip(found, asked, strict=True)

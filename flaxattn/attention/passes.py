@@ -23,7 +23,6 @@ from flaxattn.attention.chunks import (
     rows_of,
 )
 from flaxattn.attention.dense import softmax_dtype
-from flaxattn.attention.placement import zero_varying_like
 from flaxattn.attention.tiles import At, Tiling, add_blocks, over_levels, take_blocks
 from flaxattn.attention.visits import (
     Changes,
@@ -38,6 +37,7 @@ from flaxattn.attention.visits import (
     without_dropped,
 )
 from flaxattn.einsum import wide_einsum
+from flaxattn.varying import zero_varying_like
 
 __all__ = ["Outputs", "Residuals", "backward", "forward", "tangents"]
 
@@ -133,8 +133,8 @@ def _tangents_row(static: Static, row: Row, d_row: Row, chunk: Chunk) -> Changes
     tiling = static.tiling
     d_inputs = chunk.tangents
     assert row.returning is not None and d_inputs is not None
-    lse = tiling.fold(row.returning.lse)
-    dtype = lse.dtype
+    lse_of_row = tiling.fold(row.returning.lse)
+    dtype = lse_of_row.dtype
 
     def visit(j: jax.Array, so_far: Changes, partial: bool) -> Changes:
         def tile_and_value(
@@ -151,7 +151,7 @@ def _tangents_row(static: Static, row: Row, d_row: Row, chunk: Chunk) -> Changes
             has_aux=True,
         )
         seen = None if tile.seen is None else tiling.for_heads(tile.seen)
-        weights = where_seen(seen, jnp.exp(logits - lse[..., None]))
+        weights = where_seen(seen, jnp.exp(logits - lse_of_row[..., None]))
         changes = weights * d_logits
         mixing, d_mixing = (without_dropped(static, tile, weights, x) for x in (weights, changes))
         mixed = (
@@ -161,9 +161,10 @@ def _tangents_row(static: Static, row: Row, d_row: Row, chunk: Chunk) -> Changes
         return Changes(so_far.mixed + sum(mixed), so_far.lse + changes.sum(axis=-1))
 
     zero = zero_varying_like((chunk, row, d_row), dtype)
-    shape, value_dim = lse.shape, chunk.inputs.value.shape[-1]
+    shape, value_dim = lse_of_row.shape, chunk.inputs.value.shape[-1]
     start = Changes(jnp.zeros((*shape, value_dim), dtype) + zero, jnp.zeros(shape, dtype) + zero)
-    return jax.tree.map(tiling.unfold, over_visits(static, row, visit, start))
+    mixed, lse = over_visits(static, row, visit, start)
+    return Changes(tiling.unfold(mixed), tiling.unfold(lse))
 
 
 def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inputs:
@@ -223,7 +224,7 @@ def _joined(tiling: Tiling, inputs: Inputs, found: Inputs) -> Inputs:
         d_key *= scale
     if d_bias is not None and inputs.bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
-    gradients = (d_query * scale[:, None], d_key, d_value)
+    gradients = (d_query * scale[None, None, :, None], d_key, d_value)
     d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
     return Inputs(d_query, d_key, d_value, d_bias, d_scale.reshape(scale.shape))
 

@@ -9,17 +9,16 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
 
 from flaxattn.attention.options import Options
 from flaxattn.masks import BlockPlan, Mask
-from flaxattn.types import PyTree
+from flaxattn.types import Array
 
 __all__ = [
     "OUTPUT_AXES",
@@ -31,7 +30,6 @@ __all__ = [
     "lead_axes",
     "mask_axes",
     "partitioned",
-    "zero_varying_like",
 ]
 
 Axes: TypeAlias = tuple[str | None, ...]
@@ -46,8 +44,36 @@ Attend: TypeAlias = Callable[
 ]
 """An implementation: see `table.py`."""
 
-Spread: TypeAlias = dict[str | None, tuple[str, ...]]
-"""The axes of a mesh that the axes of a letter are spread over."""
+
+class Spread(NamedTuple):
+    """The axes of a mesh that each letter is spread over."""
+
+    b: tuple[str, ...]
+    n: tuple[str, ...]
+    k: tuple[str, ...]
+    shared: int = 1  # how many devices have the query heads of one key head; they all hold all keys
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """Where an array with these axes is."""
+        return PartitionSpec(*((a and getattr(self, a)) or None for a in axes))
+
+    def own(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """The key heads of the device's query heads: the one that several devices share."""
+        if self.shared == 1 or "k" not in axes:
+            return x
+        return jax.lax.dynamic_slice_in_dim(x, self._head(), 1, axes.index("k"))
+
+    def put_back(self, x: jax.Array, axes: Axes, kv_heads: int) -> jax.Array:
+        """All key heads: zeros but for those of `own`."""
+        if self.shared == 1 or "k" not in axes:
+            return x
+        shape = tuple(kv_heads if a == "k" else n for a, n in zip(axes, x.shape, strict=True))
+        zeros = jnp.zeros(shape, x.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(zeros, x, self._head(), axes.index("k"))
+
+    def _head(self) -> jax.Array:
+        return jax.lax.axis_index(self.n) // self.shared
+
 
 QKV_AXES: tuple[Axes, ...] = (("b", None, "n", None), *(("b", None, "k", None),) * 2)
 OUTPUT_AXES: tuple[Axes, ...] = (("b", None, "n", None), ("b", None, "n"))
@@ -74,17 +100,23 @@ def in_place(attend: Attend) -> Attend:
         spread = _spread(sharding.spec, mesh, key.shape[2])
         arrays, tree = jax.tree.flatten((query, key, value, mask, options))
         axes = (*QKV_AXES, *_mask_or_plan_axes(mask), *_option_axes(options))
-        specs = [_spec(own, spread) for own in axes]
-        arrays = [jax.sharding.reshard(x, spec) for x, spec in zip(arrays, specs, strict=True)]
-        local = jax.shard_map(
-            lambda *arrays: attend(*jax.tree.unflatten(tree, arrays)),
+        specs = [*map(spread.spec, axes)]
+        moved = [
+            jax.sharding.reshard(x, NamedSharding(mesh, spec))
+            for x, spec in zip(arrays, specs, strict=True)
+        ]
+
+        def of_device(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return attend(*jax.tree.unflatten(tree, map(spread.own, arrays, axes)))
+
+        local: Callable[..., tuple[jax.Array, jax.Array]] = jax.shard_map(
+            of_device,
             mesh=mesh,
             in_specs=tuple(specs),
-            out_specs=tuple(_spec(own, spread) for own in OUTPUT_AXES),
+            out_specs=tuple(map(spread.spec, OUTPUT_AXES)),
             axis_names=set(mesh.explicit_axes),
         )
-        outputs: tuple[jax.Array, jax.Array] = local(*arrays)
-        return outputs
+        return local(*moved)
 
     return on_mesh
 
@@ -110,9 +142,12 @@ def partitioned(fn: Flat, in_axes: Sequence[Axes], out_axes: Sequence[Axes]) -> 
             outputs: list[jax.Array] = jax.core.eval_jaxpr(closed.jaxpr, consts, *arrays)
             return outputs
 
+        def part(*operands: jax.Array) -> Sequence[jax.Array]:
+            return fn(*operands[: len(in_axes)])  # its constants are made anew
+
         call = custom_partitioning(whole)
         call.def_partition(
-            functools.partial(_partition, fn, axes, out_axes),
+            functools.partial(_partition, part, axes, out_axes),
             sharding_rule=_rule(axes, out_axes),
         )
         outputs: Sequence[jax.Array] = call(*arrays, *consts)
@@ -144,38 +179,32 @@ def _partition(
         x.shape[axes.index("k")] for x, axes in zip(arguments, in_axes, strict=True) if "k" in axes
     )
     spread = _spread(arguments[0].sharding.spec, mesh, kv_heads)
-    used = [name for letter in "bn" for name in spread[letter]]
-
-    def place(axes: Axes) -> NamedSharding:
-        return NamedSharding(mesh, _spec(axes, spread))
+    used = {*spread.b, *spread.n}
 
     def of_device(*arrays: jax.Array) -> list[jax.Array]:
-        own = fn(*arrays[: len(in_axes)])
-        return [_added_up(x, axes) for x, axes in zip(own, out_axes, strict=True)]
+        outputs = fn(*map(spread.own, arrays, in_axes))
+        return [added_up(x, axes) for x, axes in zip(outputs, out_axes, strict=True)]
 
-    def _added_up(x: jax.Array, axes: Axes) -> jax.Array:
-        held = [name for letter in axes for name in spread.get(letter, ())]
-        missing = tuple(name for name in used if name not in held)
-        return jax.lax.psum(x, missing) if missing else x
+    def added_up(x: jax.Array, axes: Axes) -> jax.Array:
+        held = {name for letter in axes if letter for name in getattr(spread, letter)}
+        x = spread.put_back(x, axes, kv_heads)
+        return jax.lax.psum(x, tuple(used - held)) if used - held else x
 
-    return mesh, of_device, [*map(place, out_axes)], tuple(map(place, in_axes))
-
-
-def _spec(axes: Axes, spread: Spread) -> PartitionSpec:
-    return PartitionSpec(*(spread.get(a) or None for a in axes))
+    places = [NamedSharding(mesh, spread.spec(axes)) for axes in (*in_axes, *out_axes)]
+    return mesh, of_device, places[len(in_axes) :], tuple(places[: len(in_axes)])
 
 
 def _spread(spec: PartitionSpec, mesh: Mesh | AbstractMesh, kv_heads: int) -> Spread:
-    """How examples and heads are spread, by the spec of the query, and key/value heads with these."""
+    """How the query is spread, and key/value heads with its heads."""
     batch, positions, heads, features = map(_names, spec)
     elsewhere = (*positions, *features)
     parts = math.prod(mesh.shape[name] for name in heads)
-    shared = kv_heads == 1
-    if kv_heads % parts and not shared:
+    shared = parts // kv_heads if parts % kv_heads == 0 else 1
+    if kv_heads % parts and shared == 1:
         heads, elsewhere = (), (*elsewhere, *heads)
     if elsewhere:
         _warn(elsewhere, kv_heads)
-    return {"b": batch, "n": heads, "k": () if shared else heads}
+    return Spread(batch, heads, heads if kv_heads % parts == 0 else (), shared)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -192,7 +221,7 @@ def _warn(names: tuple[str, ...], kv_heads: int) -> None:
     )
 
 
-def lead_axes(array: jax.Array, lead: int) -> Axes:
+def lead_axes(array: Array, lead: int) -> Axes:
     """Those of an array `[B, N, ...]` of which `lead` axes are there, 1 where shared."""
     letters = zip("bn"[:lead], array.shape, strict=False)
     return (*(a if size != 1 else None for a, size in letters), *(None,) * (array.ndim - lead))
@@ -201,14 +230,6 @@ def lead_axes(array: jax.Array, lead: int) -> Axes:
 def head_axes(array: jax.Array) -> Axes:
     """Those of an array `[N]`, 1 where shared, or `[]`."""
     return tuple("n" if size != 1 else None for size in array.shape)
-
-
-def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
-    """0 that varies over devices as the arrays do: what `shard_map` asks of the start of a loop."""
-    never = jnp.zeros((), bool)
-    for x in jax.tree.leaves(arrays):
-        never |= (x.reshape(-1)[0] != x.reshape(-1)[0]) & False
-    return never.astype(dtype)
 
 
 def _mask_or_plan_axes(mask: Mask | BlockPlan | None) -> tuple[Axes, ...]:

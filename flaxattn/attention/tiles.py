@@ -192,11 +192,11 @@ def over_levels(
         return fn(carry, arrays, at)
     size, inner = levels[0], levels[1:]
     leaves, treedef = jax.tree.flatten(arrays)
-    mapped = [x for x in leaves if x.shape[0] == size > 1]
+    mapped = [x for x in leaves if x.shape[0] == size != 1]
 
     def one(carry: Carry, x: tuple[Indices, list[jax.Array]]) -> tuple[Carry, Outputs]:
         index, own = x[0], iter(x[1])
-        mine = [next(own) if a.shape[0] == size > 1 else a[0] for a in leaves]
+        mine = [next(own) if a.shape[0] == size != 1 else a[0] for a in leaves]
         return over_levels(fn, carry, jax.tree.unflatten(treedef, mine), inner, (*at, index))
 
     if size == 1:

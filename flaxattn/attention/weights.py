@@ -79,7 +79,11 @@ def _weights(
     """`weights_of_head` of chosen rows and heads -> [B, M, R, S]."""
 
     def head(
-        of_query: OfQuery, of_key: OfKey, mask: jax.Array | None, bias: jax.Array | None
+        of_query: OfQuery,
+        of_key: OfKey,
+        mask: jax.Array | None,
+        bias: jax.Array | None,
+        scale: jax.Array | None,
     ) -> jax.Array:
         logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
         return weights_of_head(logits, mask)
@@ -89,10 +93,12 @@ def _weights(
         dense = _pick(four_axes(mask.outer(rows, jnp.arange(key.shape[1]))), heads, axis=1)
     if bias is not None:
         bias = _pick(_pick(bias, heads, axis=1), rows, axis=2)
+    if scale is not None:
+        scale = _pick(jnp.reshape(jnp.asarray(scale), (1, -1)), heads, axis=1)
     group = query.shape[2] // key.shape[2]
     query, key = query[:, rows][:, :, heads], key[:, :, heads // group]
     of_query, of_key = repaired(query, key, key, mask)
-    return over_batch_and_heads(head, of_query, of_key, dense, bias).swapaxes(1, 2)
+    return over_batch_and_heads(head, of_query, of_key, dense, bias, scale).swapaxes(1, 2)
 
 
 def _chosen(name: str, indices: Array | None, letter: str, size: int) -> jax.Array:

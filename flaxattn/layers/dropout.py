@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.dropout import check_rate, keep
+from flaxattn.attention.dropout import check_rate, check_varies, keep
 
 __all__ = ["Dropout"]
 
@@ -32,12 +32,15 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
         """[..., D] -> [..., D]; draws a key from the "dropout" stream unless `deterministic`.
 
-        Raises ValueError for a rate that is not at least 0 and less than 1.
+        Raises ValueError for a rate that is not at least 0 and less than 1, and inside `shard_map`
+        for a key that is the same on all devices.
         """
         check_rate("rate", self.rate)
         if deterministic or self.rate == 0:
             return x
-        seeds = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
+        key = self.make_rng("dropout")
+        check_varies('the key of the "dropout" stream', key, x)
+        seeds = jax.random.bits(key, (2,), jnp.uint32)
         rows = jnp.arange(math.prod(x.shape[:-1]))
         kept = keep(seeds, rows, jnp.arange(x.shape[-1]), self.rate).reshape(x.shape)
         return jnp.where(kept, x / (1.0 - self.rate), 0.0)

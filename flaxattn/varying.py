@@ -1,0 +1,20 @@
+"""Which devices of a `jax.shard_map` hold the same array, as its type says.
+
+Only types are compared: what they say has another name in every version of jax.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flaxattn.types import PyTree
+
+__all__ = ["zero_varying_like"]
+
+
+def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
+    """0 that varies over devices as the arrays do: what `shard_map` asks of the start of a loop."""
+    never = jnp.zeros((), bool)
+    for x in jax.tree.leaves(arrays):
+        never |= (x.reshape(-1)[0] != x.reshape(-1)[0]) & False
+    return never.astype(dtype)

@@ -1,0 +1,349 @@
+"""Attention on several devices: the numbers of one device, in place, and nothing is moved.
+
+Every case is a row of one table, in each of three homes (a plain `jit` of placed arrays, which
+names no axis; an Explicit mesh; the user's own `shard_map`), with the batch, the heads or both
+spread over four devices. The trainer's own step is at the end.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import Shape, assert_close
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flaxattn import (
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    attend,
+    causal,
+    same_segment,
+    sliding_window,
+)
+from flaxattn.training.devices import data_mesh
+from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.translation.config import TranslationTraining
+from flaxattn.translation.initial import init_params
+from flaxattn.translation.loss import loss_of
+from flaxattn.translation.text.packing import Batch
+
+SHAPE = Shape(B=8, T=13, S=13, N=8, K=8, H=5, H_value=3)
+RATE = 0.4
+
+
+class Layout(NamedTuple):
+    """How arrays [B, T, N, ...] lie on the devices: a mesh, and its axes for B and N."""
+
+    devices: tuple[int, ...]
+    names: tuple[str, ...]
+    batch: str | None
+    heads: str | None
+
+
+LAYOUTS = {
+    "batch": Layout((4,), ("data",), "data", None),
+    "heads": Layout((4,), ("model",), None, "model"),
+    "both": Layout((2, 2), ("data", "model"), "data", "model"),
+}
+
+
+class Row(NamedTuple):
+    """What is attended to: a mask of its leaves, and how these and the bias lie."""
+
+    mask: Any = lambda leaves: causal()
+    leaves: Any = np.zeros((), np.int32)
+    lead: str = ""  # what the leading axes of the leaves are: of "BN"; "" where they are replicated
+    bias: tuple[int, ...] = (1, 1, 1, 1)
+    shape: Shape = SHAPE
+    rate: float = 0.0
+
+
+IDS = np.random.default_rng(0).integers(0, 3, (8, 13)).astype(np.int32)
+WIDTHS = np.arange(8, dtype=np.int32)[None] % 5
+
+ROWS = {
+    "segments, bias of examples": Row(same_segment, IDS, "B", bias=(8, 1, 1, 13)),
+    "segments on all devices": Row(same_segment, IDS, bias=(1, 8, 13, 1)),
+    "no mask, bias shared": Row(lambda leaves: None, bias=(1, 1, 13, 13)),
+    "causal": Row(),
+    "window of every head": Row(sliding_window, WIDTHS, "BN", bias=(8, 8, 13, 13)),
+    "windows on all devices": Row(sliding_window, WIDTHS, shape=SHAPE._replace(K=2)),
+    "two key heads": Row(same_segment, IDS, "B", bias=(1, 8, 1, 13), shape=SHAPE._replace(K=2)),
+    "one key head": Row(same_segment, IDS, "B", bias=(8, 1, 13, 1), shape=SHAPE._replace(K=1)),
+    "dropout": Row(same_segment, IDS, "B", rate=RATE),
+    "dropout, one key head, no mask": Row(
+        lambda leaves: None, shape=SHAPE._replace(K=1), rate=RATE
+    ),
+}
+HOMES = ("jit", "explicit", "shard_map")
+IMPLEMENTATIONS = ("blockwise", "dense")
+
+
+def is_asked_for(row, home, layout, implementation):
+    """Not in a `shard_map` of heads, or of an example's shard with the leaves of all examples; nor
+    with more devices for heads than there are key heads, but for one: see below."""
+    if home == "shard_map" and (layout != "batch" or row == "segments on all devices"):
+        return False
+    # The compiler gathers key heads that are fewer than devices for heads, where it divides itself.
+    return (layout, implementation, home, ROWS[row].shape.K) != ("heads", "dense", "jit", 2)
+
+
+EVERYWHERE = list(itertools.product(ROWS, HOMES, LAYOUTS, IMPLEMENTATIONS))
+QUICK = [
+    ("segments, bias of examples", "jit", "batch", "blockwise"),
+    ("segments on all devices", "explicit", "batch", "blockwise"),
+    ("segments on all devices", "explicit", "batch", "dense"),
+    ("no mask, bias shared", "shard_map", "batch", "blockwise"),
+    ("window of every head", "jit", "both", "blockwise"),
+    ("two key heads", "explicit", "both", "blockwise"),
+    ("one key head", "jit", "heads", "blockwise"),
+    ("dropout", "shard_map", "batch", "blockwise"),
+]
+CASES = QUICK + [case for case in EVERYWHERE if case not in QUICK and is_asked_for(*case)]
+
+
+class Call(NamedTuple):
+    """What a call reads, all of it traced."""
+
+    query: Any
+    key: Any
+    value: Any
+    bias: Any
+    scale: Any
+    leaves: Any
+    dropout_key: Any
+    cotangent: Any
+
+
+class Answer(NamedTuple):
+    """The output and all five gradients."""
+
+    output: Any
+    query: Any
+    key: Any
+    value: Any
+    bias: Any
+    scale: Any
+
+
+def shapes_of(row):
+    b, t, s, n, k, h, h_value = row.shape
+    of_key, floats = (b, s, k, h), jnp.float32
+    shapes = [(b, t, n, h), of_key, (*of_key[:3], h_value), row.bias, (), (b, t, n, h_value)]
+    *data, cotangent = (jax.ShapeDtypeStruct(shape, floats) for shape in shapes)
+    leaves = jax.ShapeDtypeStruct(row.leaves.shape, row.leaves.dtype)
+    return Call(*data, leaves, jax.ShapeDtypeStruct((2,), jnp.uint32), cotangent)
+
+
+def call_of(row):
+    rng, key = np.random.default_rng(0), jax.random.key_data(jax.random.key(5))
+    floats = [rng.standard_normal(x.shape).astype(x.dtype) for x in shapes_of(row)[:4]]
+    cotangent = rng.standard_normal(shapes_of(row).cotangent.shape).astype(np.float32)
+    return Call(*floats, np.float32(0.4), row.leaves, np.asarray(key), cotangent)
+
+
+def specs_of(row, layout):
+    """A PartitionSpec for each array; axes of 1, or that do not divide, are replicated."""
+    batch, heads = layout.batch, layout.heads
+    parts = math.prod(layout.devices) if layout.batch is None else layout.devices[-1]
+    key_heads = heads if row.shape.K % parts == 0 else None
+
+    def shared(shape):
+        names = zip((batch, heads), shape, strict=False)
+        return P(*(name if size > 1 else None for name, size in names))
+
+    of_leaves = shared(row.leaves.shape[: len(row.lead)]) if row.lead else P()
+    of_query, of_key = P(batch, None, heads), P(batch, None, key_heads)
+    return Call(of_query, of_key, of_key, shared(row.bias), P(), of_leaves, P(), of_query)
+
+
+def answer_of(specs):
+    """The specs of an answer: those of what it belongs to."""
+    return Answer(specs.cotangent, *specs[:5])
+
+
+def differentiate(row, implementation, call):
+    """Traced: the `Answer` to a call."""
+    mask = row.mask(call.leaves)
+    if implementation == "blockwise" and mask is not None:
+        mask = mask.plan(
+            row.shape.T, row.shape.S, block_q=row.shape.T // 3, block_kv=row.shape.S // 3
+        )
+    options = {}
+    if row.rate:
+        options = {"dropout_rate": row.rate, "dropout_key": call.dropout_key}
+
+    def output(query, key, value, bias, scale):
+        given = {"bias": bias, "scale": scale, "implementation": implementation}
+        return attend(query, key, value, mask, **given, **options)
+
+    result, pull = jax.vjp(output, *call[:5])
+    return Answer(result, *pull(call.cotangent))
+
+
+@functools.cache
+def on_one_device(name):
+    """The definition's answer; implementations are compared with it elsewhere."""
+    row = ROWS[name]
+    got = jax.jit(functools.partial(differentiate, row, "dense"))(call_of(row))
+    return Answer(*map(np.asarray, got))
+
+
+# ---- The three homes: each gives the compiled program and what it is called with ---------------
+
+
+def mesh_of(home, layout):
+    kind = AxisType.Explicit if home == "explicit" else AxisType.Auto
+    devices, kinds = jax.devices()[: math.prod(layout.devices)], (kind,) * len(layout.names)
+    return jax.make_mesh(layout.devices, layout.names, axis_types=kinds, devices=devices)
+
+
+def compiled(home, row, layout, implementation):
+    """The program of a case."""
+    fn, specs = functools.partial(differentiate, row, implementation), specs_of(row, layout)
+    mesh = mesh_of(home, layout)
+
+    def described(x, spec):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    call = Call(*map(described, shapes_of(row), specs))
+    if home == "shard_map":
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=(specs,), out_specs=answer_of(specs))
+    with jax.set_mesh(mesh) if home == "explicit" else contextlib.nullcontext():
+        return jax.jit(fn).lower(call).compile()
+
+
+def answered(home, name, layout, implementation):
+    """The program of a case and its answer, whose numbers are those of one device."""
+    row, mesh = ROWS[name], mesh_of(home, LAYOUTS[layout])
+    specs = specs_of(row, LAYOUTS[layout])
+    program = compiled(home, row, LAYOUTS[layout], implementation)
+    given = zip(call_of(row), specs, strict=True)
+    got = program(Call(*(jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in given)))
+    assert_close(Answer(*map(np.asarray, got)), on_one_device(name), 2e-5)
+    return program, got, Answer(*(NamedSharding(mesh, spec) for spec in answer_of(specs)))
+
+
+# ---- What a program may do ---------------------------------------------------------------------
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+MOVING = "all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter|all-reduce"
+
+
+def moved(text):
+    """What a program sends between devices: the name of each collective and the bytes it gives."""
+    found = re.findall(rf"= (.*?) ({MOVING})(?:-start)?\(", text)
+    return [(name, sum(map(size_of, SHAPES.findall(shape)))) for shape, name in found]
+
+
+SHAPES = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+def size_of(shape):
+    dtype, sizes = shape
+    return BYTES.get(dtype, 8) * math.prod(int(n) for n in sizes.split(",") if n)
+
+
+def assert_nothing_moves(text, most=64 * 2**10):
+    for name, size in moved(text):
+        assert name == "all-reduce" and size < most, moved(text)
+
+
+def test_what_moves_is_read_from_the_text_of_a_program():
+    text = """
+      %x.1 = f32[4,8]{1,0} all-reduce(%a), channel_id=1
+      ROOT %y = (f32[], bf16[3,2]{1,0}) all-reduce-start(%a, %b)
+      %z = s32[5]{0} all-gather(%c), dimensions={0}
+      %gte = f32[9] get-tuple-element(%all-reduce.1), index=0
+    """
+    assert moved(text) == [("all-reduce", 128), ("all-reduce", 16), ("all-gather", 20)]
+    with pytest.raises(AssertionError):
+        assert_nothing_moves(text)
+
+
+# ---- The table ---------------------------------------------------------------------------------
+
+
+@pytest.mark.thorough(quick=len(QUICK))
+@pytest.mark.parametrize("case", CASES, ids=" - ".join)
+def test_many_devices_give_the_numbers_of_one_in_place(case):
+    name, home, layout, implementation = case
+    program, got, places = answered(home, name, layout, implementation)
+    assert_nothing_moves(program.as_text())
+    for part, array, place in zip(Answer._fields, got, places, strict=True):
+        assert array.sharding.is_equivalent_to(place, array.ndim), (part, array.sharding)
+
+
+LONG = Row(
+    same_segment, np.zeros((256, 512), np.int32), "B", shape=Shape(256, 512, 512, 8, 2, 32, 32)
+)
+ALONE = Layout((1,), ("data",), None, None)
+
+
+@functools.cache
+def temporaries(home, layout, implementation):
+    program = compiled(home, LONG, layout, implementation)
+    return program.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize(
+    "home, layout",
+    [("jit", "batch"), ("explicit", "both"), ("jit", "both"), ("shard_map", "batch")],
+)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_each_of_four_devices_needs_a_quarter_of_the_memory(home, layout, implementation):
+    one = temporaries("jit", ALONE, implementation)
+    assert 0 < temporaries(home, LAYOUTS[layout], implementation) <= 1.3 * one / 4
+
+
+# ---- The trainer's own step --------------------------------------------------------------------
+
+CONFIG = EncoderDecoderConfig(
+    vocab_size=16,
+    features=8,
+    ff_features=16,
+    num_heads=2,
+    encoder_layers=1,
+    decoder_layers=1,
+    dropout_rate=0.1,
+)
+TRAINING = TranslationTraining(batch_size=64, sequence_length=512)  # above what "auto" is dense for
+
+
+def train_step_of(devices):
+    """The compiled step of rows of 512 on so many devices; nothing is run."""
+    mesh, model = data_mesh(jax.devices()[:devices]), EncoderDecoder(CONFIG)
+    optimizer = make_optimizer(TRAINING)
+    everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    step = make_train_step(loss_of(model, TRAINING, 1), optimizer, TRAINING, mesh=mesh)
+    state = jax.eval_shape(lambda: init_state(init_params(model, 0), optimizer, TRAINING))
+    cells = jax.ShapeDtypeStruct((TRAINING.batch_size, TRAINING.sequence_length), jnp.int32)
+
+    def described(tree, place):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+    return step.lower(
+        described(state, everywhere), described(Batch(*[cells] * 4), spread)
+    ).compile()
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_step_of_the_trainer_moves_sums_and_gradients_of_parameters_alone():
+    one, four = train_step_of(1), train_step_of(4)
+    assert {name for name, _ in moved(four.as_text())} == {"all-reduce"}
+    params = jax.eval_shape(lambda: init_params(EncoderDecoder(CONFIG), 0))
+    of_params = sum(4 * x.size for x in jax.tree.leaves(params))
+    tied = 2  # the gradient of an embedding may be summed for each of its uses
+    assert sum(size for _, size in moved(four.as_text())) <= tied * of_params
+    sizes = [program.memory_analysis().temp_size_in_bytes for program in (one, four)]
+    assert 0 < sizes[1] <= 1.3 * sizes[0] / 4
