@@ -882,3 +882,24 @@ def test_unknown_implementation_is_an_error_that_lists_the_choices():
     data = inputs(SHAPE)[:3]
     with pytest.raises(ValueError, match=r"'bogus'; expected one of .*auto.*dense.*blockwise"):
         attend(*data, implementation="bogus")
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 5e-5), (jnp.bfloat16, 3e-2)])
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_a_scale_for_each_head_is_one_of_its_queries(implementation, dtype, tolerance):
+    mask = random_mask(SHAPE, 0)
+    given = jax.tree.map(lambda x: jnp.asarray(x, dtype), inputs(SHAPE, bias=(1, 1, 1, 1)))
+    scales = np.array([-1, 0.5, 1, 2], np.float32)
+    sizes = (3, 4) if implementation == "blockwise" else None
+    d_lse = d_lse_of(inputs(SHAPE))
+    options = {"implementation": implementation, "scale": scales}
+    with geometry(1, 2):
+        got = differentiate(given, d_lse, from_dense(mask), sizes, **options)
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), given)
+    query = exact.query
+    exact = exact._replace(query=query * scales[:, None])
+    expected = oracle_answer(exact, mask, scale=1.0)
+    d_scaled = expected.query
+    d_scale = (d_scaled * query).sum((0, 1, 3))
+    expected = expected._replace(query=d_scaled * scales[:, None], scale=d_scale)
+    assert_equal_to(expected, jax.tree.map(lambda x: np.asarray(x, np.float64), got), tolerance)

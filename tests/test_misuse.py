@@ -167,10 +167,10 @@ MISUSES = {
         ValueError,
         r"bias has shape \(5, 7\)",
     ),
-    "a scale for each head": (
-        lambda: call(scale=jnp.ones(N)),
+    "a scale for each key head": (
+        lambda: call(scale=jnp.ones(2)),
         ValueError,
-        r"scale has shape \(4,\).*single number",
+        r"scale has shape \(2,\).*single number or \[N\] = \[4\]",
     ),
     "weights of a row that is not there": (
         lambda: attention_weights(*arrays()[:2], rows=jnp.array([5])),

@@ -220,8 +220,6 @@ def _joined(tiling: Tiling, inputs: Inputs, found: Inputs) -> Inputs:
     dtype = d_query.dtype
     d_scale = d_query * inputs.query.astype(dtype)
     d_scale = d_scale.sum() if scale.size == 1 else d_scale.sum(axis=(0, 1, 3))
-    if inputs.query.dtype != dtype and scale.size == 1:
-        d_key *= scale
     if d_bias is not None and inputs.bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
     gradients = (d_query * scale[None, None, :, None], d_key, d_value)
@@ -239,9 +237,9 @@ def _backward_row(
     dtype, seen_by_heads = lse.dtype, static.tiling.for_heads
     # Gradients of keys and values are kept with features before positions. With queries in the
     # same order no matrix product has to transpose a tile of weights.
-    query = row.query
-    if row.factor is not None and row.factor.ndim > 0:  # keys are scaled head by head
-        query = (query * row.factor).astype(query.dtype)
+    query, factor = row.query, row.factor
+    if factor is not None and factor.ndim > 0:  # of each head; heads add up in their keys
+        query, factor = (query * factor).astype(query.dtype), None
     columns = [x.swapaxes(1, 2) for x in (query, d_output)]
 
     def visit(j: jax.Array, so_far: Gradients, partial: bool) -> Gradients:
@@ -258,6 +256,7 @@ def _backward_row(
         mixing, narrow = mixing.astype(value.dtype), d_logits.astype(value.dtype)
         d_query += wide_einsum("nts,nsh->nth", narrow, tile.key, dtype)
         d_k = wide_einsum("nht,nts->nhs", columns[0], narrow, dtype)
+        d_k = d_k if factor is None else d_k * factor
         d_v = wide_einsum("nht,nts->nhs", columns[1], mixing, dtype)
         d_key, d_value = (add_blocks(x, tile.blocks, d) for x, d in ((d_key, d_k), (d_value, d_v)))
         if d_bias is not None:
