@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from flaxattn.attention.placement import Axes, Flat, partitioned
+from flaxattn.attention.placement import Axes, Flat, divided, on_explicit_mesh
 
 __all__ = ["Operation", "Pass", "bind"]
 
@@ -42,8 +42,8 @@ class Operation:
     argument_axes: tuple[Axes, ...]
     """Of what `forward` is linear in."""
     output_axes: tuple[Axes, ...]
-    divided: bool = True
-    """Whether it is to be divided over devices by these letters."""
+    levels: int = 0
+    """How many axes were vmapped over."""
 
     def transposed(self) -> "Operation":
         """From cotangents of the outputs to those of the arguments."""
@@ -57,26 +57,32 @@ class Operation:
         )
 
     def vmapped(self, in_axes: Sequence[int | None]) -> "Operation":
-        """Of arrays with one more axis, by `in_axes`; new outputs have it in front."""
+        """Of arrays with one more axis, by `in_axes`; it is the first of arguments and outputs."""
         residuals = in_axes[: len(self.residual_axes)]
+        letter = f"v{self.levels}"
 
-        def mapped(side: Pass, arguments: Sequence[int | None]) -> Pass:
-            axes = (*residuals, *arguments)
+        def mapped(side: Pass, others: tuple[Axes, ...]) -> Pass:
+            axes = (*residuals, *(0 for _ in others))
             return Pass(jax.vmap(side.fast, axes), jax.vmap(side.smooth, axes))
 
-        back = None
-        if self.backward is not None:
-            back = mapped(self.backward, (0,) * len(self.output_axes))
-        ahead = mapped(self.forward, in_axes[len(residuals) :])
-        return dataclasses.replace(self, forward=ahead, backward=back, divided=False)
+        def lettered(axes: Axes, at: int | None = 0) -> Axes:
+            return axes if at is None else (*axes[:at], letter, *axes[at:])
+
+        ahead, back = self.forward, self.backward
+        return Operation(
+            forward=mapped(ahead, self.argument_axes),
+            backward=None if back is None else mapped(back, self.output_axes),
+            residual_axes=tuple(map(lettered, self.residual_axes, residuals)),
+            argument_axes=tuple(map(lettered, self.argument_axes)),
+            output_axes=tuple(map(lettered, self.output_axes)),
+            levels=self.levels + 1,
+        )
 
 
 def bind(operation: Operation, *arrays: jax.Array) -> list[jax.Array]:
     """The outputs of an operation: of its residuals and arguments."""
-    fn = operation.forward.fast
-    if operation.divided:
-        in_axes = (*operation.residual_axes, *operation.argument_axes)
-        fn = partitioned(fn, in_axes, operation.output_axes)
+    in_axes = (*operation.residual_axes, *operation.argument_axes)
+    fn = divided(operation.forward.fast, in_axes, operation.output_axes)
     closed = jax.make_jaxpr(fn)(*arrays)
     outputs: list[jax.Array] = operation_p.bind(*arrays, jaxpr=closed, operation=operation)
     return outputs
@@ -101,11 +107,14 @@ def _jvp(
         arguments = map(ad.instantiate_zeros, tangents[count:])
         return outputs, bind(operation, *primals[:count], *arguments)
 
+    in_axes = (*operation.residual_axes, *operation.argument_axes)
+    smooth = on_explicit_mesh(operation.forward.smooth, in_axes, operation.output_axes)
+
     def of_moving(*moved: jax.Array) -> Sequence[jax.Array]:
         arrays = list(primals)
         for i, x in zip(moving, moved, strict=True):
             arrays[i] = x
-        return operation.forward.smooth(*arrays)
+        return smooth(*arrays)
 
     starts, directions = ([x[i] for i in moving] for x in (primals, tangents))
     return outputs, list(jax.jvp(of_moving, starts, directions)[1])
@@ -139,7 +148,6 @@ def _batch(
         jnp.broadcast_to(x, (size, *x.shape)) if a is None else jnp.moveaxis(x, a, 0)
         for x, a in zip(arrays[count:], axes[count:], strict=True)
     ]
-    axes = (*axes[:count], *(0,) * len(arguments))
     outputs = bind(operation.vmapped(axes), *arrays[:count], *arguments)
     return outputs, [0] * len(outputs)
 

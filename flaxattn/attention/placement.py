@@ -1,14 +1,15 @@
 """Where the work is done: each device attends for the examples and heads that it holds.
 
-Axes are named by letters: "b" examples, "n" query heads, "k" key/value heads, None all others. Work
-is divided over examples and heads alone; what is spread over other axes is gathered first.
+Axes are named by letters: "b" examples, "n" query heads, "k" key/value heads, others for axes that
+were vmapped over, and None for all that remain. Work is divided over axes with letters alone; what
+is spread over others is gathered first.
 """
 
 import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -25,11 +26,12 @@ __all__ = [
     "QKV_AXES",
     "Axes",
     "Flat",
+    "divided",
     "head_axes",
     "in_place",
     "lead_axes",
     "mask_axes",
-    "partitioned",
+    "on_explicit_mesh",
 ]
 
 Axes: TypeAlias = tuple[str | None, ...]
@@ -48,14 +50,13 @@ Attend: TypeAlias = Callable[
 class Spread(NamedTuple):
     """The axes of a mesh that each letter is spread over."""
 
-    b: tuple[str, ...]
-    n: tuple[str, ...]
-    k: tuple[str, ...]
-    shared: int = 1  # how many devices have the query heads of one key head; they all hold all keys
+    names: Mapping[str | None, tuple[str, ...]]
+    kv_heads: int
+    shared: int  # how many devices have the query heads of one key head; they all hold all keys
 
     def spec(self, axes: Axes) -> PartitionSpec:
         """Where an array with these axes is."""
-        return PartitionSpec(*((a and getattr(self, a)) or None for a in axes))
+        return PartitionSpec(*(self.names.get(letter) or None for letter in axes))
 
     def own(self, x: jax.Array, axes: Axes) -> jax.Array:
         """The key heads of the device's query heads: the one that several devices share."""
@@ -63,16 +64,18 @@ class Spread(NamedTuple):
             return x
         return jax.lax.dynamic_slice_in_dim(x, self._head(), 1, axes.index("k"))
 
-    def put_back(self, x: jax.Array, axes: Axes, kv_heads: int) -> jax.Array:
-        """All key heads: zeros but for those of `own`."""
-        if self.shared == 1 or "k" not in axes:
-            return x
-        shape = tuple(kv_heads if a == "k" else n for a, n in zip(axes, x.shape, strict=True))
-        zeros = jnp.zeros(shape, x.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(zeros, x, self._head(), axes.index("k"))
+    def whole(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """An output of a device as one of all: added up where it has no letter that is spread."""
+        if self.shared > 1 and "k" in axes:  # zeros but for those of `own`
+            axis = axes.index("k")
+            zeros = jnp.zeros((*x.shape[:axis], self.kv_heads, *x.shape[axis + 1 :]), x.dtype)
+            x = jax.lax.dynamic_update_slice_in_dim(zeros, x, self._head(), axis)
+        held = {name for letter in axes for name in self.names.get(letter, ())}
+        missing = {name for names in self.names.values() for name in names} - held
+        return jax.lax.psum(x, tuple(missing)) if missing else x
 
     def _head(self) -> jax.Array:
-        return jax.lax.axis_index(self.n) // self.shared
+        return jax.lax.axis_index(self.names["n"]) // self.shared
 
 
 QKV_AXES: tuple[Axes, ...] = (("b", None, "n", None), *(("b", None, "k", None),) * 2)
@@ -93,46 +96,72 @@ def in_place(attend: Attend) -> Attend:
         mask: Mask | BlockPlan | None,
         options: Options,
     ) -> tuple[jax.Array, jax.Array]:
-        sharding = jax.typeof(query).sharding
-        mesh = sharding.mesh
-        if not mesh.explicit_axes:
-            return attend(query, key, value, mask, options)
-        spread = _spread(sharding.spec, mesh, key.shape[2])
         arrays, tree = jax.tree.flatten((query, key, value, mask, options))
         axes = (*QKV_AXES, *_mask_or_plan_axes(mask), *_option_axes(options))
-        specs = [*map(spread.spec, axes)]
-        moved = [
+
+        def flat(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return attend(*jax.tree.unflatten(tree, arrays))
+
+        output, lse = on_explicit_mesh(flat, axes, OUTPUT_AXES)(*arrays)
+        return output, lse
+
+    return on_mesh
+
+
+def on_explicit_mesh(fn: Flat, in_axes: Sequence[Axes], out_axes: Sequence[Axes]) -> Flat:
+    """`fn`, done by each device for what it holds where arrays are spread over Explicit axes."""
+
+    def on_mesh(*arrays: jax.Array) -> Sequence[jax.Array]:
+        types = [jax.typeof(x) for x in arrays]
+        meshes = [t.sharding.mesh for t in types if t.sharding.mesh.explicit_axes]
+        if not meshes:
+            return fn(*arrays)
+        mesh, spread = meshes[0], _spread(in_axes, meshes[0], types)
+        specs = [*map(spread.spec, in_axes)]
+        moved = (
             jax.sharding.reshard(x, NamedSharding(mesh, spec))
             for x, spec in zip(arrays, specs, strict=True)
-        ]
-
-        def of_device(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return attend(*jax.tree.unflatten(tree, map(spread.own, arrays, axes)))
-
-        local: Callable[..., tuple[jax.Array, jax.Array]] = jax.shard_map(
-            of_device,
+        )
+        if not any(spread.names.values()):
+            return fn(*moved)
+        local: Flat = jax.shard_map(
+            _of_device(fn, in_axes, out_axes, spread),
             mesh=mesh,
             in_specs=tuple(specs),
-            out_specs=tuple(map(spread.spec, OUTPUT_AXES)),
-            axis_names=set(mesh.explicit_axes),
+            out_specs=[*map(spread.spec, out_axes)],
+            axis_names={name for names in spread.names.values() for name in names},
         )
         return local(*moved)
 
     return on_mesh
 
 
-def partitioned(fn: Flat, in_axes: Sequence[Axes], out_axes: Sequence[Axes]) -> Flat:
+def _of_device(fn: Flat, in_axes: Sequence[Axes], out_axes: Sequence[Axes], spread: Spread) -> Flat:
+    """`fn` of what a device holds: its own key heads, and outputs added up."""
+
+    def local(*arrays: jax.Array) -> list[jax.Array]:
+        outputs = fn(*map(spread.own, arrays, in_axes))
+        return [*map(spread.whole, outputs, out_axes)]
+
+    return local
+
+
+def divided(fn: Flat, in_axes: Sequence[Axes], out_axes: Sequence[Axes]) -> Flat:
     """`fn`, done by each device for what it holds, where the program is one for several devices.
 
-    The compiler asks how to divide it once it knows where the arrays are, so nobody has to name a
-    mesh. An output without a letter whose axis is divided is added up over the devices.
+    Where types do not say how arrays are spread the compiler asks, once it knows: nobody has to
+    name a mesh. An output without a letter that is spread is added up over the devices.
 
     Args:
-      fn: of any number of examples and heads; its first argument is the query `[b, _, n, _]`.
+      fn: of arrays of any number of examples and heads, the query first.
       in_axes, out_axes: of its arguments and outputs.
     """
 
-    def divided(*arrays: jax.Array) -> Sequence[jax.Array]:
+    def by_compiler(*arrays: jax.Array) -> Sequence[jax.Array]:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.manual_axes:  # inside shard_map, perhaps of some axes alone
+            _warn_of_rest([name for name in mesh.auto_axes if mesh.shape[name] > 1])
+            return fn(*arrays)
         closed = jax.make_jaxpr(fn)(*arrays)
         consts: list[jax.Array] = list(closed.consts)  # of a rule of one's own: every device's
         axes = [*in_axes, *((None,) * x.ndim for x in consts)]
@@ -153,7 +182,7 @@ def partitioned(fn: Flat, in_axes: Sequence[Axes], out_axes: Sequence[Axes]) -> 
         outputs: Sequence[jax.Array] = call(*arrays, *consts)
         return outputs
 
-    return divided
+    return on_explicit_mesh(by_compiler, in_axes, out_axes)
 
 
 def _rule(in_axes: Sequence[Axes], out_axes: Sequence[Axes]) -> str:
@@ -175,36 +204,47 @@ def _partition(
     outputs: Sequence[jax.ShapeDtypeStruct],
 ) -> tuple[Mesh, Flat, list[NamedSharding], tuple[NamedSharding, ...]]:
     """What the compiler asks for: the function of one device, and where it has what."""
-    kv_heads = next(
-        x.shape[axes.index("k")] for x, axes in zip(arguments, in_axes, strict=True) if "k" in axes
-    )
-    spread = _spread(arguments[0].sharding.spec, mesh, kv_heads)
-    used = {*spread.b, *spread.n}
-
-    def of_device(*arrays: jax.Array) -> list[jax.Array]:
-        outputs = fn(*map(spread.own, arrays, in_axes))
-        return [added_up(x, axes) for x, axes in zip(outputs, out_axes, strict=True)]
-
-    def added_up(x: jax.Array, axes: Axes) -> jax.Array:
-        held = {name for letter in axes if letter for name in getattr(spread, letter)}
-        x = spread.put_back(x, axes, kv_heads)
-        return jax.lax.psum(x, tuple(used - held)) if used - held else x
-
+    spread = _spread(in_axes, mesh, arguments)
+    local = _of_device(fn, in_axes, out_axes, spread)
     places = [NamedSharding(mesh, spread.spec(axes)) for axes in (*in_axes, *out_axes)]
-    return mesh, of_device, places[len(in_axes) :], tuple(places[: len(in_axes)])
+    return mesh, local, places[len(in_axes) :], tuple(places[: len(in_axes)])
 
 
-def _spread(spec: PartitionSpec, mesh: Mesh | AbstractMesh, kv_heads: int) -> Spread:
-    """How the query is spread, and key/value heads with its heads."""
-    batch, positions, heads, features = map(_names, spec)
-    elsewhere = (*positions, *features)
-    parts = math.prod(mesh.shape[name] for name in heads)
-    shared = parts // kv_heads if parts % kv_heads == 0 else 1
-    if kv_heads % parts and shared == 1:
-        heads, elsewhere = (), (*elsewhere, *heads)
-    if elsewhere:
-        _warn(elsewhere, kv_heads)
-    return Spread(batch, heads, heads if kv_heads % parts == 0 else (), shared)
+def _spread(
+    in_axes: Sequence[Axes], mesh: Mesh | AbstractMesh, arguments: Sequence[jax.ShapeDtypeStruct]
+) -> Spread:
+    """How each letter is spread, by the first of the arrays in which it is; the query comes first.
+
+    Warns, once, where the query is spread in another way.
+    """
+    found: dict[str | None, tuple[str, ...]] = {}
+    for axes, x in zip(in_axes, arguments, strict=True):
+        for letter, entry, size in zip(axes, x.sharding.spec, x.shape, strict=True):
+            names = _names(entry)
+            taken = {name for others in found.values() for name in others}.intersection(names)
+            if letter in (None, "k") or letter in found or taken or size % _count(mesh, names):
+                continue
+            if names:
+                found[letter] = names
+    kv_heads = next(
+        x.shape[axes.index("k")] for axes, x in zip(in_axes, arguments, strict=True) if "k" in axes
+    )
+    parts = _count(mesh, found.get("n", ()))
+    if kv_heads % parts and parts % kv_heads:
+        del found["n"]
+    elif kv_heads % parts == 0:
+        found["k"] = found.get("n", ())
+    asked = {name for entry in arguments[0].sharding.spec for name in _names(entry)}
+    lost = asked.difference(*found.values())
+    if lost:
+        _warn(lost, kv_heads)
+    shared = parts // kv_heads if "n" in found and kv_heads % parts else 1
+    return Spread(found, kv_heads, shared)
+
+
+def _count(mesh: Mesh | AbstractMesh, names: tuple[str, ...]) -> int:
+    """How many parts an axis is in that is spread over these."""
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -212,13 +252,23 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
-def _warn(names: tuple[str, ...], kv_heads: int) -> None:
+def _warn(names: set[str], kv_heads: int) -> None:
     warnings.warn(
-        f"attention: the query is spread over mesh axes {names} in a way that blockwise attention "
-        f"cannot follow, so each device of these does the work of all. It follows examples, and "
-        f"heads where the devices divide the {kv_heads} key/value heads: spread these instead.",
+        f"attention: the query is spread over mesh axes {sorted(names)} in a way that attention by "
+        "blocks cannot follow, so each of these devices does the work of all. It follows examples, "
+        f"and heads where devices and the {kv_heads} key/value heads divide: spread these instead.",
         stacklevel=2,
     )
+
+
+def _warn_of_rest(names: list[str]) -> None:
+    if names:
+        warnings.warn(
+            f"attention: inside a shard_map that leaves the mesh axes {names} to the compiler, "
+            "attention by blocks is not divided over these, and each of their devices may do the "
+            "work of all. Give the shard_map all axes that examples and heads are spread over.",
+            stacklevel=2,
+        )
 
 
 def lead_axes(array: Array, lead: int) -> Axes:
