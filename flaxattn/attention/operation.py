@@ -7,14 +7,14 @@ asked for, a slower twin, made of what jax can differentiate any number of times
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from flaxattn.attention.placement import Axes, Flat, divided, on_explicit_mesh
+from flaxattn.attention.placement import Axes, Flat, divided, on_explicit_mesh, warn_unless_single
 
 __all__ = ["Operation", "Pass", "bind"]
 
@@ -152,6 +152,18 @@ def _batch(
     return outputs, [0] * len(outputs)
 
 
+def _lower_whole(
+    context: mlir.LoweringRuleContext, *arrays: Any, jaxpr: ClosedJaxpr, operation: Operation
+) -> Sequence[Any]:
+    """Undivided: the compiler for TPUs asks nobody how to divide."""
+    axes = context.module_context.axis_context
+    if isinstance(axes, mlir.ShardingContext):
+        warn_unless_single(axes.num_devices)
+    lower = mlir.lower_fun(operation.forward.fast, multiple_results=True)
+    outputs: Sequence[Any] = lower(context, *arrays)
+    return outputs
+
+
 operation_p = Primitive("blockwise_attention")
 operation_p.multiple_results = True
 operation_p.def_impl(_evaluate)
@@ -160,3 +172,4 @@ ad.primitive_jvps[operation_p] = _jvp
 ad.primitive_transposes[operation_p] = _transpose
 batching.primitive_batchers[operation_p] = _batch
 mlir.register_lowering(operation_p, mlir.lower_fun(_evaluate, multiple_results=True))
+mlir.register_lowering(operation_p, _lower_whole, platform="tpu")

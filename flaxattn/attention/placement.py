@@ -32,6 +32,7 @@ __all__ = [
     "lead_axes",
     "mask_axes",
     "on_explicit_mesh",
+    "warn_unless_single",
 ]
 
 Axes: TypeAlias = tuple[str | None, ...]
@@ -259,6 +260,17 @@ def _warn(names: set[str], kv_heads: int) -> None:
         f"and heads where devices and the {kv_heads} key/value heads divide: spread these instead.",
         stacklevel=2,
     )
+
+
+def warn_unless_single(num_devices: int) -> None:
+    """Warns where a program for several TPUs says not how to divide attention."""
+    if num_devices > 1:
+        warnings.warn(
+            f"attention: in a program for {num_devices} TPUs attention by blocks is not divided where "
+            "the types do not say how, and each of them may do the work of all. Use a mesh with "
+            "Explicit axes, or jax.shard_map.",
+            stacklevel=2,
+        )
 
 
 def _warn_of_rest(names: list[str]) -> None:
