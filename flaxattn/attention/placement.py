@@ -266,8 +266,8 @@ def warn_unless_single(num_devices: int) -> None:
     """Warns where a program for several TPUs says not how to divide attention."""
     if num_devices > 1:
         warnings.warn(
-            f"attention: in a program for {num_devices} TPUs attention by blocks is not divided where "
-            "the types do not say how, and each of them may do the work of all. Use a mesh with "
+            f"attention: in a program for {num_devices} TPUs attention by blocks is not divided "
+            "where types do not say how, and each of them may do the work of all. Use a mesh with "
             "Explicit axes, or jax.shard_map.",
             stacklevel=2,
         )
