@@ -108,7 +108,7 @@ def _over_all(
 
     def step(carry: Carry, j: jax.Array) -> tuple[Carry, None]:
         kinds = [lambda c: visit(j, c, False), lambda c: visit(j, c, True), lambda c: c]
-        kind = (j >= full).astype(jnp.int32) + (j >= live)
+        kind = (j >= full).astype(jnp.int32) + (j >= live).astype(jnp.int32)
         return jax.checkpoint(lambda c: jax.lax.switch(kind, kinds, c))(carry), None
 
     return jax.lax.scan(step, carry, count(total))[0]
