@@ -99,6 +99,18 @@ def shifted(a, q_start=0, kv_start=0):
     return lambda t, s: a(t + q_start, s + kv_start)
 
 
+def at(a, q_positions=None, kv_positions=None):
+    """An index that has no position sees nothing and is not seen."""
+
+    def rule(t, s):
+        sides = (t, q_positions), (s, kv_positions)
+        if not all(given is None or 0 <= i < len(given) for i, given in sides):
+            return False
+        return a(*(i if given is None else given[i] for i, given in sides))
+
+    return rule
+
+
 def draw(rule, q_len, kv_len):
     """The rule as a boolean array [T, S]."""
     seen = [[bool(rule(t, s)) for s in range(kv_len)] for t in range(q_len)]

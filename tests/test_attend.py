@@ -807,7 +807,7 @@ def test_attend_may_be_vmapped_with_its_mask():
     mask = causal() & lengths(kv_lengths=np.array([[3, 7], [0, 5]]))
     together = jax.jit(jax.vmap(attend))(data.query, data.key, data.value, mask)
     for i in range(2):
-        alone = causal() & lengths(kv_lengths=mask.right.kv_lengths[i])
+        alone = causal() & lengths(kv_lengths=mask.parts[1].kv_lengths[i])
         expected = attend(data.query[i], data.key[i], data.value[i], alone)
         np.testing.assert_allclose(together[i], expected, atol=1e-6)
 

@@ -53,6 +53,9 @@ BATCHED = {
 }
 
 
+ANYWHERE = RNG.permutation(T), RNG.permutation(S)
+
+
 def blocks_of(dense, block_q, block_kv):
     """Whether any and whether all cells of each pair of blocks are seen, by looking."""
     starts_q, starts_kv = range(0, dense.shape[-2], block_q), range(0, dense.shape[-1], block_kv)
@@ -78,6 +81,42 @@ def test_named_pattern_is_exact_and_so_is_its_opposite(name, sizes):
     for mask in (NAMED[name], ~NAMED[name], NAMED[name].shift(2, 5)):
         bounds, truth = bounds_and_truth(mask, *sizes)
         np.testing.assert_array_equal(bounds, truth)
+
+
+ENDS_TELL = {"full", "causal", "prefix", "lengths", "first tokens global", "dilated by one"}
+CELLS_TELL = {"valid, sparse", "some tokens global", "dense", "dense, shared queries"}
+
+
+@pytest.mark.thorough(quick=8)
+@pytest.mark.parametrize("sizes", [(5, 7), (8, 8), (1, 1)])
+@pytest.mark.parametrize("name", sorted(ENDS_TELL | CELLS_TELL))
+def test_pattern_at_positions_in_any_order_is_exact_and_so_is_its_opposite(name, sizes):
+    for mask in (NAMED[name].at(*ANYWHERE), ~NAMED[name].shift(3, 2).at(ANYWHERE[0], None)):
+        bounds, truth = bounds_and_truth(mask, *sizes)
+        np.testing.assert_array_equal(bounds, truth)
+
+
+@pytest.mark.parametrize("name", ["symmetric window", "chunked"])
+def test_window_or_chunk_in_any_order_is_full_just_where_it_is(name):
+    (some, every), (any_seen, all_seen) = bounds_and_truth(NAMED[name].at(*ANYWHERE), 2, 3)
+    np.testing.assert_array_equal(every, all_seen)
+    assert all_seen.any() and not (any_seen & ~some).any() and not some.all()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_pattern_at_runs_of_positions_that_blocks_meet_is_exact(name):
+    """As in a zigzag order of chunks."""
+    q_order, kv_order = (np.r_[0:4, 12:28, 4:12, 28:n] for n in (T, S))
+    bounds, truth = bounds_and_truth(NAMED[name].at(q_order, kv_order), 1, 4)
+    np.testing.assert_array_equal(bounds, truth)
+
+
+def test_bounds_at_known_positions_are_known_while_tracing():
+    mask = (causal() & same_segment(IDS, IDS[:S])).at(*ANYWHERE).shift(1, 1).at(*ANYWHERE)
+    found = mask.bounds(Blocks.of(T, 5), Blocks.of(S, 7))
+    assert isinstance(found.some, np.ndarray)
+    traced = jax.jit(lambda mask: mask.bounds(Blocks.of(T, 5), Blocks.of(S, 7)))
+    np.testing.assert_array_equal(traced(mask), found)
 
 
 @pytest.mark.thorough(quick=3)
@@ -112,8 +151,14 @@ STARTS = st.one_of(
 )
 
 
+Q_POSITIONS, KV_POSITIONS = (
+    st.sampled_from([None, *(RNG.integers(-2, n + 2, (*lead, n)) for lead in [(), (2,), (1, 3)])])
+    for n in (T, S)
+)
+
+
 def expressions(depth):
-    """Masks of `depth` operators over one another, all of which may be shifts."""
+    """Masks of `depth` operators over one another, all of which may be shifts or positions."""
     if depth == 0:
         return st.sampled_from(LEAVES)
     deep, any_depth = expressions(depth - 1), st.one_of(*map(expressions, range(depth)))
@@ -122,6 +167,7 @@ def expressions(depth):
         st.builds(lambda a, b: a & b, deep, any_depth),
         st.builds(lambda a, b: a | b, any_depth, deep),
         st.builds(lambda a, q, kv: a.shift(q, kv), deep, STARTS, STARTS),
+        st.builds(lambda a, q, kv: a.at(q, kv), deep, Q_POSITIONS, KV_POSITIONS),
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import operator
+import pickle
 
 import chex
 import jax
@@ -55,6 +56,7 @@ STATIC = [
     lambda: causal() | prefix(2),
     lambda: causal().shift(2),
     lambda: causal().shift(0, 2),
+    lambda: causal().at(None, None),
 ]
 WITH_ARRAYS = [
     lambda: lengths(kv_lengths=np.array([1, 2])),
@@ -63,6 +65,8 @@ WITH_ARRAYS = [
     lambda: valid(np.array([True, False])),
     lambda: same_segment(np.array([1, 2])),
     lambda: from_dense(np.eye(2, dtype=bool)),
+    lambda: causal().at(np.array([1, 0]), None),
+    lambda: causal().at(None, np.array([1, 0])),
     lambda: where(lambda q, k, a: a[q] < k, np.arange(3)),
     lambda: causal() & lengths(kv_lengths=np.array([1, 2])),
 ]
@@ -99,6 +103,22 @@ def test_arrays_are_compared_by_value_and_what_is_traced_by_identity():
         return mask.lead
 
     compared(ours, ours)
+
+
+@pytest.mark.parametrize("join", [operator.and_, operator.or_])
+def test_five_thousand_masks_may_be_combined(join):
+    left = functools.reduce(join, [causal(), *map(prefix, range(5000))])
+    right = functools.reduce(lambda a, b: join(b, a), [*map(prefix, range(5000))][::-1], full())
+    for mask in (left, right):
+        assert repr(mask).count("prefix(") == 5000
+        assert hash(mask) == hash(copy.deepcopy(mask)) and pickle.loads(pickle.dumps(mask)) == mask
+        assert mask.plan(4, 4, block_q=2, block_kv=2).mask is mask and mask.lead == ()
+
+
+def test_operators_combine_alike_whatever_stands_in_brackets():
+    a, b, c = causal(), prefix(2), chunked(2)
+    assert (a & b) & c == a & (b & c) != a & (b | c) and (a | b) | c == a | (b | c)
+    assert ~~a == a and repr(a & (b & c)) == "(causal() & prefix(length=2) & chunked(size=2))"
 
 
 @pytest.mark.thorough

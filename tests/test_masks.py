@@ -124,6 +124,22 @@ DRAWINGS = {
     "and not": (full() & ~sliding_window(1), ["..##", "...#", "#...", "##.."]),
     "shifted queries": (causal().shift(q_start=2), ["###.", "####"]),
     "shifted keys": (causal().shift(kv_start=1), ["...", "#..", "##."]),
+    "in another order": (
+        causal().at(np.array([0, 3, 1, 2]), np.array([0, 3, 1, 2])),
+        ["#...", "####", "#.#.", "#.##"],
+    ),
+    "queries in another order": (causal().at(np.array([2, 0]), None), ["###.", "#..."]),
+    "keys in another order": (causal().at(None, np.array([2, 0])), [".#", ".#", "##"]),
+    "positions that begin again": (
+        sliding_window(1, 0).at(np.array([0, 1, 2, 0, 1]), np.array([0, 1, 2, 0, 1])),
+        ["#..#.", "##.##", ".##.#", "#..#.", "##.##"],
+    ),
+    "at positions, shifted": (causal().at(np.array([5, 2, 0]), None).shift(1), ["###", "#.."]),
+    "shifted, at positions": (causal().shift(1).at(np.array([2, 0]), None), ["####", "##.."]),
+    "at positions of positions": (
+        causal().at(np.array([3, 1]), None).at(np.array([1, 0, 7]), None),
+        ["##..", "####", "...."],
+    ),
     "shifted twice": (causal().shift(q_start=1).shift(q_start=1), ["###.", "####"]),
 }
 
@@ -363,6 +379,14 @@ def starts(draw):
     return integer(rng, draw(st.sampled_from(LEADS)), 0, 8)[0]
 
 
+@st.composite
+def positions(draw):
+    """None now and then, else any order of positions, some of which no array has."""
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    lead = draw(st.sampled_from([None, *LEADS]))
+    return None if lead is None else rng.integers(-2, LONGEST + 2, (*lead, LONGEST))
+
+
 def both(a, b):
     return Pair(a.mask & b.mask, lambda *i: oracle.both(a.rule(*i), b.rule(*i)))
 
@@ -373,6 +397,13 @@ def either(a, b):
 
 def opposite(a):
     return Pair(~a.mask, lambda *i: oracle.opposite(a.rule(*i)))
+
+
+def positioned(a, q_positions, kv_positions):
+    def rule(*i):
+        return oracle.at(a.rule(*i), *(one_of_many(x, 1, *i) for x in (q_positions, kv_positions)))
+
+    return Pair(a.mask.at(q_positions, kv_positions), rule)
 
 
 def shifted(a, q_start, kv_start):
@@ -392,6 +423,7 @@ def expressions(depth):
         st.builds(either, inner, inner),
         st.builds(opposite, inner),
         st.builds(shifted, inner, starts(), starts()),
+        st.builds(positioned, inner, positions(), positions()),
         patterns(),
     )
 

@@ -26,6 +26,7 @@ from flaxattn import (
     where,
 )
 from flaxattn.attention.costs import draw_plan
+from flaxattn.drawing.explain import share_skipped
 from flaxattn.masks import BlockPlan
 
 RNG = np.random.default_rng(0)
@@ -265,6 +266,58 @@ def test_plan_is_a_pytree_of_its_arrays():
     assert (again.q_len, again.kv_len, again.block_q, again.block_kv) == (T, T, 5, 7)
     np.testing.assert_array_equal(again.state, plan.state)
     np.testing.assert_array_equal(again.mask.dense(T, T), plan.mask.dense(T, T))
+
+
+# Positions that are given.
+
+
+def zigzag(length, devices):
+    """The order in which a causal row is shared out: the first chunk with the last, and so on."""
+    chunks = np.arange(length).reshape(2 * devices, -1)
+    return np.concatenate([chunks[[i, -1 - i]].ravel() for i in range(devices)])
+
+
+def padded_left(rule, kv_lengths, length):
+    """The rule of rows of these lengths that end where their arrays end."""
+    positions = np.arange(length) - (length - kv_lengths[:, None])
+    return rule.at(positions, positions) & same_segment((positions >= 0).astype(int))
+
+
+def packed(rule, lengths_):
+    """The rule of segments whose positions begin at 0, and the same of positions of the row."""
+    ids = np.repeat(np.arange(len(lengths_)) + 1, lengths_)
+    positions = np.concatenate([np.arange(n) for n in lengths_])
+    return rule & same_segment(ids), rule.at(positions, positions) & same_segment(ids)
+
+
+LONG = 4096
+ENDS = np.random.default_rng(0).integers(LONG // 4, LONG, 8)
+ORDER = zigzag(LONG, 4)
+WINDOW = causal() & sliding_window(512)
+IN_ORDER_OR_NOT = {
+    "zigzag": (causal(), causal().at(ORDER, ORDER)),
+    "zigzag window": (WINDOW, WINDOW.at(ORDER, ORDER)),
+    "padded on the left": (causal() & lengths(ENDS, ENDS), padded_left(causal(), ENDS, LONG)),
+    "window, padded on the left": (WINDOW & lengths(ENDS, ENDS), padded_left(WINDOW, ENDS, LONG)),
+    "packed": packed(causal(), [900, 1700, 600, 896]),
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER_OR_NOT)
+def test_rows_at_given_positions_skip_what_rows_in_order_skip(name):
+    in_order, given = (share_skipped(draw_plan(mask, LONG, LONG)) for mask in IN_ORDER_OR_NOT[name])
+    assert in_order > 0.4 and 0.9 * in_order <= given <= 1.1 * in_order
+
+
+@pytest.mark.parametrize("name", ["zigzag", "padded on the left"])
+def test_plan_at_given_positions_attends_as_the_dense_mask(name):
+    order, ends = zigzag(48, 3), np.array([48, 31])
+    mask = {"zigzag": WINDOW.at(order, order), "padded on the left": padded_left(WINDOW, ends, 48)}
+    query, key, value = np.random.default_rng(1).standard_normal((3, 2, 48, 2, 5)).astype("f")
+    plan = mask[name].plan(48, 48, block_q=8, block_kv=4)
+    assert (np.asarray(plan.state) == 0).mean() > 0.3
+    dense = attend(query, key, value, mask[name], implementation="dense")
+    np.testing.assert_allclose(attend(query, key, value, plan), dense, atol=2e-6)
 
 
 # Sizes.

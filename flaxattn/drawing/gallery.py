@@ -94,6 +94,10 @@ GALLERY = {
         kv_len=18,
     ),
     "decoding": Entry("causal().shift(q_start=16)", "four tokens more, after 16", q_len=4),
+    "positions": Entry(
+        "causal().at(*[np.r_[0:4, 20:24, 4:8, 16:20, 8:16]] * 2)",
+        "a row in zigzag order, shared out evenly among devices",
+    ),
     "heads": Entry(
         "causal() & sliding_window(np.array([[1, 5, 12]]))", "a window of its own for each head"
     ),

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flaxattn import checks
-from flaxattn.masks.blocks import Blocks, Bounds, all_in, any_in, count_in, range_in
+from flaxattn.masks.blocks import Blocks, Bounds, all_in, any_in, range_in, within
 from flaxattn.masks.indices import at, clip, indexable, shared, true_like
 from flaxattn.masks.leaves import Leaf, Span, array_leaf, child, index_leaf, leaf, mask_type
 from flaxattn.masks.mask import Mask
@@ -148,7 +148,7 @@ class global_tokens(Mask):
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         if isinstance(self.which, int):
-            return _within(self.which, q) | _within(self.which, kv)
+            return within(self.which, q) | within(self.which, kv)
         some = any_in(self.which, q) | any_in(self.which, kv)
         return Bounds(some, every=all_in(self.which, q) | all_in(self.which, kv))
 
@@ -184,9 +184,13 @@ class from_dense(Mask):
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         """Exact, but reads the whole array."""
-        cells = count_in(self.array, q, axis=0)
-        cells = count_in(cells, kv, axis=1)
-        return Bounds(cells > 0, cells == q.lengths * kv.lengths)
+        return Bounds(*(self._in_both(found, q, kv) for found in (any_in, all_in)))
+
+    def _in_both(self, found: Callable[[Array, Blocks], Array], q: Blocks, kv: Blocks) -> Array:
+        """`any_in` or `all_in` of queries and then of keys; a shared axis is the same for all."""
+        of_queries = self.array if self.array.shape[0] == 1 else found(self.array, q)
+        of_both = of_queries.T if self.array.shape[1] == 1 else found(of_queries.T, kv)
+        return of_both.T & true_like(q.first, kv.first)
 
     def _check_spans(self, q: Span, kv: Span) -> None:
         q_size, kv_size = self.array.shape[-2:]
@@ -241,12 +245,6 @@ class where(Mask):
 
     def _check_spans(self, q: Span, kv: Span) -> None:
         """Checks nothing: only `fn` knows what the axes of its arrays stand for."""
-
-
-def _within(length: int, blocks: Blocks) -> Bounds:
-    """Bounds of "the position is from 0 to `length` - 1" on blocks of one side."""
-    some = (blocks.last >= 0) & (blocks.first < length)
-    return Bounds(some & (length > 0), every=(blocks.first >= 0) & (blocks.last < length))
 
 
 def _find_ranks(

@@ -1,4 +1,7 @@
-"""Arithmetic with indices: integers, or arrays of NumPy, which stay known, or of jax."""
+"""Arithmetic with indices: integers, or arrays of NumPy, which stay known, or of jax.
+
+Positions are int32: a sum that lies beyond is the end that it passed, and never wraps.
+"""
 
 import functools
 import operator
@@ -11,7 +14,23 @@ import numpy as np
 
 from flaxattn.types import Array, Booleans, Indices
 
-__all__ = ["at", "clip", "indexable", "namespace", "shared", "true_like"]
+__all__ = [
+    "FIRST",
+    "LAST",
+    "add",
+    "at",
+    "clip",
+    "indexable",
+    "lookup",
+    "makes_sense",
+    "namespace",
+    "positive",
+    "shared",
+    "subtract",
+    "true_like",
+]
+
+FIRST, LAST = -(2**31), 2**31 - 1  # the ends of int32
 
 
 def namespace(*arrays: Indices) -> ModuleType:
@@ -35,6 +54,53 @@ def true_like(*indices: Indices) -> Booleans:
     return functools.reduce(operator.and_, (x == x for x in indices))  # noqa: PLR0124
 
 
+@overload
+def add(x: Array, y: Indices) -> Array: ...
+@overload
+def add(x: Indices, y: Indices) -> Indices: ...
+def add(x: Indices, y: Indices) -> Indices:
+    """`x + y`, or the end of int32 that it passes.
+
+    >>> add(np.array([3, 2**31 - 2], np.int32), 5).tolist()
+    [8, 2147483647]
+    """
+    low, high = _parts(y)
+    total: Indices = namespace(x, y).clip(x, FIRST - low, LAST - high) + y
+    return total
+
+
+def subtract(x: Indices, y: Indices) -> Indices:
+    """`x - y`, or the end of int32 that it passes.
+
+    >>> subtract(np.array([3, 2 - 2**31], np.int32), 5).tolist()
+    [-2, -2147483648]
+    """
+    low, high = _parts(y)
+    difference: Indices = namespace(x, y).clip(x, FIRST + high, LAST + low) - y
+    return difference
+
+
+def _parts(y: Indices) -> tuple[Indices, Indices]:
+    """The negative and the positive part of `y`, whose sum it is."""
+    if isinstance(y, int):  # stays Python's, which takes the dtype of what it meets
+        return min(y, 0), max(y, 0)
+    xp = namespace(y)
+    return xp.minimum(y, 0), xp.maximum(y, 0)
+
+
+def positive(size: Indices) -> Indices:
+    """`size`, or 1 where it is less: what may divide."""
+    return max(size, 1) if isinstance(size, int) else namespace(size).maximum(size, 1)
+
+
+def makes_sense(value: Indices | None, minimum: int) -> Booleans:
+    """Whether `value` is at least `minimum`: an integer is, since it was checked when given.
+
+    A traced value cannot be checked; a mask sees nothing where it makes no sense.
+    """
+    return True if isinstance(value, int | None) else value >= minimum
+
+
 def indexable(array: Array, *indices: Indices) -> Array:
     """`array` of jax if an index is of jax: a traced index cannot index an array of NumPy."""
     return jnp.asarray(array) if namespace(*indices) is jnp else array
@@ -50,10 +116,24 @@ def shared(index: Indices) -> tuple[Indices, Booleans]:
     return index * 0, true_like(index)
 
 
-def at(array: Array, index: Indices, outside: bool | int) -> Array:
-    """`array[index]`, or `outside` where the index is outside the array."""
-    xp = namespace(array, index)
+@overload
+def lookup(array: Array, index: Indices) -> tuple[Array, Booleans]: ...
+@overload
+def lookup(array: None, index: Indices) -> tuple[Indices, Booleans]: ...
+def lookup(array: Array | None, index: Indices) -> tuple[Indices, Booleans]:
+    """`array[index]`, or any entry, and whether the index was inside; without an array itself."""
+    if array is None:
+        return index, True
     inside_index, inside = clip(index, array.shape[0])
-    found = indexable(array, index)[inside_index]
+    if not array.shape[0]:  # nothing cannot be indexed
+        array = np.zeros((1, *array.shape[1:]), array.dtype)
+    return indexable(array, index)[inside_index], inside
+
+
+def at(array: Array, index: Indices, outside: bool | int) -> Array:
+    """`array[index]`, or `outside` where the index is outside; of several axes, along the first."""
+    xp = namespace(array, index)
+    found, inside = lookup(array, index)
+    inside = xp.reshape(inside, np.shape(inside) + (1,) * (array.ndim - 1))
     result: Array = xp.where(inside, found, xp.asarray(outside, array.dtype))
     return result

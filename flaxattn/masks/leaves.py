@@ -82,7 +82,7 @@ def leaf(*axes: str, default: Any = dataclasses.MISSING) -> Any:
 
 
 def child() -> Any:
-    """A dataclass field that is a pytree of its own: a mask, or a tuple of arrays."""
+    """A dataclass field that is a pytree of its own: a mask, or a tuple of masks or arrays."""
     return dataclasses.field(metadata={"child": True})
 
 
@@ -133,7 +133,7 @@ def parts_of(mask: SomeMask) -> Iterator[Leaf | SomeMask]:
         raise TypeError(f"{name} is not registered: put @mask_type above `class {name}`.")
     for field, value in fields_of(mask):
         if "child" in field.metadata:
-            yield value
+            yield from value if isinstance(value, tuple) else (value,)
         elif _is_dynamic(field, value):
             yield Leaf(f"{type(mask).__name__}: {field.name}", value, field.metadata["axes"])
 

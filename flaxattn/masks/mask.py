@@ -5,17 +5,23 @@ never recompile; Python integers are static. No mask knows a shape: `dense` draw
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds
+from flaxattn.masks.indices import add, lookup
 from flaxattn.masks.leaves import (
     Leaf,
     Span,
+    array_leaf,
     check_leaf,
     child,
     fields_of,
@@ -27,10 +33,10 @@ from flaxattn.masks.leaves import (
     parts_of,
 )
 from flaxattn.masks.plan import BlockPlan, make_plan
-from flaxattn.masks.values import equal, hash_of
-from flaxattn.types import Booleans, Indices
+from flaxattn.masks.values import equal, hash_of, short
+from flaxattn.types import Array, Booleans, Indices
 
-__all__ = ["And", "Mask", "Not", "Or", "Shifted"]
+__all__ = ["And", "Mask", "Not", "Or", "Positioned", "Shifted"]
 
 
 class Mask:
@@ -56,19 +62,19 @@ class Mask:
         raise TypeError(f"{type(self).__name__} gives no rule; define __call__(q_idx, kv_idx).")
 
     def __and__(self, other: "Mask") -> "Mask":
-        return And(self, _operand("&", other))
+        return And.of(self, _operand("&", other))
 
     def __or__(self, other: "Mask") -> "Mask":
-        return Or(self, _operand("|", other))
+        return Or.of(self, _operand("|", other))
 
     def __invert__(self) -> "Mask":
         return Not(self)
 
     def __rand__(self, other: object) -> "Mask":
-        return And(_operand("&", other), self)
+        return And.of(_operand("&", other), self)
 
     def __ror__(self, other: object) -> "Mask":
-        return Or(_operand("|", other), self)
+        return Or.of(_operand("|", other), self)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -88,6 +94,23 @@ class Mask:
         Starts are integers, or integer arrays `[]`, `[B]` or `[B, N]`.
         """
         return Shifted(self, q_start, kv_start)
+
+    def at(self, q_positions: Array | None, kv_positions: Array | None) -> "Mask":
+        """The same mask of queries and keys that stand at given positions, in any order.
+
+        Query `q` and key `k` of it are `q_positions[q]` and `kv_positions[k]` of this one: rows may
+        be permuted, padded on the left, or count each of their segments from zero. Plans skip what
+        they would skip in order, as far as the positions of a block lie close together.
+
+        Args:
+          q_positions: int `[T]`, `[B, T]` or `[B, N, T]`; None: those that they stand at, 0, 1, ...
+          kv_positions: int `[S]`, ..., or None.
+
+        >>> order = np.array([0, 3, 1, 2])
+        >>> causal().at(order, order).dense(4, 4).astype(int).tolist()
+        [[1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0], [1, 0, 1, 1]]
+        """
+        return Positioned(self, q_positions, kv_positions)
 
     def dense(
         self, q_len: int, kv_len: int, *, q_start: Indices = 0, kv_start: Indices = 0
@@ -160,12 +183,16 @@ class Mask:
             if isinstance(part, Leaf):
                 check_leaf(part, q, kv)
             else:
-                part._check_spans(q, kv)
+                part._check_spans(*self._spans_within(q, kv))
+
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        """The spans that the masks inside are asked about."""
+        return q, kv
 
     def __repr__(self) -> str:
         if not dataclasses.is_dataclass(self):  # its use will ask for `mask_type`
             return object.__repr__(self)
-        parts = (f"{f.name}={_short(v)}" for f, v in fields_of(self) if v is not f.default)
+        parts = (f"{f.name}={short(v)}" for f, v in fields_of(self) if v is not f.default)
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -178,44 +205,43 @@ def _operand(symbol: str, other: object) -> Mask:
     return other
 
 
-def _short(value: object) -> str:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}{list(value.shape)}"
-    return repr(value)
+@mask_type
+class Joined(Mask):
+    """Several masks, joined by one operator; long expressions are so no deep ones."""
+
+    parts: tuple[Mask, ...] = child()
+    symbol: ClassVar[str]
+    join: ClassVar[Any]  # of two booleans, arrays of booleans, or bounds
+
+    @classmethod
+    def of(cls, *masks: Mask) -> "Joined":
+        """The masks joined; of one that is of this kind, its parts."""
+        return cls(sum((m.parts if isinstance(m, cls) else (m,) for m in masks), ()))
+
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        seen: Booleans = functools.reduce(self.join, (m(q_idx, kv_idx) for m in self.parts))
+        return seen
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        bounds: Bounds = functools.reduce(self.join, (m.head_bounds(q, kv) for m in self.parts))
+        return bounds
+
+    def __repr__(self) -> str:
+        return f"({f' {self.symbol} '.join(map(repr, self.parts))})"
 
 
 @mask_type
-class And(Mask):
-    """Seen where both masks see."""
+class And(Joined):
+    """Seen where all masks see."""
 
-    left: Mask = child()
-    right: Mask = child()
-
-    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        return self.left(q_idx, kv_idx) & self.right(q_idx, kv_idx)
-
-    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        return self.left.head_bounds(q, kv) & self.right.head_bounds(q, kv)
-
-    def __repr__(self) -> str:
-        return f"({self.left} & {self.right})"
+    symbol, join = "&", operator.and_
 
 
 @mask_type
-class Or(Mask):
-    """Seen where either mask sees."""
+class Or(Joined):
+    """Seen where any of the masks sees."""
 
-    left: Mask = child()
-    right: Mask = child()
-
-    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        return self.left(q_idx, kv_idx) | self.right(q_idx, kv_idx)
-
-    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        return self.left.head_bounds(q, kv) | self.right.head_bounds(q, kv)
-
-    def __repr__(self) -> str:
-        return f"({self.left} | {self.right})"
+    symbol, join = "|", operator.or_
 
 
 @mask_type
@@ -223,6 +249,9 @@ class Not(Mask):
     """Seen where the mask does not see."""
 
     mask: Mask = child()
+
+    def __invert__(self) -> Mask:
+        return self.mask
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return self.mask(q_idx, kv_idx) ^ True  # `~True` is -2
@@ -247,10 +276,42 @@ class Shifted(Mask):
         index_leaf(self, "kv_start")
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        return self.mask(q_idx + self.q_start, kv_idx + self.kv_start)
+        return self.mask(add(q_idx, self.q_start), add(kv_idx, self.kv_start))
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         return self.mask.head_bounds(q.shift(self.q_start), kv.shift(self.kv_start))
 
-    def _check_spans(self, q: Span, kv: Span) -> None:
-        self.mask._check_spans(q.shifted(self.q_start), kv.shifted(self.kv_start))
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        return q.shifted(self.q_start), kv.shifted(self.kv_start)
+
+
+@mask_type
+class Positioned(Mask):
+    """A mask of positions that are given; see `Mask.at`. An index that has none sees nothing."""
+
+    mask: Mask = child()
+    q_positions: Array | None = leaf("q")
+    kv_positions: Array | None = leaf("kv")
+
+    def __post_init__(self) -> None:
+        for name in ("q_positions", "kv_positions"):
+            if getattr(self, name) is not None:
+                array = array_leaf(self, name, checks.check_integer, np.int32)
+                object.__setattr__(self, name, array)
+
+    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
+        q_idx, q_inside = lookup(self.q_positions, q_idx)
+        kv_idx, kv_inside = lookup(self.kv_positions, kv_idx)
+        return self.mask(q_idx, kv_idx) & q_inside & kv_inside
+
+    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
+        q, q_inside = q.at(self.q_positions)
+        kv, kv_inside = kv.at(self.kv_positions)
+        return self.mask.head_bounds(q, kv) & q_inside & kv_inside
+
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        """As after a shift by an array: what no array has is hidden."""
+        return (
+            q if self.q_positions is None else Span(None, q.length),
+            kv if self.kv_positions is None else Span(None, kv.length),
+        )

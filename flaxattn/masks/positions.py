@@ -5,7 +5,15 @@ example to example and from head to head.
 """
 
 from flaxattn.masks.blocks import Blocks, Bounds
-from flaxattn.masks.indices import true_like
+from flaxattn.masks.indices import (
+    FIRST,
+    LAST,
+    add,
+    makes_sense,
+    positive,
+    subtract,
+    true_like,
+)
 from flaxattn.masks.leaves import index_leaf, leaf, mask_type
 from flaxattn.masks.mask import Mask
 from flaxattn.types import Booleans, Indices
@@ -65,12 +73,23 @@ class sliding_window(Mask):
         index_leaf(self, "right", minimum=0)
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
+        seen = (kv_idx >= self._first_key(q_idx)) & (kv_idx <= self._last_key(q_idx))
+        return seen & self._makes_sense()
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        nearest, farthest = kv.first - q.last, kv.last - q.first  # distances, key minus query
-        some = (farthest >= -self.left) & (nearest <= self.right)
-        return Bounds(some, every=(nearest >= -self.left) & (farthest <= self.right))
+        some = (kv.last >= self._first_key(q.first)) & (kv.first <= self._last_key(q.last))
+        every = (kv.first >= self._first_key(q.last)) & (kv.last <= self._last_key(q.first))
+        sense = self._makes_sense()
+        return Bounds(some & sense, every & sense)
+
+    def _first_key(self, q_idx: Indices) -> Indices:
+        return q_idx * 0 + FIRST if self.left is None else subtract(q_idx, self.left)
+
+    def _last_key(self, q_idx: Indices) -> Indices:
+        return q_idx * 0 + LAST if self.right is None else add(q_idx, self.right)
+
+    def _makes_sense(self) -> Booleans:
+        return makes_sense(self.left, 0) & makes_sense(self.right, 0)
 
 
 @mask_type
@@ -110,13 +129,15 @@ class chunked(Mask):
         index_leaf(self, "size", minimum=1)
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        return q_idx // self.size == kv_idx // self.size
+        size = positive(self.size)
+        return (q_idx // size == kv_idx // size) & makes_sense(self.size, 1)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        q_low, q_high = q.first // self.size, q.last // self.size
-        kv_low, kv_high = kv.first // self.size, kv.last // self.size
+        size, sense = positive(self.size), makes_sense(self.size, 1)
+        q_low, q_high, kv_low, kv_high = (i // size for i in (q.first, q.last, kv.first, kv.last))
         some = (q_low <= kv_high) & (kv_low <= q_high)
-        return Bounds(some, every=(q_low == kv_high) & (kv_low == q_high))
+        every = (q_low == kv_high) & (kv_low == q_high)
+        return Bounds(some & sense, every & sense)
 
 
 @mask_type
@@ -135,10 +156,13 @@ class dilated(Mask):
         index_leaf(self, "dilation", minimum=1)
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        return (q_idx - kv_idx) % self.dilation == 0
+        step = positive(self.dilation)
+        return (q_idx % step == kv_idx % step) & makes_sense(self.dilation, 1)
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        nearest, farthest = q.first - kv.last, q.last - kv.first  # distances, query minus key
-        some = farthest // self.dilation * self.dilation >= nearest
-        every = ((nearest == farthest) & some) | (self.dilation == 1)
-        return Bounds(some, every)
+        step, sense = positive(self.dilation), makes_sense(self.dilation, 1)
+        # Distances, key minus query, go from kv.first - q.last on, as far as both blocks are wide.
+        width = add(subtract(q.last, q.first), subtract(kv.last, kv.first))
+        some = (q.last % step - kv.first % step) % step <= width
+        every = ((width == 0) & some) | (step == 1)
+        return Bounds(some & sense, every & sense)

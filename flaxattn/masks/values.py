@@ -13,7 +13,7 @@ from jax import export
 
 from flaxattn.types import Array, PyTree
 
-__all__ = ["equal", "hash_of", "register_for_export"]
+__all__ = ["equal", "hash_of", "register_for_export", "short"]
 
 _registered: dict[str, int] = {}  # how many classes of each name
 
@@ -46,6 +46,13 @@ def hash_of(mask: PyTree, arrays: Iterable[str]) -> int:
             "recompile."
         )
     return hash(structure)
+
+
+def short(value: object) -> str:
+    """A part of a mask in words: of an array its dtype and shape."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value)
 
 
 def register_for_export(cls: type) -> None:
