@@ -8,6 +8,7 @@ The letters of the shape alphabet (those of `jax.nn`):
 
 from typing import TypeAlias, TypeGuard
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,10 +16,12 @@ from flaxattn.types import Array
 
 __all__ = [
     "Sizes",
+    "as_array",
     "check_axes",
     "check_boolean",
     "check_floating",
     "check_integer",
+    "is_known",
     "is_static",
 ]
 
@@ -67,6 +70,29 @@ def check_boolean(name: str, array: Array) -> None:
             f"{name} has dtype {array.dtype}; expected bool, True where attention is allowed. "
             "For an additive float mask compare it first (`x > -1e8`) or pass it as `bias`."
         )
+
+
+def is_known(array: Array) -> bool:
+    """Whether the values of `array` can be looked at: it is not traced, nor elsewhere in part."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+def as_array(name: str, value: object) -> Array:
+    """`value` as an array: of NumPy unless it is one of jax.
+
+    Raises TypeError for what no array can be made of, as of lists of different lengths.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        return np.asarray(value)
+    except Exception as error:  # of a foreign array: whatever its library raises
+        raise TypeError(
+            f"{name} is a {type(value).__name__} that NumPy makes no array of; expected an array "
+            "of jax or NumPy."
+        ) from error
 
 
 def is_static(value: object) -> TypeGuard[int]:

@@ -21,9 +21,13 @@ def causal():
     return lambda t, s: s <= t
 
 
-def sliding_window(left, right=None):
-    right = left if right is None else right
-    return lambda t, s: t - left <= s <= t + right
+def sliding_window(left, right="same"):
+    right = left if isinstance(right, str) else right
+
+    def rule(t, s):
+        return (left is None or t - left <= s) and (right is None or s <= t + right)
+
+    return rule
 
 
 def prefix(length):
@@ -50,13 +54,13 @@ def valid(kv_valid):
     return lambda t, s: 0 <= s < len(kv_valid) and bool(kv_valid[s])
 
 
-def same_segment(q_ids, kv_ids=None):
+def same_segment(q_ids, kv_ids=None, padding=0):
     kv_ids = q_ids if kv_ids is None else kv_ids
 
     def rule(t, s):
         if not (0 <= t < len(q_ids) and 0 <= s < len(kv_ids)):
             return False
-        return q_ids[t] != 0 and q_ids[t] == kv_ids[s]
+        return q_ids[t] != padding and q_ids[t] == kv_ids[s]  # None is no id
 
     return rule
 
@@ -96,7 +100,12 @@ def opposite(a):
 
 
 def shifted(a, q_start=0, kv_start=0):
-    return lambda t, s: a(t + q_start, s + kv_start)
+    """Positions are int32: one that would lie beyond is the last, or the first, there is."""
+
+    def later(i, start):
+        return min(max(int(i) + int(start), -(2**31)), 2**31 - 1)
+
+    return lambda t, s: a(later(t, q_start), later(s, kv_start))
 
 
 def at(a, q_positions=None, kv_positions=None):

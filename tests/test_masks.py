@@ -79,6 +79,9 @@ DRAWINGS = {
     "window of two ahead": (sliding_window(0, 2), ["###..", ".###.", "..###", "...##", "....#"]),
     "window of one back, two ahead": (sliding_window(1, 2), ["###..", "####.", ".####", "..###"]),
     "window of nothing but oneself": (sliding_window(0), ["#..", ".#.", "..#"]),
+    "window without end ahead": (sliding_window(1, None), ["####", "####", ".###", "..##"]),
+    "window without end back": (sliding_window(None, 1), ["##..", "###.", "####", "####"]),
+    "window without ends": (sliding_window(None), ["###", "###"]),
     "prefix": (prefix(2), ["##..", "##..", "##.."]),
     "prefix of nothing": (prefix(0), ["...", "..."]),
     "prefix longer than the keys": (prefix(9), ["###", "###"]),
@@ -97,6 +100,14 @@ DRAWINGS = {
     "same segment of two sequences": (
         same_segment(np.array([1, 2, 0]), np.array([2, 1, 1, 0])),
         [".##.", "#...", "...."],
+    ),
+    "same segment, ids from 0 on": (
+        same_segment(np.array([0, 0, 1]), padding=None),
+        ["##.", "##.", "..#"],
+    ),
+    "same segment, padding of -1": (
+        same_segment(np.array([0, 0, -1]), np.array([-1, 0]), padding=-1),
+        [".#", ".#", ".."],
     ),
     "chunked": (chunked(2), ["##...", "##...", "..##.", "..##.", "....#"]),
     "chunks of one": (chunked(1), ["#..", ".#.", "..#"]),
@@ -258,6 +269,11 @@ def test_position_outside_an_array_is_hidden():
     ]
 
 
+def test_position_outside_an_array_is_hidden_also_where_no_id_is_padding():
+    mask = same_segment(np.zeros(3, int), padding=None)
+    assert drawn(mask, 2, 3, q_start=jnp.array(2), kv_start=-1) == [".##", "..."]
+
+
 def test_position_before_an_array_is_hidden():
     assert drawn(valid(flags("##")), 1, 3, kv_start=-1) == [".##"]
     assert drawn(same_segment(np.array([1, 1])), 3, 2, q_start=-1) == ["..", "##", "##"]
@@ -277,11 +293,115 @@ def test_first_tokens_and_flagged_tokens_agree_before_position_zero():
     assert drawn(counted, 2, 3, kv_start=-1) == ["###", ".#."]
 
 
-@pytest.mark.parametrize("width", [2**31 - 1, np.iinfo(np.int32).max - 1])
-def test_window_as_wide_as_integers_go_sees_everything(width):
-    assert drawn(sliding_window(width), 3, 3) == ["###"] * 3
-    assert drawn(sliding_window(np.array(width)), 3, 3) == ["###"] * 3
-    assert drawn(sliding_window(0, width), 3, 3) == ["###", ".##", "..#"]
+# The ends of int32, past which nothing wraps.
+
+FAR = [-(2**31), -(2**31) + 1, -3, 0, 2, 2**31 - 2, 2**31 - 1]
+WIDTHS = [n for n in FAR if n >= 0]
+FAR_PATTERNS = {
+    "causal": [()],
+    "sliding_window": [(left, right) for left in [*WIDTHS, None] for right in [*WIDTHS, None]],
+    "prefix": [(n,) for n in WIDTHS],
+    "chunked": [(n,) for n in [1, 3, *WIDTHS[1:]]],
+    "dilated": [(n,) for n in [1, 3, *WIDTHS[1:]]],
+    "lengths": [(n, None) for n in WIDTHS],
+    "global_tokens": [(n,) for n in WIDTHS],
+    "valid": [(flags("#.#"),)],
+    "same_segment": [(np.array([1, 1, 2]),), (np.array([0, 0, 1]), None, None)],
+}
+ARRAYS = {"sliding_window", "prefix", "chunked", "dilated", "lengths"}
+
+
+def far_pairs(name):
+    """The mask of each of the arguments, static and of arrays, and its plain rule."""
+    for arguments in FAR_PATTERNS[name]:
+        rule = getattr(oracle, name)(*arguments)
+        yield getattr(flaxattn, name)(*arguments), rule
+        if name in ARRAYS:
+            arrays = [n if n is None else np.array(n) for n in arguments]
+            yield getattr(flaxattn, name)(*arrays), rule
+
+
+@pytest.mark.parametrize("name", FAR_PATTERNS)
+def test_nothing_wraps_at_the_ends_of_int32(name):
+    at = np.array(FAR)
+    pairs = list(far_pairs(name))
+    masks = [mask.at(at, at) for mask, _ in pairs]
+    sees = draw(masks, len(FAR), len(FAR))
+    for (_, rule), mask, dense in zip(pairs, masks, sees, strict=True):
+        expected = oracle.draw(oracle.at(rule, FAR, FAR), len(FAR), len(FAR))
+        np.testing.assert_array_equal(dense, expected, err_msg=repr(mask.mask))
+        for blocks in (1, 2, 7):
+            state = mask.plan(len(FAR), len(FAR), block_q=blocks, block_kv=blocks).state
+            for (i, j), kind in np.ndenumerate(np.asarray(state)):
+                cells = expected[i * blocks : (i + 1) * blocks, j * blocks : (j + 1) * blocks]
+                assert kind or not cells.any()
+                assert kind < 2 or cells.all()
+
+
+@pytest.mark.parametrize("start", FAR)
+def test_shift_past_the_ends_of_int32_stays_there(start):
+    for q_start in (start, np.array(start)):
+        mask = (causal() & sliding_window(3) | chunked(2)).shift(q_start, start)
+        mask = mask.at(np.array(FAR), np.array(FAR))
+        window = oracle.both(oracle.causal(), oracle.sliding_window(3))
+        rule = oracle.shifted(oracle.either(window, oracle.chunked(2)), start, start)
+        expected = oracle.draw(oracle.at(rule, FAR, FAR), len(FAR), len(FAR))
+        np.testing.assert_array_equal(draw(mask, len(FAR), len(FAR)), expected)
+
+
+BEYOND = {
+    "window": lambda n: sliding_window(n),
+    "window ahead": lambda n: sliding_window(0, n),
+    "prefix": prefix,
+    "chunk": chunked,
+    "dilation": dilated,
+    "lengths": lambda n: lengths(kv_lengths=n),
+    "global tokens": global_tokens,
+    "shift": lambda n: causal().shift(n),
+    "shift of keys": lambda n: causal().shift(0, n),
+    "padding": lambda n: same_segment(np.ones(2, int), padding=n),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_integer_beyond_int32_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=r"\w+: \w+ is 2147483648; expected at most 2147483647"):
+        BEYOND[name](2**31)
+    with pytest.raises(ValueError, match=r"\w+: \w+ is -2147483649; expected at least"):
+        BEYOND[name](-(2**31) - 1)
+
+
+# Values that make no sense: refused where they are known.
+
+SENSELESS = {
+    "window": (sliding_window, "sliding_window: left", -1, 0),
+    "window ahead": (lambda n: sliding_window(2, n), "sliding_window: right", -1, 0),
+    "window without end": (lambda n: sliding_window(n, None), "sliding_window: left", -1, 0),
+    "chunk": (chunked, "chunked: size", 0, 1),
+    "chunk below nothing": (chunked, "chunked: size", -2, 1),
+    "dilation": (dilated, "dilated: dilation", 0, 1),
+    "dilation below nothing": (dilated, "dilated: dilation", -2, 1),
+    "prefix": (prefix, "prefix: length", -1, 0),
+    "lengths": (lambda n: lengths(kv_lengths=n), "lengths: kv_lengths", -1, 0),
+    "lengths of queries": (lambda n: lengths(n), "lengths: q_lengths", -1, 0),
+}
+
+
+@pytest.mark.parametrize("kind", [int, np.array, jnp.array, lambda n: np.array([[3], [n]])])
+@pytest.mark.parametrize("name", SENSELESS)
+def test_value_that_makes_no_sense_is_refused_where_it_is_known(name, kind):
+    make, owner, value, least = SENSELESS[name]
+    with pytest.raises(ValueError, match=rf"{owner} \w+ {value}; expected at least {least}"):
+        make(kind(value))
+
+
+@pytest.mark.parametrize("name", SENSELESS)
+def test_value_that_makes_no_sense_sees_nothing_where_it_is_not_known(name):
+    make, _, value, _ = SENSELESS[name]
+    traced = draw(jax.jit(lambda n: make(n))(np.array([3, value])), 5, 5)
+    assert np.asarray(traced[0]).any() and not np.asarray(traced[1]).any()
+    mapped = jax.tree.map(lambda n: np.full_like(n, value), make(np.array(3)))  # stays NumPy's
+    assert not mapped.dense(5, 5).any() and not mapped.plan(5, 5, block_q=2, block_kv=2).state.any()
 
 
 # Law 1: what is drawn is what the rule says, for random expressions.
@@ -346,6 +466,12 @@ PATTERNS = {
     "window": lambda rng, a, b: pair(
         "sliding_window", integer(rng, a, 0, 5), integer(rng, b, 0, 5)
     ),
+    "window without end back": lambda rng, a, b: pair(
+        "sliding_window", (None, 0), integer(rng, b, 0, 5)
+    ),
+    "window without end ahead": lambda rng, a, b: pair(
+        "sliding_window", integer(rng, a, 0, 5), (None, 0)
+    ),
     "even window": lambda rng, a, b: pair("sliding_window", integer(rng, a, 0, 5)),
     "prefix": lambda rng, a, b: pair("prefix", integer(rng, a, 0, 8)),
     "chunked": lambda rng, a, b: pair("chunked", integer(rng, a, 1, 6)),
@@ -355,6 +481,12 @@ PATTERNS = {
     "valid": lambda rng, a, b: pair("valid", booleans(rng, a, LONGEST)),
     "segments": lambda rng, a, b: pair("same_segment", segments(rng, a)),
     "two segments": lambda rng, a, b: pair("same_segment", segments(rng, a), segments(rng, b)),
+    "segments, none of padding": lambda rng, a, b: pair(
+        "same_segment", segments(rng, a), segments(rng, b), (None, 0)
+    ),
+    "segments, padding of 2": lambda rng, a, b: pair(
+        "same_segment", segments(rng, a), segments(rng, b), (2, 0)
+    ),
     "first global": lambda rng, a, b: pair("global_tokens", (int(rng.integers(0, 4)), 0)),
     "flagged global": lambda rng, a, b: pair(
         "global_tokens", booleans(rng, a, LONGEST, chance=0.2)

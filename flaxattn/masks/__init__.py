@@ -7,7 +7,6 @@ from flaxattn.masks.data import global_tokens as global_tokens
 from flaxattn.masks.data import lengths as lengths
 from flaxattn.masks.data import same_segment as same_segment
 from flaxattn.masks.data import valid as valid
-from flaxattn.masks.data import where as where
 from flaxattn.masks.leaves import index_leaf as index_leaf
 from flaxattn.masks.leaves import leaf as leaf
 from flaxattn.masks.leaves import mask_type as mask_type
@@ -19,3 +18,4 @@ from flaxattn.masks.positions import dilated as dilated
 from flaxattn.masks.positions import full as full
 from flaxattn.masks.positions import prefix as prefix
 from flaxattn.masks.positions import sliding_window as sliding_window
+from flaxattn.masks.rule import where as where

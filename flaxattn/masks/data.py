@@ -1,28 +1,28 @@
-"""Masks that read arrays: lengths, flags, segment ids, a dense array, a rule of one's own.
+"""Masks that read arrays: lengths, flags, segment ids, a dense array.
 
 Arrays have the shape stated for one example, or carry leading batch, or batch and head, axes.
 A position outside an array is hidden.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds, all_in, any_in, range_in, within
-from flaxattn.masks.indices import at, clip, indexable, shared, true_like
-from flaxattn.masks.leaves import Leaf, Span, array_leaf, child, index_leaf, leaf, mask_type
+from flaxattn.masks.indices import at, clip, indexable, lookup, shared, true_like
+from flaxattn.masks.leaves import (
+    Span,
+    array_leaf,
+    index_leaf,
+    leaf,
+    mask_type,
+    static_index,
+)
 from flaxattn.masks.mask import Mask
 from flaxattn.types import Array, Booleans, Indices
 
-__all__ = ["from_dense", "global_tokens", "lengths", "same_segment", "valid", "where"]
-
-Rule: TypeAlias = Callable[..., ArrayLike]  # of two indices and arrays, a boolean
+__all__ = ["from_dense", "global_tokens", "lengths", "same_segment", "valid"]
 
 
 @mask_type
@@ -87,18 +87,22 @@ class valid(Mask):
 
 @mask_type
 class same_segment(Mask):
-    """A query sees the keys that carry its own segment id; id 0 is padding and sees nothing.
+    """A query sees the keys that carry its own segment id; padding sees nothing and is not seen.
 
     Args:
       q_ids: int `[T]`, `[B, T]` or `[B, N, T]`.
       kv_ids: int `[S]`, ...; None: those of the queries.
+      padding: the id of padding; None: no id is padding, as where ids count documents from 0.
 
     >>> same_segment(np.array([1, 1, 2, 0])).dense(4, 4).astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    >>> same_segment(np.array([0, 0, 1]), padding=None).dense(3, 3).astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     """
 
     q_ids: Array = leaf("q")
     kv_ids: Array = leaf("kv", default=None)
+    padding: int | None = 0
 
     def __post_init__(self) -> None:
         if self.kv_ids is None:
@@ -106,18 +110,28 @@ class same_segment(Mask):
         for name in ("q_ids", "kv_ids"):
             array = array_leaf(self, name, checks.check_integer, np.int32)
             object.__setattr__(self, name, array)
+        if self.padding is not None:
+            static_index(self, "padding")
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        q_id, kv_id = at(self.q_ids, q_idx, 0), at(self.kv_ids, kv_idx, 0)
-        return (q_id == kv_id) & (q_id != 0)
+        (q_id, q_inside), (kv_id, kv_inside) = (
+            lookup(self.q_ids, q_idx),
+            lookup(self.kv_ids, kv_idx),
+        )
+        return (q_id == kv_id) & (q_inside & self._counts(q_id)) & kv_inside
 
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         """Exact where the ids that are not padding are sorted."""
-        q_low, q_high = range_in(self.q_ids, q, self.q_ids != 0)
-        kv_low, kv_high = range_in(self.kv_ids, kv, self.kv_ids != 0)
+        q_counts, kv_counts = self._counts(self.q_ids), self._counts(self.kv_ids)
+        q_low, q_high = range_in(self.q_ids, q, q_counts)
+        kv_low, kv_high = range_in(self.kv_ids, kv, kv_counts)
         some = (q_low <= kv_high) & (kv_low <= q_high) & (q_low <= q_high) & (kv_low <= kv_high)
         one_id = (q_low == q_high) & (kv_low == kv_high) & (q_low == kv_low)
-        return Bounds(some, one_id & all_in(self.q_ids != 0, q) & all_in(self.kv_ids != 0, kv))
+        return Bounds(some, one_id & all_in(q_counts, q) & all_in(kv_counts, kv))
+
+    def _counts(self, ids: Array) -> Array:
+        """Which ids are none of padding."""
+        return true_like(ids) if self.padding is None else ids != self.padding
 
 
 @mask_type
@@ -138,7 +152,7 @@ class global_tokens(Mask):
 
     def __post_init__(self) -> None:
         if checks.is_static(self.which):
-            index_leaf(self, "which", minimum=0)
+            static_index(self, "which", minimum=0)
         else:
             array = array_leaf(self, "which", checks.check_boolean, np.bool_)
             object.__setattr__(self, "which", array)
@@ -197,93 +211,3 @@ class from_dense(Mask):
         super()._check_spans(
             q if q_size != 1 else Span(None, 1), kv if kv_size != 1 else Span(None, 1)
         )
-
-
-@mask_type
-class where(Mask):
-    """A rule of one's own: `fn(q_idx, kv_idx, *arrays)` gives a boolean for one query and key.
-
-    Arrays are handed to `fn`, not closed over, so that they are leaves like any other: new
-    values never recompile. Define `fn` once, outside loops, for the same reason.
-
-    Args:
-      fn: of two integer scalars and the arrays of one example and head; jax-traceable.
-      *arrays: arrays of any shape and dtype, or with leading batch, or batch and head, axes.
-      ranks: the rank of each array for one example and head. By default as few
-        leading axes are taken for batch and head as let `fn` give a single boolean.
-
-    Raises TypeError if `fn` gives no single boolean.
-
-    >>> ages = jnp.array([30, 7, 41])
-    >>> older = where(lambda q, k, age: age[q] >= age[k], ages)
-    >>> older.dense(3, 3).astype(int).tolist()
-    [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
-    """
-
-    fn: Rule
-    arrays: tuple[jax.Array, ...] = child()
-    ranks: tuple[int, ...] = ()
-
-    def __init__(self, fn: Rule, *arrays: ArrayLike, ranks: Sequence[int] | None = None) -> None:
-        object.__setattr__(self, "fn", fn)
-        object.__setattr__(self, "arrays", tuple(jnp.asarray(a) for a in arrays))
-        object.__setattr__(self, "ranks", _find_ranks(fn, self.arrays, ranks))
-
-    def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
-        rule = jnp.vectorize(lambda q, kv: self.fn(q, kv, *self.arrays))
-        seen: jax.Array = rule(jnp.asarray(q_idx), jnp.asarray(kv_idx))
-        return seen
-
-    def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
-        """Nothing is known of `fn`: every block is partial."""
-        always = true_like(q.first, kv.first)
-        return Bounds(some=always, every=always ^ True)
-
-    def leaves(self) -> Iterator[Leaf]:
-        for i, (array, rank) in enumerate(zip(self.arrays, self.ranks, strict=True)):
-            yield Leaf(f"where: array {i}", array, ("any",) * rank)
-
-    def _check_spans(self, q: Span, kv: Span) -> None:
-        """Checks nothing: only `fn` knows what the axes of its arrays stand for."""
-
-
-def _find_ranks(
-    fn: Rule, arrays: tuple[jax.Array, ...], ranks: Sequence[int] | None
-) -> tuple[int, ...]:
-    """The given ranks if `fn` accepts them; by default those that leave the fewest leading axes."""
-    if ranks is not None and len(ranks) != len(arrays):
-        raise ValueError(f"where: ranks has {len(ranks)} entries for {len(arrays)} arrays.")
-    for array, rank in zip(arrays, ranks or (), strict=False):
-        if not rank <= array.ndim <= rank + 2:
-            raise ValueError(
-                f"where: ranks has {rank} for an array of shape {array.shape}; expected its rank "
-                "for one example and head, leaving at most batch and head."
-            )
-    choices = [
-        [rank] if ranks is not None else range(a.ndim, max(a.ndim - 3, -1), -1)
-        for a, rank in zip(arrays, ranks or [0] * len(arrays), strict=True)
-    ]
-    answers = []
-    for choice in sorted(itertools.product(*choices), key=sum, reverse=True):
-        answer = _answer(fn, arrays, choice)
-        if isinstance(answer, jax.ShapeDtypeStruct) and answer.shape == () and answer.dtype == bool:
-            return tuple(choice)
-        answers.append(answer)
-    raise TypeError(
-        "where: fn(q_idx, kv_idx, *arrays) must give one boolean for one query and one key; "
-        f"with arrays of shapes {[a.shape for a in arrays]} it gave {answers[0]}."
-    )
-
-
-def _answer(fn: Rule, arrays: tuple[jax.Array, ...], ranks: Sequence[int]) -> object:
-    """The shape and dtype, or trees of such, that `fn` gives, or what it raises."""
-    index = jax.ShapeDtypeStruct((), jnp.int32)
-    one = [
-        jax.ShapeDtypeStruct(a.shape[a.ndim - r :], a.dtype)
-        for a, r in zip(arrays, ranks, strict=True)
-    ]
-    try:
-        answer: object = jax.eval_shape(fn, index, index, *one)
-    except Exception as error:  # whatever fn raises, these ranks are not the right ones
-        return error
-    return answer

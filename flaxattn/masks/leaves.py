@@ -15,6 +15,7 @@ from jax.tree_util import GetAttrKey as Key
 from jax.typing import DTypeLike
 
 from flaxattn import checks
+from flaxattn.masks.indices import FIRST, LAST
 from flaxattn.masks.values import register_for_export
 from flaxattn.types import Array, Indices, PyTree
 
@@ -32,6 +33,7 @@ __all__ = [
     "mask_type",
     "over_heads",
     "parts_of",
+    "static_index",
 ]
 
 
@@ -142,30 +144,52 @@ def _is_dynamic(field: dataclasses.Field[Any], value: object) -> bool:
     return "axes" in field.metadata and not isinstance(value, int | None)
 
 
-def index_leaf(mask: HasLeaves, name: str, *, minimum: int | None = None) -> None:
+def index_leaf(mask: HasLeaves, name: str, *, minimum: int = FIRST) -> None:
     """Checks and stores field `name`: an integer stays static, an array becomes int32.
 
-    Raises TypeError unless it holds integers, ValueError for a rank too high or a value too low.
+    Raises TypeError unless it holds integers, ValueError for a rank too high, or for values below
+    `minimum` or beyond int32 where they are known.
     """
-    value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
-    if checks.is_static(value):
-        value = int(value)
-        if minimum is not None and value < minimum:
-            raise ValueError(f"{owner} is {value}; expected at least {minimum}.")
-    else:
-        value = array_leaf(mask, name, checks.check_integer, np.int32)
-    object.__setattr__(mask, name, value)
+    if checks.is_static(getattr(mask, name)):
+        static_index(mask, name, minimum=minimum)
+        return
+    array = array_leaf(mask, name, checks.check_integer, np.int32)
+    _check_least(_owner(mask, name), array, minimum)
+    object.__setattr__(mask, name, array)
+
+
+def static_index(mask: HasLeaves, name: str, *, minimum: int = FIRST) -> None:
+    """Checks and stores field `name`, an integer; raises as `index_leaf`."""
+    value, owner = getattr(mask, name), _owner(mask, name)
+    if not checks.is_static(value):
+        raise TypeError(f"{owner} is a {type(value).__name__}; expected an integer.")
+    if not minimum <= value <= LAST:
+        wanted = f"at least {minimum}" if value < minimum else f"at most {LAST}, as int32 has it"
+        raise ValueError(f"{owner} is {int(value)}; expected {wanted}.")
+    object.__setattr__(mask, name, int(value))
+
+
+def _owner(mask: HasLeaves, name: str) -> str:
+    return f"{type(mask).__name__}: {name}"
+
+
+def _check_least(owner: str, array: Array, minimum: int) -> None:
+    """Raises ValueError where a value that is known is less; what is traced is not known."""
+    if minimum > FIRST and checks.is_known(array) and np.size(array):
+        least = np.min(array)
+        if least < minimum:
+            raise ValueError(f"{owner} holds {least}; expected at least {minimum}.")
 
 
 def array_leaf(
     mask: HasLeaves, name: str, check: Callable[[str, Array], None], dtype: DTypeLike
 ) -> Array:
     """Field `name` as a checked array of `dtype`: of NumPy unless it was one of jax."""
-    value, owner = getattr(mask, name), f"{type(mask).__name__}: {name}"
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    owner, array = _owner(mask, name), checks.as_array(_owner(mask, name), getattr(mask, name))
     check(owner, array)
-    if isinstance(array, np.ndarray) and (array.astype(dtype) != array).any():
-        raise ValueError(f"{owner} has values beyond {np.dtype(dtype)}.")
+    if not np.can_cast(array.dtype, dtype) and checks.is_known(array):
+        if (np.asarray(array).astype(dtype) != array).any():
+            raise ValueError(f"{owner} has values beyond {np.dtype(dtype)}.")
     axes = {f.name: f for f in dataclasses.fields(mask)}[name].metadata["axes"]
     if not len(axes) <= array.ndim <= len(axes) + 2:
         shape = f"[{', '.join(axes)}]"

@@ -4,6 +4,8 @@ Integers are static; arrays `[]`, `[B]` or `[B, N]` are leaves, so that a window
 example to example and from head to head.
 """
 
+from typing import Literal
+
 from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.indices import (
     FIRST,
@@ -56,21 +58,33 @@ class causal(Mask):
 class sliding_window(Mask):
     """A query sees the keys from `left` before it to `right` after it, both included.
 
-    `right` defaults to `left`, as the integer window of `jax.nn.dot_product_attention`;
-    `causal() & sliding_window(left)` looks back only.
+    `sliding_window(2)` is 2 to both sides, as the integer window of `jax.nn.dot_product_attention`;
+    `causal() & sliding_window(2)` and `sliding_window(2, 0)` look back only.
+
+    Args:
+      left: integer, or int `[]`, `[B]`, `[B, N]`; None: without limit.
+      right: likewise; "same": that of `left`.
 
     >>> sliding_window(1, 0).dense(3, 3).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    >>> sliding_window(0, None).dense(3, 3).astype(int).tolist()
+    [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
     """
 
-    left: Indices = leaf()
-    right: Indices = leaf(default=None)
+    left: Indices | None = leaf()
+    right: Indices | Literal["same"] | None = leaf(default="same")
 
     def __post_init__(self) -> None:
-        index_leaf(self, "left", minimum=0)
-        if self.right is None:
+        if isinstance(self.right, str) and self.right == "same":
             object.__setattr__(self, "right", self.left)
-        index_leaf(self, "right", minimum=0)
+        for name in ("left", "right"):
+            if isinstance(getattr(self, name), tuple):  # not two examples, each with a window
+                raise TypeError(
+                    f"sliding_window: {name} is a tuple; give both sides as two arguments, "
+                    "sliding_window(left, right)."
+                )
+            if getattr(self, name) is not None:
+                index_leaf(self, name, minimum=0)
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         seen = (kv_idx >= self._first_key(q_idx)) & (kv_idx <= self._last_key(q_idx))
@@ -86,10 +100,14 @@ class sliding_window(Mask):
         return q_idx * 0 + FIRST if self.left is None else subtract(q_idx, self.left)
 
     def _last_key(self, q_idx: Indices) -> Indices:
-        return q_idx * 0 + LAST if self.right is None else add(q_idx, self.right)
+        return q_idx * 0 + LAST if self._right is None else add(q_idx, self._right)
 
     def _makes_sense(self) -> Booleans:
-        return makes_sense(self.left, 0) & makes_sense(self.right, 0)
+        return makes_sense(self.left, 0) & makes_sense(self._right, 0)
+
+    @property
+    def _right(self) -> Indices | None:
+        return None if isinstance(self.right, str) else self.right  # "same" was replaced
 
 
 @mask_type
