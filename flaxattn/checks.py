@@ -15,15 +15,20 @@ import numpy as np
 from flaxattn.types import Array
 
 __all__ = [
+    "MOST",
     "Sizes",
     "as_array",
     "check_axes",
     "check_boolean",
     "check_floating",
     "check_integer",
+    "check_size",
     "is_known",
     "is_static",
 ]
+
+MOST = 2**31 - 1
+"""The last integer of int32: of positions."""
 
 Sizes: TypeAlias = dict[str, tuple[int, str]]
 """What each letter stands for, and the name of the argument that bound it."""
@@ -49,6 +54,19 @@ def check_axes(name: str, array: Array, axes: str, sizes: Sizes) -> None:
                 f"{name} has shape {shape} as [{', '.join(letters)}], so {letter} = {size}; "
                 f"but {owner} has {letter} = {bound}."
             )
+
+
+def check_size(name: str, size: object, *, minimum: int = 0) -> int:
+    """`size` as an integer.
+
+    Raises TypeError for what is none, ValueError unless it is from `minimum` to the last of int32.
+    """
+    if not is_static(size):
+        raise TypeError(f"{name} is {size!r}, a {type(size).__name__}; expected an integer.")
+    if not minimum <= size <= MOST:
+        wanted = f"at least {minimum}" if size < minimum else f"at most {MOST}"
+        raise ValueError(f"{name} is {int(size)}; expected {wanted}.")
+    return int(size)
 
 
 def check_floating(name: str, array: Array) -> None:

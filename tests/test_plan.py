@@ -323,11 +323,30 @@ def test_plan_at_given_positions_attends_as_the_dense_mask(name):
 # Sizes.
 
 
-@pytest.mark.parametrize("size", [0, -1])
-@pytest.mark.parametrize("name", ["block_q", "block_kv"])
-def test_block_of_less_than_one_is_an_error_that_names_it(name, size):
-    with pytest.raises(ValueError, match=f"{name} is {size}; expected at least 1"):
-        causal().plan(6, 6, **({"block_q": 2, "block_kv": 2} | {name: size}))
+SIZES = {"q_len": 0, "kv_len": 0, "block_q": 1, "block_kv": 1}  # and the least of each
+DRAWN = {
+    "plan": lambda sizes: causal().plan(**{"q_len": 6, "kv_len": 6, "block_q": 2} | sizes),
+    "dense": lambda sizes: causal().dense(**{"q_len": 6, "kv_len": 6} | sizes),
+    "prepare": lambda sizes: prepare(causal(), **{"q_len": 6, "kv_len": 6} | sizes),
+    "explain": lambda sizes: explain(causal(), **{"q_len": 6, "kv_len": 6} | sizes),
+}
+OF_SIZES = [(use, name) for use in DRAWN for name in SIZES if use == "plan" or "len" in name]
+
+
+@pytest.mark.parametrize("use, name", OF_SIZES)
+def test_size_that_is_none_is_an_error_that_names_it(use, name):
+    def draw(size):
+        DRAWN[use](({"block_kv": 2} if use == "plan" else {}) | {name: size})
+
+    for size in (6.0, "6", None, True, np.float32(6), np.arange(2)):
+        with pytest.raises(TypeError, match=f"^{name} is .*; expected an integer"):
+            draw(size)
+    for size in (SIZES[name] - 1, -5):
+        with pytest.raises(ValueError, match=f"^{name} is {size}; expected at least {SIZES[name]}"):
+            draw(size)
+    with pytest.raises(ValueError, match=f"^{name} is {2**31}; expected at most"):
+        draw(2**31)
+    draw(np.int64(6))
 
 
 def test_leaf_that_is_too_short_is_an_error():

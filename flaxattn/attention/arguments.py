@@ -15,8 +15,8 @@ __all__ = [
     "check_arrays",
     "check_bias",
     "check_dropout",
+    "check_drawable",
     "check_indices",
-    "check_is_mask",
     "check_mask",
     "check_query_key",
     "check_scale",
@@ -35,12 +35,17 @@ def check_arrays(
     return check_mask(mask, sizes)
 
 
-def check_is_mask(mask: object) -> None:
-    """Raises TypeError unless `mask` is a `Mask`: of an array or a plan no plan can be drawn."""
+def check_drawable(mask: object, q_len: int, kv_len: int) -> None:
+    """Raises TypeError unless `mask` is a `Mask` and the lengths are integers, ValueError below 0.
+
+    Of an array or a plan no plan can be drawn.
+    """
     if not isinstance(mask, Mask):
         raise TypeError(
             f"mask is a {type(mask).__name__}; expected a Mask. Wrap booleans in from_dense(array)."
         )
+    checks.check_size("q_len", q_len)
+    checks.check_size("kv_len", kv_len)
 
 
 def make_options(

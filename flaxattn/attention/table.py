@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 
-from flaxattn.attention.arguments import check_is_mask
+from flaxattn.attention.arguments import check_drawable
 from flaxattn.attention.blockwise import attend_blockwise
 from flaxattn.attention.costs import blocks_pay, draw_plan
 from flaxattn.attention.dense import attend_dense
@@ -79,11 +79,11 @@ def prepare(mask: Mask, q_len: int, kv_len: int) -> Mask | BlockPlan:
 
     `attend` takes either. Layers that share a mask can share its plan, and it is drawn once.
 
-    Raises TypeError for what is no `Mask`.
+    Raises TypeError for what is no `Mask`, or no integer; ValueError for lengths below 0.
 
     >>> type(prepare(causal(), 64, 64)).__name__, type(prepare(causal(), 8192, 8192)).__name__
     ('causal', 'BlockPlan')
     """
-    check_is_mask(mask)
+    check_drawable(mask, q_len, kv_len)
     plan = IMPLEMENTATIONS[best(q_len, kv_len).name].plan
     return mask if plan is None else plan(mask, q_len, kv_len)

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 
 from flaxattn.attention import table
-from flaxattn.attention.arguments import check_is_mask
+from flaxattn.attention.arguments import check_drawable
 from flaxattn.attention.costs import draw_plan
 from flaxattn.masks import BlockPlan, Blocks, Mask
 from flaxattn.types import Array
@@ -19,7 +19,7 @@ MAP_ROWS, MAP_COLUMNS = 32, 64
 def explain(mask: Mask, q_len: int, kv_len: int) -> str:
     """A map of the blocks, the share of work skipped, and what "auto" chooses and why.
 
-    Raises TypeError for what is no `Mask`.
+    Raises TypeError for what is no `Mask`, or no integer; ValueError for lengths below 0.
 
     >>> print(explain(causal(), 1024, 1024))
     causal(): 1024 queries, 1024 keys, blocks of 256 x 256
@@ -32,7 +32,7 @@ def explain(mask: Mask, q_len: int, kv_len: int) -> str:
     implementation="auto" chooses "blockwise": 1024 x 1024 logits per head; blocks are
     faster above about 360 x 360
     """
-    check_is_mask(mask)
+    check_drawable(mask, q_len, kv_len)
     plan, choice = draw_plan(mask, q_len, kv_len), table.best(q_len, kv_len)
     state = flat(plan.state)
     lines = [

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxattn.checks import MOST
 from flaxattn.types import Array, Booleans, Indices
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "true_like",
 ]
 
-FIRST, LAST = -(2**31), 2**31 - 1  # the ends of int32
+FIRST, LAST = -MOST - 1, MOST  # the ends of int32
 
 
 def namespace(*arrays: Indices) -> ModuleType:

@@ -15,7 +15,7 @@ from jax.tree_util import GetAttrKey as Key
 from jax.typing import DTypeLike
 
 from flaxattn import checks
-from flaxattn.masks.indices import FIRST, LAST
+from flaxattn.masks.indices import FIRST
 from flaxattn.masks.values import register_for_export
 from flaxattn.types import Array, Indices, PyTree
 
@@ -160,13 +160,8 @@ def index_leaf(mask: HasLeaves, name: str, *, minimum: int = FIRST) -> None:
 
 def static_index(mask: HasLeaves, name: str, *, minimum: int = FIRST) -> None:
     """Checks and stores field `name`, an integer; raises as `index_leaf`."""
-    value, owner = getattr(mask, name), _owner(mask, name)
-    if not checks.is_static(value):
-        raise TypeError(f"{owner} is a {type(value).__name__}; expected an integer.")
-    if not minimum <= value <= LAST:
-        wanted = f"at least {minimum}" if value < minimum else f"at most {LAST}, as int32 has it"
-        raise ValueError(f"{owner} is {int(value)}; expected {wanted}.")
-    object.__setattr__(mask, name, int(value))
+    size = checks.check_size(_owner(mask, name), getattr(mask, name), minimum=minimum)
+    object.__setattr__(mask, name, size)
 
 
 def _owner(mask: HasLeaves, name: str) -> str:

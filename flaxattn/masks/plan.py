@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.values import register_for_export
 from flaxattn.types import Array
@@ -84,9 +85,9 @@ for _part in (Bounds, LiveBlocks):
 
 def make_plan(mask: "Mask", q_len: int, kv_len: int, block_q: int, block_kv: int) -> BlockPlan:
     """The plan of `mask`; see `Mask.plan`."""
-    for name, size in {"block_q": block_q, "block_kv": block_kv}.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}; expected at least 1.")
+    q_len, kv_len = checks.check_size("q_len", q_len), checks.check_size("kv_len", kv_len)
+    block_q = checks.check_size("block_q", block_q, minimum=1)
+    block_kv = checks.check_size("block_kv", block_kv, minimum=1)
     mask.check_length(q_len, kv_len)
     kv_blocks = Blocks.of(kv_len, block_kv)
     some, every = mask.bounds(Blocks.of(q_len, block_q), kv_blocks)
