@@ -25,6 +25,7 @@ __all__ = [
     "check_size",
     "is_known",
     "is_static",
+    "type_of",
 ]
 
 MOST = 2**31 - 1
@@ -108,9 +109,16 @@ def as_array(name: str, value: object) -> Array:
         return np.asarray(value)
     except Exception as error:  # of a foreign array: whatever its library raises
         raise TypeError(
-            f"{name} is a {type(value).__name__} that NumPy makes no array of; expected an array "
-            "of jax or NumPy."
+            f"{name} is a {type_of(value)} that NumPy makes no array of; expected an array of jax "
+            "or NumPy."
         ) from error
+
+
+def type_of(value: object) -> str:
+    """The name of its type, with that of the module unless it is Python's own."""
+    kind = type(value)
+    own = kind.__module__ == "builtins"
+    return kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_static(value: object) -> TypeGuard[int]:

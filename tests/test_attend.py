@@ -755,7 +755,7 @@ def test_rows_and_heads_may_be_traced():
 
 # Masks as arrays, compilation, transformations.
 
-BOOLEANS = [(5, 7), (1, 7), (5, 1), (2, 5, 7), (1, 1, 7), (2, 6, 5, 7), (1, 6, 1, 7), (2, 1, 5, 1)]
+BOOLEANS = [(5, 7), (1, 7), (5, 1), (1, 5, 7), (1, 1, 7), (2, 6, 5, 7), (1, 6, 1, 7), (2, 1, 5, 1)]
 
 
 @pytest.mark.thorough(quick=7)

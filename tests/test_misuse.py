@@ -28,6 +28,15 @@ B, T, S, N, K, H = 2, 5, 7, 4, 2, 6
 SIZES = {"q": (B, T, N, H), "k": (B, S, K, H), "v": (B, S, K, H)}
 
 
+class Foreign:
+    """An array on a device of another library, as a tensor on a GPU."""
+
+    dtype, shape, ndim = "torch.bool", (T, S), 2
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("can't convert cuda:0 device type tensor to numpy")
+
+
 def arrays(dtype=np.float32, **shapes):
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=s), dtype) for s in (SIZES | shapes).values()]
@@ -87,9 +96,34 @@ MISUSES = {
         r"mask has shape \(7, 5\).*\[5, 7\]",
     ),
     "a mask of another batch": (
-        lambda: call(jnp.ones((3, T, S), bool)),
+        lambda: call(jnp.ones((3, 1, T, S), bool)),
         ValueError,
-        r"mask has shape \(3, 5, 7\)",
+        r"mask has shape \(3, 1, 5, 7\)",
+    ),
+    "a mask of rank 3, of examples or of heads": (
+        lambda: call(jnp.ones((B, T, S), bool)),
+        ValueError,
+        r"mask has shape \(2, 5, 7\).*mask\[:, None\] for .*example, mask\[None\] for .*head",
+    ),
+    "a mask of another library": (
+        lambda: call(Foreign()),
+        TypeError,
+        r"mask is a test_misuse.Foreign; expected a Mask or a boolean array.*np.asarray",
+    ),
+    "flags of another library": (
+        lambda: valid(Foreign()),
+        TypeError,
+        r"valid: kv_valid is a test_misuse.Foreign that NumPy makes no array of",
+    ),
+    "lists of different lengths": (
+        lambda: same_segment([[1, 1], [2]]),
+        TypeError,
+        r"same_segment: q_ids is a list that NumPy makes no array of",
+    ),
+    "a window as jax.nn takes it": (
+        lambda: sliding_window((2, 0)),
+        TypeError,
+        r"sliding_window: left is a tuple; .*sliding_window\(left, right\)",
     ),
     "a mask of other heads": (
         lambda: call(jnp.ones((B, 3, T, S), bool)),

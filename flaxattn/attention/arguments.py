@@ -95,11 +95,7 @@ def check_mask(mask: Mask | BlockPlan | Array | None, sizes: Sizes) -> Mask | Bl
         check_mask(mask.mask, sizes)
         return mask
     if not isinstance(mask, Mask):
-        if not hasattr(mask, "dtype"):
-            raise TypeError(f"mask is a {type(mask).__name__}; expected a Mask or a boolean array.")
-        checks.check_boolean("mask", mask)
-        _check_shared("mask", mask, sizes, {2: "TS", 3: "BTS"}.get(mask.ndim, "BNTS"))
-        mask = from_dense(mask)
+        mask = _mask_of_array(mask, sizes)
     mask.check_length(sizes["T"][0], sizes["S"][0])
     for letter, size in zip("BN", mask.lead, strict=False):
         if size not in (1, sizes[letter][0]):
@@ -108,6 +104,27 @@ def check_mask(mask: Mask | BlockPlan | Array | None, sizes: Sizes) -> Mask | Bl
                 f"but query has {letter} = {sizes[letter][0]}."
             )
     return mask
+
+
+def _mask_of_array(array: object, sizes: Sizes) -> Mask:
+    """A boolean array as a `Mask`.
+
+    Raises TypeError for what is none, ValueError where it does not fit or can be read in two ways.
+    """
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise TypeError(
+            f"mask is a {checks.type_of(array)}; expected a Mask or a boolean array of jax or "
+            "NumPy, which np.asarray makes."
+        )
+    checks.check_boolean("mask", array)
+    if array.ndim == 3 and array.shape[0] != 1:
+        raise ValueError(
+            f"mask has shape {array.shape} of rank 3, which is [B, T, S] to some and [N, T, S] to "
+            "jax.nn and flax; give mask[:, None] for a mask of each example, mask[None] for one of "
+            "each head."
+        )
+    _check_shared("mask", array, sizes, {2: "TS", 3: "BTS"}.get(array.ndim, "BNTS"))
+    return from_dense(array)
 
 
 def check_bias(bias: Array | None, sizes: Sizes) -> None:

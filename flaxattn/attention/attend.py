@@ -38,9 +38,9 @@ def attend(
       query: `[B, T, N, H]`, a floating dtype.
       key: `[B, S, K, H]`, the dtype of `query`; K divides N.
       value: `[B, S, K, H']`, the dtype of `query`.
-      mask: a `Mask`; or its `BlockPlan`, which several calls can share; or booleans `[T, S]`,
-        `[B, T, S]` or `[B, N, T, S]` in which an axis of 1 is shared; True = attend. None: every
-        query sees every key.
+      mask: a `Mask`; or its `BlockPlan`, which several calls can share; or booleans `[T, S]` or
+        `[B, N, T, S]` in which an axis of 1 is shared; True = attend. None: every query sees every
+        key.
       bias: float `[B, N, T, S]`, axes of 1 shared; added to the logits; it never hides.
       scale: multiplies the logits, one number or `[N]`, one for each head; default `H**-0.5`.
       dropout_rate: the share of attention weights dropped, 0 <= rate < 1.

@@ -177,8 +177,8 @@ class from_dense(Mask):
     """A mask from its boolean array; an axis of size 1 is shared by all positions.
 
     Args:
-      array: bool `[T, S]`, `[B, T, S]` or `[B, N, T, S]`, True = attend: what `jax.nn` and
-        `flax.linen` take as `mask`.
+      array: bool `[T, S]`, `[B, T, S]` or `[B, N, T, S]`, True = attend. Here the axes in front
+        are batch, then head, as in all masks; `jax.nn` and flax read rank 3 as `[N, T, S]`.
 
     >>> from_dense(np.eye(2, dtype=bool)).dense(2, 2).astype(int).tolist()
     [[1, 0], [0, 1]]
