@@ -116,6 +116,19 @@ def test_pattern_at_runs_of_positions_that_blocks_meet_is_exact(name):
     np.testing.assert_array_equal(bounds, truth)
 
 
+def test_index_without_a_position_is_known_to_see_nothing():
+    for mask in (full().at(np.arange(20), None), full().at(None, np.arange(-9, 13))):
+        bounds, truth = bounds_and_truth(mask, 5, 7)
+        np.testing.assert_array_equal(bounds, truth)
+
+
+def test_cells_at_positions_of_positions_are_counted_where_they_stand():
+    order, again = ANYWHERE[1], RNG.permutation(S)
+    for name in ("valid, sparse", "dense"):
+        bounds, truth = bounds_and_truth(NAMED[name].at(None, order).at(None, again), 5, 7)
+        np.testing.assert_array_equal(bounds, truth)
+
+
 def test_bounds_at_known_positions_are_known_while_tracing():
     mask = (causal() & same_segment(IDS, IDS[:S])).at(*ANYWHERE).shift(1, 1).at(*ANYWHERE)
     found = mask.bounds(Blocks.of(T, 5), Blocks.of(S, 7))

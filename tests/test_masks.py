@@ -155,7 +155,6 @@ DRAWINGS = {
 }
 
 
-@pytest.mark.thorough(quick=34)
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_pattern_is_drawn_as_in_the_literal(name):
     mask, expected = DRAWINGS[name]

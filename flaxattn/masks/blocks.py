@@ -66,7 +66,7 @@ class Blocks(NamedTuple):
         given = Given(positions, self)
         if self.given is not None:
             given = Given(at(positions, self.given.positions, -1), self.given.runs)
-        return Blocks(*ends, self.size, given), within(len(positions), self)
+        return Blocks(*ends, self.size, given), within(positions.shape[0], self)
 
     def reshape(self, *shape: int) -> "Blocks":
         """The same blocks with `first` and `last` in another shape."""
