@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 
 from flaxattn.types import Array
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_boolean",
     "check_floating",
     "check_integer",
+    "check_length",
     "check_size",
     "is_known",
     "is_static",
@@ -68,6 +70,12 @@ def check_size(name: str, size: object, *, minimum: int = 0) -> int:
         wanted = f"at least {minimum}" if size < minimum else f"at most {MOST}"
         raise ValueError(f"{name} is {int(size)}; expected {wanted}.")
     return int(size)
+
+
+def check_length(name: str, length: int) -> None:
+    """As `check_size`, but lengths may be symbolic, as `jax.export` has them."""
+    if not is_symbolic_dim(length):
+        check_size(name, length)
 
 
 def check_floating(name: str, array: Array) -> None:

@@ -44,8 +44,8 @@ def check_drawable(mask: object, q_len: int, kv_len: int) -> None:
         raise TypeError(
             f"mask is a {type(mask).__name__}; expected a Mask. Wrap booleans in from_dense(array)."
         )
-    checks.check_size("q_len", q_len)
-    checks.check_size("kv_len", kv_len)
+    checks.check_length("q_len", q_len)
+    checks.check_length("kv_len", kv_len)
 
 
 def make_options(

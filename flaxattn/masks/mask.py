@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
 
 from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds
@@ -120,9 +119,8 @@ class Mask:
 
         Raises ValueError if an array inside is shorter than the positions asked for.
         """
-        for name, length in {"q_len": q_len, "kv_len": kv_len}.items():
-            if not export.is_symbolic_dim(length):
-                checks.check_size(name, length)
+        checks.check_length("q_len", q_len)
+        checks.check_length("kv_len", kv_len)
         mask = self.shift(q_start, kv_start)
         mask.check_length(q_len, kv_len)
         return mask.outer(jnp.arange(q_len, dtype=jnp.int32), jnp.arange(kv_len, dtype=jnp.int32))
