@@ -78,10 +78,10 @@ class sliding_window(Mask):
         if isinstance(self.right, str) and self.right == "same":
             object.__setattr__(self, "right", self.left)
         for name in ("left", "right"):
-            if isinstance(getattr(self, name), tuple):  # not two examples, each with a window
+            if isinstance(given := getattr(self, name), list | tuple):  # both sides, or examples?
                 raise TypeError(
-                    f"sliding_window: {name} is a tuple; give both sides as two arguments, "
-                    "sliding_window(left, right)."
+                    f"sliding_window: {name} is a {type(given).__name__}; give the sides as two "
+                    "arguments, sliding_window(left, right), windows of examples as an array."
                 )
             if getattr(self, name) is not None:
                 index_leaf(self, name, minimum=0)
