@@ -40,6 +40,7 @@ PUBLIC = {
     "causal",
     "chunked",
     "dilated",
+    "dropout_keys",
     "explain",
     "from_dense",
     "full",
