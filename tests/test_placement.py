@@ -25,6 +25,7 @@ from flaxattn import (
     EncoderDecoderConfig,
     attend,
     causal,
+    dropout_keys,
     same_segment,
     sliding_window,
 )
@@ -63,6 +64,7 @@ class Row(NamedTuple):
     lead: str = ""  # what the leading axes of the leaves are: of "BN"; "" where they are replicated
     bias: tuple[int, ...] = (1, 1, 1, 1)
     shape: Shape = SHAPE
+    scale: tuple[int, ...] = ()
     rate: float = 0.0
 
 
@@ -73,7 +75,7 @@ ROWS = {
     "segments, bias of examples": Row(same_segment, IDS, "B", bias=(8, 1, 1, 13)),
     "segments on all devices": Row(same_segment, IDS, bias=(1, 8, 13, 1)),
     "no mask, bias shared": Row(lambda leaves: None, bias=(1, 1, 13, 13)),
-    "causal": Row(),
+    "causal, scale of every head": Row(scale=(8,)),
     "window of every head": Row(sliding_window, WIDTHS, "BN", bias=(8, 8, 13, 13)),
     "windows on all devices": Row(sliding_window, WIDTHS, shape=SHAPE._replace(K=2)),
     "two key heads": Row(same_segment, IDS, "B", bias=(1, 8, 1, 13), shape=SHAPE._replace(K=2)),
@@ -87,13 +89,13 @@ HOMES = ("jit", "explicit", "shard_map")
 IMPLEMENTATIONS = ("blockwise", "dense")
 
 
-def is_asked_for(row, home, layout, implementation):
-    """Not in a `shard_map` of heads, or of an example's shard with the leaves of all examples; nor
-    with more devices for heads than there are key heads, but for one: see below."""
-    if home == "shard_map" and (layout != "batch" or row == "segments on all devices"):
-        return False
-    # The compiler gathers key heads that are fewer than devices for heads, where it divides itself.
-    return (layout, implementation, home, ROWS[row].shape.K) != ("heads", "dense", "jit", 2)
+def is_asked_for(name, home, layout, implementation):
+    """Every row on the mesh of both, and on one of the others."""
+    if home == "shard_map":  # of examples: one has no use for the leaves of all of them
+        return layout == "batch" and name != "segments on all devices"
+    if (home, implementation, ROWS[name].shape.K) == ("jit", "dense", 2) and layout == "heads":
+        return False  # the compiler gathers key heads that are fewer than devices for heads
+    return layout == "both" or layout == ("heads" if list(ROWS).index(name) % 2 else "batch")
 
 
 EVERYWHERE = list(itertools.product(ROWS, HOMES, LAYOUTS, IMPLEMENTATIONS))
@@ -119,7 +121,7 @@ class Call(NamedTuple):
     bias: Any
     scale: Any
     leaves: Any
-    dropout_key: Any
+    dropout_keys: Any
     cotangent: Any
 
 
@@ -137,17 +139,19 @@ class Answer(NamedTuple):
 def shapes_of(row):
     b, t, s, n, k, h, h_value = row.shape
     of_key, floats = (b, s, k, h), jnp.float32
-    shapes = [(b, t, n, h), of_key, (*of_key[:3], h_value), row.bias, (), (b, t, n, h_value)]
+    of_value, of_output = (b, s, k, h_value), (b, t, n, h_value)
+    shapes = [(b, t, n, h), of_key, of_value, row.bias, row.scale, of_output]
     *data, cotangent = (jax.ShapeDtypeStruct(shape, floats) for shape in shapes)
     leaves = jax.ShapeDtypeStruct(row.leaves.shape, row.leaves.dtype)
-    return Call(*data, leaves, jax.ShapeDtypeStruct((2,), jnp.uint32), cotangent)
+    return Call(*data, leaves, jax.ShapeDtypeStruct((b, n, 2), jnp.uint32), cotangent)
 
 
 def call_of(row):
-    rng, key = np.random.default_rng(0), jax.random.key_data(jax.random.key(5))
-    floats = [rng.standard_normal(x.shape).astype(x.dtype) for x in shapes_of(row)[:4]]
-    cotangent = rng.standard_normal(shapes_of(row).cotangent.shape).astype(np.float32)
-    return Call(*floats, np.float32(0.4), row.leaves, np.asarray(key), cotangent)
+    """The numbers: in a `shard_map` each device has the keys of its own examples and heads."""
+    rng, keys = np.random.default_rng(0), dropout_keys(jax.random.key(5), row.shape.B, row.shape.N)
+    *shapes, _, _, last = shapes_of(row)
+    floats = [np.asarray(rng.standard_normal(x.shape), x.dtype) for x in (*shapes, last)]
+    return Call(*floats[:-1], row.leaves, np.asarray(jax.random.key_data(keys)), floats[-1])
 
 
 def specs_of(row, layout):
@@ -162,7 +166,8 @@ def specs_of(row, layout):
 
     of_leaves = shared(row.leaves.shape[: len(row.lead)]) if row.lead else P()
     of_query, of_key = P(batch, None, heads), P(batch, None, key_heads)
-    return Call(of_query, of_key, of_key, shared(row.bias), P(), of_leaves, P(), of_query)
+    of_scale, of_keys = P(*[heads] * len(row.scale)), P(batch, heads)
+    return Call(of_query, of_key, of_key, shared(row.bias), of_scale, of_leaves, of_keys, of_query)
 
 
 def answer_of(specs):
@@ -179,7 +184,7 @@ def differentiate(row, implementation, call):
         )
     options = {}
     if row.rate:
-        options = {"dropout_rate": row.rate, "dropout_key": call.dropout_key}
+        options = {"dropout_rate": row.rate, "dropout_key": call.dropout_keys}
 
     def output(query, key, value, bias, scale):
         given = {"bias": bias, "scale": scale, "implementation": implementation}
@@ -280,6 +285,17 @@ def test_many_devices_give_the_numbers_of_one_in_place(case):
     assert_nothing_moves(program.as_text())
     for part, array, place in zip(Answer._fields, got, places, strict=True):
         assert array.sharding.is_equivalent_to(place, array.ndim), (part, array.sharding)
+
+
+def test_a_dropout_key_that_all_shards_share_is_refused_by_name():
+    mesh = mesh_of("shard_map", LAYOUTS["batch"])
+
+    def attended(x, key):
+        return attend(x, x, x, dropout_rate=RATE, dropout_key=key)
+
+    spread = jax.shard_map(attended, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    with pytest.raises(ValueError, match="dropout_key is the same on devices"):
+        jax.jit(spread)(jnp.ones((4, 2, 1, 3)), jax.random.key(0))
 
 
 LONG = Row(
