@@ -11,6 +11,7 @@ from flaxattn.attention import attend_head as attend_head
 from flaxattn.attention import attend_with_stats as attend_with_stats
 from flaxattn.attention import attention_weights as attention_weights
 from flaxattn.attention import dropout_keys as dropout_keys
+from flaxattn.attention import merge as merge
 from flaxattn.attention import prepare as prepare
 from flaxattn.drawing import explain as explain
 from flaxattn.layers import CachePosition as CachePosition

@@ -19,10 +19,12 @@ __all__ = [
     "MOST",
     "Sizes",
     "as_array",
+    "check_array",
     "check_axes",
     "check_boolean",
     "check_floating",
     "check_integer",
+    "check_known",
     "check_length",
     "check_size",
     "is_known",
@@ -37,12 +39,29 @@ Sizes: TypeAlias = dict[str, tuple[int, str]]
 """What each letter stands for, and the name of the argument that bound it."""
 
 
+def check_array(name: str, array: object) -> None:
+    """Raises TypeError unless `array` is one of jax or NumPy that jax reads as it is."""
+    if isinstance(array, np.ma.MaskedArray) or not (
+        isinstance(array, jax.Array | np.ndarray | np.generic) or hasattr(array, "__jax_array__")
+    ):
+        raise TypeError(
+            f"{name} is a {type(array).__name__}; expected an array of jax or NumPy: "
+            f"jnp.asarray({name})."
+        )
+    if isinstance(array, np.ndarray) and not array.dtype.isnative:
+        raise TypeError(
+            f"{name} has dtype {array.dtype.str}, whose bytes are in another order; expected "
+            f"{array.dtype.newbyteorder('=')}."
+        )
+
+
 def check_axes(name: str, array: Array, axes: str, sizes: Sizes) -> None:
     """Checks `array` against `axes` such as "B T N H", binding each new letter in `sizes`.
 
     `sizes` is filled in turn, so that the error can name both sides of a disagreement. Raises
-    ValueError.
+    ValueError; TypeError for what is no array.
     """
+    check_array(name, array)
     letters = axes.split()
     shape = tuple(np.shape(array))
     if len(shape) != len(letters):
@@ -79,8 +98,8 @@ def check_length(name: str, length: int) -> None:
 
 
 def check_floating(name: str, array: Array) -> None:
-    """Raises TypeError unless `array` is of a floating dtype."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    """Raises TypeError unless `array` is of a floating dtype of at most 64 bits."""
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize > 8:
         raise TypeError(f"{name} has dtype {array.dtype}; expected a floating dtype.")
 
 
@@ -88,6 +107,16 @@ def check_integer(name: str, array: Array) -> None:
     """Raises TypeError unless `array` is of an integer dtype."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers.")
+
+
+def check_known(**lengths: int) -> None:
+    """Raises ValueError for a length by that name that is symbolic, as `jax.export` has them."""
+    for name, length in lengths.items():
+        if is_symbolic_dim(length):
+            raise ValueError(
+                f"{name} is {length}, a symbolic length, and blocks are drawn for known ones; give "
+                "`attend` the mask itself, for which it then takes the dense definition."
+            )
 
 
 def check_boolean(name: str, array: Array) -> None:

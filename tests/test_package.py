@@ -49,6 +49,7 @@ PUBLIC = {
     "leaf",
     "lengths",
     "mask_type",
+    "merge",
     "prefix",
     "prepare",
     "rotary",
