@@ -59,8 +59,7 @@ def make_options(
     sizes = check_query_key(query, key)
     check_bias(bias, sizes)
     check_scale(scale, sizes)
-    check_rate("dropout_rate", dropout_rate)
-    return Options(bias, scale, dropout_rate=dropout_rate)
+    return Options(bias, scale, dropout_rate=check_rate("dropout_rate", dropout_rate))
 
 
 def check_query_key(query: jax.Array, key: jax.Array) -> Sizes:
@@ -130,30 +129,64 @@ def _mask_of_array(array: object, sizes: Sizes) -> Mask:
 def check_bias(bias: Array | None, sizes: Sizes) -> None:
     """Raises TypeError or ValueError unless `bias` is floating and [B, N, T, S], 1 where shared."""
     if bias is not None:
+        checks.check_array("bias", bias)
         checks.check_floating("bias", bias)
         _check_shared("bias", bias, sizes, "BNTS")
 
 
 def check_scale(scale: float | jax.Array | None, sizes: Sizes) -> None:
-    """Raises ValueError unless `scale` is a single number, [N] or None."""
+    """Raises TypeError unless `scale` is real or None, ValueError unless one number or [N]."""
     num_heads = sizes["N"][0]
-    if scale is not None and jnp.shape(scale) not in ((), (num_heads,)):
+    if scale is None:
+        return
+    if not _is_real(scale):
+        raise TypeError(f"scale is {scale!r}; expected a real number, or an array [N] of them.")
+    if jnp.shape(scale) not in ((), (num_heads,)):
         raise ValueError(
             f"scale has shape {jnp.shape(scale)}; expected a single number or [N] = [{num_heads}]."
         )
 
 
+def _is_real(value: object) -> bool:
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return value.dtype.kind in "iu" or bool(jnp.issubdtype(value.dtype, jnp.floating))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number or hasattr(value, "__jax_array__")
+
+
 def check_dropout(query: jax.Array, rate: float, key: jax.Array | None) -> jax.Array | None:
     """The key if there is a rate, else None.
 
-    Raises ValueError where a key is missing, or would drop the same weights on every device.
+    Raises:
+      TypeError for what is no key; ValueError where a key is missing, has axes other than [B, N],
+      or would drop the same weights on every device.
     """
+    if key is not None:
+        _check_key(key, query.shape[0], query.shape[2])
     if not rate > 0:
         return None
     if key is None:
         raise ValueError(f"dropout_rate is {rate} but dropout_key is None; pass a key.")
     check_varies("dropout_key", key, query)
     return key
+
+
+def _check_key(key: jax.Array, batch: int, num_heads: int) -> None:
+    """Raises an error unless these are typed keys, or raw ones of the default kind."""
+    hint = "expected jax.random.key(seed), or [B, N] of them as from dropout_keys"
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"dropout_key is a {type(key).__name__}; {hint}.")
+    shape = tuple(key.shape)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raw = jax.eval_shape(jax.random.PRNGKey, 0)  # of the kind that is configured
+        if key.dtype != raw.dtype or shape[-1:] != raw.shape:
+            raise TypeError(f"dropout_key is {key.dtype}{list(shape)}; {hint}.")
+        shape = shape[:-1]
+    if shape and not (len(shape) == 2 and shape[0] in (1, batch) and shape[1] in (1, num_heads)):
+        raise ValueError(
+            f"dropout_key holds keys {list(shape)}; expected one, or [B, N] = "
+            f"[{batch}, {num_heads}]."
+        )
 
 
 def check_indices(name: str, indices: Array, letter: str, size: int) -> None:

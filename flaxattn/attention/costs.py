@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from flaxattn.checks import check_known
 from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["blocks_pay", "draw_plan"]
@@ -26,6 +27,7 @@ def blocks_pay(q_len: int, kv_len: int) -> tuple[bool, str]:
 
 def draw_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:
     """The plan of `mask` in blocks that suit it, or most masks if it is not known while tracing."""
+    check_known(q_len=q_len, kv_len=kv_len)
     plan = _plan(mask, q_len, kv_len, BLOCK_Q)
     if not isinstance(plan.bounds.some, np.ndarray):
         return plan

@@ -14,7 +14,7 @@ import numpy as np
 
 from flaxattn.attention.dropout import keep
 from flaxattn.attention.heads import over_batch_and_heads
-from flaxattn.attention.options import Options
+from flaxattn.attention.options import Options, default_scale
 from flaxattn.attention.repair import repair
 from flaxattn.einsum import wide_einsum
 from flaxattn.masks import BlockPlan, Mask
@@ -123,7 +123,7 @@ def logits_of_head(
     chex.assert_rank([query, key], 2)
     chex.assert_equal_shape_suffix([query, key], 1)
     dtype = softmax_dtype(query.dtype)
-    scale = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype)
+    scale = jnp.asarray(default_scale(query.shape[-1]) if scale is None else scale, dtype)
     products = wide_einsum("th,sh->ts", query, key, dtype)
     if mask is not None:  # or products that overflow reach the gradient of the scale
         chex.assert_shape(mask, products.shape)

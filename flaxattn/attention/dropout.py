@@ -5,12 +5,14 @@ given by the user: no implementation, block size or sharding changes it.
 """
 
 import functools
+import numbers
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxattn.types import Array
 from flaxattn.varying import zero_varying_like
 
 __all__ = ["check_rate", "check_varies", "dropout_keys", "keep", "seeds_for"]
@@ -18,12 +20,26 @@ __all__ = ["check_rate", "check_varies", "dropout_keys", "keep", "seeds_for"]
 HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers that a weight may draw keeps it
 
 
-def check_rate(name: str, rate: float) -> None:
-    """Raises ValueError unless 0 <= rate <= 1 - 2**-32."""
+def check_rate(name: str, rate: float | Array) -> float:
+    """The rate as a number.
+
+    Raises TypeError for one that is not known while tracing, or no number; ValueError unless it is
+    0 <= rate <= 1 - 2**-32.
+    """
+    if isinstance(rate, jax.core.Tracer):
+        raise TypeError(
+            f"{name} is traced; expected a number that is known while tracing: make it a static "
+            "argument, or a constant of the function."
+        )
+    if isinstance(rate, jax.Array | np.ndarray) and rate.ndim == 0:
+        rate = rate.item()
+    if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
+        raise TypeError(f"{name} is {rate!r}; expected a number.")
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"{name} is {rate}; expected 0 <= {name} < 1.")
     if rate > HIGHEST_RATE:
         raise ValueError(f"{name} is {rate}; expected at most 1 - 2**-32: nothing would be left.")
+    return float(rate)
 
 
 def check_varies(name: str, key: jax.Array, array: jax.Array) -> None:

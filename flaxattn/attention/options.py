@@ -5,9 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-__all__ = ["Options"]
+__all__ = ["Options", "default_scale"]
 
 
 @functools.partial(
@@ -30,4 +31,13 @@ class Options:
 
     def scale_for(self, head_dim: int, dtype: DTypeLike) -> jax.Array:
         """The scale in `dtype`, for queries of `head_dim` features."""
-        return jnp.asarray(head_dim**-0.5 if self.scale is None else self.scale, dtype)
+        return jnp.asarray(default_scale(head_dim) if self.scale is None else self.scale, dtype)
+
+
+def default_scale(head_dim: int) -> float:
+    """`H**-0.5`; 1 for H = 0, where all logits are 0. Raises ValueError for a symbolic H."""
+    if is_symbolic_dim(head_dim):
+        raise ValueError(
+            f"query has H = {head_dim}, a symbolic size; pass scale, which is H**-0.5 by default."
+        )
+    return float(head_dim**-0.5) if head_dim else 1.0

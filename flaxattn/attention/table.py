@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
+from jax.export import is_symbolic_dim
 
 from flaxattn.attention.arguments import check_drawable
 from flaxattn.attention.blockwise import attend_blockwise
@@ -26,6 +27,19 @@ def _serves(*call: *Call) -> str | None:
     """No reason why not."""
 
 
+def _blocks_need_sizes(*call: *Call) -> str | None:
+    """Blocks are cut and visited for sizes that are known while tracing."""
+    query, key, *_ = call
+    for name, array, letters in (("query", query, "BTNH"), ("key", key, "BSKH")):
+        for letter, size in zip(letters, array.shape, strict=True):
+            if is_symbolic_dim(size):
+                return (
+                    f"{name} has {letter} = {size}, a symbolic size, and blocks need known ones; "
+                    'implementation="dense" takes any'
+                )
+    return None
+
+
 class Implementation(NamedTuple):
     """One way to attend."""
 
@@ -38,7 +52,7 @@ class Implementation(NamedTuple):
 
 IMPLEMENTATIONS = {
     "dense": Implementation(attend_dense),
-    "blockwise": Implementation(attend_blockwise, plan=draw_plan),
+    "blockwise": Implementation(attend_blockwise, plan=draw_plan, why_not=_blocks_need_sizes),
 }
 
 
@@ -51,6 +65,8 @@ class Choice(NamedTuple):
 
 def best(q_len: int, kv_len: int) -> Choice:
     """What `implementation="auto"` chooses at these lengths, unless it is given a plan."""
+    if is_symbolic_dim(q_len) or is_symbolic_dim(kv_len):
+        return Choice("dense", f"{q_len} x {kv_len} logits per head; blocks need known lengths")
     pays, why = blocks_pay(q_len, kv_len)
     return Choice("blockwise" if pays else "dense", why)
 
@@ -66,7 +82,7 @@ def choose(name: str, *call: *Call) -> str:
         planned = isinstance(mask, BlockPlan)
         name = "blockwise" if planned else best(query.shape[1], key.shape[1]).name
         return name if IMPLEMENTATIONS[name].why_not(*call) is None else "dense"
-    if name not in IMPLEMENTATIONS:
+    if not isinstance(name, str) or name not in IMPLEMENTATIONS:
         choices = ("auto", *IMPLEMENTATIONS)
         raise ValueError(f"implementation is {name!r}; expected one of {choices}.")
     if why := IMPLEMENTATIONS[name].why_not(*call):
@@ -78,6 +94,7 @@ def prepare(mask: Mask, q_len: int, kv_len: int) -> Mask | BlockPlan:
     """The plan of `mask` if `implementation="auto"` would draw one, else the mask as it is.
 
     `attend` takes either. Layers that share a mask can share its plan, and it is drawn once.
+    For symbolic lengths, as `jax.export` has them, it would draw none.
 
     Raises TypeError for what is no `Mask`, or no integer; ValueError for lengths below 0.
 

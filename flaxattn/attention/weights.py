@@ -105,7 +105,11 @@ def _chosen(name: str, indices: Array | None, letter: str, size: int) -> jax.Arr
     """The indices along an axis, all of them by default; negative ones count from its end."""
     if indices is None:
         return jnp.arange(size)
-    indices = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+    if not isinstance(indices, jax.Array):
+        try:
+            indices = np.asarray(indices)
+        except ValueError as error:  # lists of lists of other lengths
+            raise ValueError(f"{name} is {indices!r}; expected integers on one axis.") from error
     check_indices(name, indices, letter, size)
     indices = jnp.asarray(indices, jnp.int32)
     return jnp.where(indices < 0, indices + size, indices)

@@ -85,6 +85,7 @@ for _part in (Bounds, LiveBlocks):
 
 def make_plan(mask: "Mask", q_len: int, kv_len: int, block_q: int, block_kv: int) -> BlockPlan:
     """The plan of `mask`; see `Mask.plan`."""
+    checks.check_known(q_len=q_len, kv_len=kv_len)
     q_len, kv_len = checks.check_size("q_len", q_len), checks.check_size("kv_len", kv_len)
     block_q = checks.check_size("block_q", block_q, minimum=1)
     block_kv = checks.check_size("block_kv", block_kv, minimum=1)
