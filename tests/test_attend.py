@@ -212,21 +212,6 @@ def test_no_mask_and_no_bias_is_the_oracle_that_sees_everything():
     assert_close(answer(data, full()), expected)
 
 
-def test_directional_derivatives_agree_with_gradients():
-    data, mask = inputs(GROUPED)[:3], random_mask(GROUPED, 1)
-    tangent, cotangent = inputs(GROUPED, 1)[:3], inputs(GROUPED, 2).cotangent
-
-    @jax.jit
-    def derivatives(data, tangent, cotangent):
-        _, pushed = jax.jvp(lambda *x: attend(*x, mask), data, tangent)
-        _, pull = jax.vjp(lambda *x: attend(*x, mask), *data)
-        return pushed, pull(cotangent)
-
-    pushed, pulled = derivatives(data, tangent, cotangent)
-    backward = sum((p * t).sum() for p, t in zip(pulled, tangent, strict=True))
-    np.testing.assert_allclose((pushed * cotangent).sum(), backward, rtol=1e-4)
-
-
 # Half precision: no worse than jax.nn in the same dtype, both against float64.
 
 
@@ -499,16 +484,6 @@ def test_gradients_flow_only_from_later_queries_to_earlier_keys():
         if jacobian.shape[-1] == shape.H:
             expected[0, 0] = False  # one key alone has weight one, whatever it is
         np.testing.assert_array_equal(reaches, expected)
-
-
-def test_second_derivatives_are_finite_where_rows_see_nothing():
-    data, mask = inputs(GROUPED), random_mask(GROUPED, 1)
-
-    def penalty(query):
-        inner = jax.grad(lambda q: (attend(q, data.key, data.value, mask) ** 2).sum())
-        return (inner(query) ** 2).sum()
-
-    assert np.isfinite(jax.jit(jax.grad(penalty))(data.query)).all()
 
 
 # Dropout.
@@ -802,16 +777,6 @@ def test_a_jitted_function_of_a_mask_is_traced_once():
         call(inputs(GROUPED, seed), mask, rng.random())
 
 
-def test_attend_may_be_vmapped_with_its_mask():
-    data = Inputs(*(np.stack([x, x[::-1]]) for x in inputs(GROUPED)))
-    mask = causal() & lengths(kv_lengths=np.array([[3, 7], [0, 5]]))
-    together = jax.jit(jax.vmap(attend))(data.query, data.key, data.value, mask)
-    for i in range(2):
-        alone = causal() & lengths(kv_lengths=mask.parts[1].kv_lengths[i])
-        expected = attend(data.query[i], data.key[i], data.value[i], alone)
-        np.testing.assert_allclose(together[i], expected, atol=1e-6)
-
-
 @pytest.mark.parametrize("mask", [None, "array"], ids=str)
 @pytest.mark.parametrize("axis", ["B", "T", "S"])
 def test_empty_axes_give_outputs_of_that_shape_and_zeros_without_keys(axis, mask):
@@ -823,14 +788,6 @@ def test_empty_axes_give_outputs_of_that_shape_and_zeros_without_keys(axis, mask
     for part, array in zip(got[1:4], data[:3], strict=True):
         assert part.shape == array.shape
         assert not part.any()
-
-
-def test_float64_is_exact_to_float64():
-    with enable_x64(True):
-        data, mask = inputs(GROUPED, dtype=np.float64), random_mask(GROUPED, 1)
-        got = answer(data, mask)
-        assert all(part.dtype == np.float64 for part in got)
-        assert_close(got, oracle_answer(data, mask), 1e-14)
 
 
 @pytest.mark.thorough

@@ -787,17 +787,6 @@ def test_dense_and_auto_take_a_plan_too():
 
 
 @pytest.mark.thorough
-def test_float64_is_exact_to_float64():
-    shape = Shape(2, 13, 17, 4, 2, 3, 2)
-    mask = random_mask(shape, 1)
-    with enable_x64(True):
-        data = inputs(shape, bias=(1, 4, 13, 17), dtype=np.float64)
-        got = answer(data, mask)
-        assert all(part.dtype == np.float64 for part in got)
-        assert_equal_to(oracle_answer(data, mask), got, 1e-12)
-
-
-@pytest.mark.thorough
 def test_float64_works_with_masks_that_hold_arrays():
     with enable_x64(True):
         shape = Shape(2, 13, 17, 4, 2, 3, 2)
@@ -807,42 +796,6 @@ def test_float64_works_with_masks_that_hold_arrays():
         mask = mask | ids & where(older, np.arange(17))
         dense = np.asarray(mask.dense(13, 17))[:, None]
         assert_equal_to(oracle_answer(data, dense), answer(data, mask), 1e-12)
-
-
-@pytest.mark.thorough
-def test_it_may_be_vmapped_with_its_mask_and_differentiated():
-    shape = Shape(2, 13, 17, 4, 2, 5, 3)
-    data = Inputs(*(np.stack([x, x[::-1]]) for x in inputs(shape, bias=(1, 1, 1, 17))))
-    ends = np.array([[3, 17], [0, 5]])
-    mask = causal().shift(q_start=4) & lengths(kv_lengths=ends)
-    d_lse = np.stack([d_lse_of(inputs(shape))] * 2)
-    call = functools.partial(differentiate, sizes=(3, 4))
-    together = jax.jit(jax.vmap(call))(data, d_lse, mask)
-    for i in range(2):
-        one = Inputs(*(x[i] for x in data))
-        seen = np.tri(13, 17, 4, dtype=bool) & (np.arange(17) < ends[i][:, None, None])
-        expected = oracle_answer(one, seen[:, None])
-        assert_equal_to(expected, Answer(*(np.asarray(x[i]) for x in together)))
-
-
-@pytest.mark.thorough
-def test_checkpoint_changes_nothing():
-    data, mask, whole = of_masks(1)
-    plan = from_dense(mask).plan(13, 17, block_q=3, block_kv=4)
-
-    def loss(wrap, query, key, value):
-        layer = wrap(lambda *x: attend(*x, plan))
-        return (layer(query, key, value) ** 2).sum()
-
-    plain, saved = (
-        jax.jit(jax.grad(functools.partial(loss, wrap), argnums=(0, 1, 2)))(*data[:3])
-        for wrap in (lambda fn: fn, jax.checkpoint)
-    )
-    output = attend(*data[:3], mask, implementation="dense")
-    expected = oracle.gradients(2 * output, *data[:3], whole)[:3]
-    for a, b, c in zip(plain, saved, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-        np.testing.assert_allclose(a, c, atol=2e-5)
 
 
 @pytest.mark.thorough(quick=8)
