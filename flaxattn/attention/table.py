@@ -28,15 +28,16 @@ def _serves(*call: *Call) -> str | None:
 
 
 def _blocks_need_sizes(*call: *Call) -> str | None:
-    """Blocks are cut and visited for sizes that are known while tracing."""
+    """Lengths and heads are cut into blocks and chunks of sizes that are known while tracing."""
     query, key, *_ = call
-    for name, array, letters in (("query", query, "BTNH"), ("key", key, "BSKH")):
-        for letter, size in zip(letters, array.shape, strict=True):
-            if is_symbolic_dim(size):
-                return (
-                    f"{name} has {letter} = {size}, a symbolic size, and blocks need known ones; "
-                    'implementation="dense" takes any'
-                )
+    sizes = {"query has T": query.shape[1], "query has N": query.shape[2]}
+    sizes |= {"key has S": key.shape[1], "key has K": key.shape[2]}
+    for whose, size in sizes.items():
+        if is_symbolic_dim(size):
+            return (
+                f"{whose} = {size}, a symbolic size, and blocks need known ones; "
+                'implementation="dense" takes any'
+            )
     return None
 
 
