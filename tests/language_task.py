@@ -88,7 +88,7 @@ class LanguageTask:
         self._network = Network(len(self._letters), config.model.width)
         init = jax.jit(functools.partial(self._network.init, deterministic=True))
         key, tokens = jax.random.key(config.training.seed), jnp.zeros((1, 2), jnp.int32)
-        self.params = nn.unbox(init(key, tokens))["params"]
+        self.params = init(key, tokens)["params"]
         self._logits = jax.jit(functools.partial(self._network.apply, deterministic=True))
 
     def files(self):

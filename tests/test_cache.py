@@ -52,7 +52,7 @@ def normal(*shape, seed=0):
 def parameters(module, *inputs):
     """Random parameters of the right shapes: biases and scales too, so that none hides."""
     init = functools.partial(module.init, deterministic=True)
-    shapes = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), *inputs))["params"]
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: (0.4 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
 

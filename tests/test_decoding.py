@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +36,7 @@ def random_params(model, seed):
 
     def init(key):
         tokens = jnp.ones((1, 2), jnp.int32)
-        return nn.unbox(model.init(key, tokens, tokens, deterministic=True))["params"]
+        return model.init(key, tokens, tokens, deterministic=True)["params"]
 
     def draw(path, x):
         mean, deviation = (1.0, 0.0) if path[-1].key == "scale" else (0.0, 0.7)

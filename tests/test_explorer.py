@@ -63,7 +63,7 @@ def loaded(**changes):
     model = EncoderDecoder(dataclasses.replace(config, **changes))
     tokens = jnp.ones((1, 2), jnp.int32)
     init = functools.partial(model.init, deterministic=True)
-    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), tokens, tokens))["params"]
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens, tokens)["params"]
     rng = np.random.default_rng(3)
     draw = lambda x: jnp.asarray(rng.normal(0.0, 0.7, x.shape), x.dtype)  # noqa: E731
     return Loaded(model, jax.tree.map(draw, shapes), tokenizer, DECODING)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +63,7 @@ def loaded(seed=7, **changes):
 
     def init(key):
         tokens = jnp.ones((1, 2), jnp.int32)
-        return nn.unbox(model.init(key, tokens, tokens, deterministic=True))["params"]
+        return model.init(key, tokens, tokens, deterministic=True)["params"]
 
     rng = np.random.default_rng(seed)
     params = jax.tree.map(

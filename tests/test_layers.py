@@ -131,7 +131,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def boxed_shapes(module, *inputs, **keywords):
+def shapes_of(module, *inputs, **keywords):
     init = functools.partial(module.init, **keywords)
     return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
@@ -139,7 +139,7 @@ def boxed_shapes(module, *inputs, **keywords):
 def parameters(module, *inputs, seed=0, **keywords):
     """Random parameters of the right shapes: biases and scales too, so that none hides."""
     keywords = {"deterministic": True} | keywords
-    return random_like(nn.meta.unbox(boxed_shapes(module, *inputs, **keywords)), seed)
+    return random_like(shapes_of(module, *inputs, **keywords), seed)
 
 
 def random_like(shapes, seed=0):
@@ -156,6 +156,15 @@ def run(module, params, *inputs, deterministic=True, **keywords):
 
 def float64(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+RULES = [("heads", "model"), ("mlp", "model"), ("embed", None), ("kv", None)]
+
+
+def named_shapes(module, *inputs, **keywords):
+    """The shapes of parameters, in boxes with the names of their axes."""
+    with nn.logical_axis_rules(RULES):
+        return shapes_of(module, *inputs, **keywords)
 
 
 def unnamed(tree):
@@ -252,7 +261,7 @@ def test_initial_parameters_are_those_of_flax():
     x, y = normal(B, T, D), normal(B, S, D)
     key = jax.random.key(7)
     expected = theirs.init(key, x, y, deterministic=True)
-    actual = nn.meta.unbox(ours.init(key, x, y, deterministic=True))
+    actual = ours.init(key, x, y, deterministic=True)
     chex.assert_trees_all_equal(actual, expected)
 
 
@@ -429,7 +438,7 @@ def test_deterministic_is_keyword_only_and_has_no_default(module, inputs):
 )
 def test_settings_that_do_not_fit_raise_naming_them(settings, match):
     with pytest.raises(ValueError, match=match):
-        boxed_shapes(MultiHeadAttention(**settings), normal(B, T, D), deterministic=True)
+        shapes_of(MultiHeadAttention(**settings), normal(B, T, D), deterministic=True)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +451,7 @@ def test_settings_that_do_not_fit_raise_naming_them(settings, match):
 )
 def test_inputs_that_do_not_fit_raise_naming_them(x, y, match):
     with pytest.raises(ValueError, match=match):
-        boxed_shapes(MultiHeadAttention(2), normal(*x), normal(*y), deterministic=True)
+        shapes_of(MultiHeadAttention(2), normal(*x), normal(*y), deterministic=True)
 
 
 # ---- Positions ------------------------------------------------------------------------------
@@ -549,7 +558,7 @@ def test_learned_positions_look_up_and_share_the_last_one_beyond_the_table():
     output = learned.apply(variables, positions)
     np.testing.assert_array_equal(output[0], table[[0, 3, 1]])
     np.testing.assert_array_equal(output[1], table[[3, 3, 3]])
-    assert boxed_shapes(learned, positions)["embedding"].value.shape == (4, 6)
+    assert shapes_of(learned, positions)["embedding"].shape == (4, 6)
 
 
 def test_learned_positions_train_only_what_was_looked_up():
@@ -562,7 +571,7 @@ def test_learned_positions_train_only_what_was_looked_up():
 def test_learned_positions_cast_and_refuse_floats():
     learned = LearnedPositions(4, 6, dtype=jnp.bfloat16)
     variables = learned.init(jax.random.key(0), jnp.arange(3))
-    assert nn.meta.unbox(variables)["params"]["embedding"].dtype == jnp.float32
+    assert variables["params"]["embedding"].dtype == jnp.float32
     assert learned.apply(variables, jnp.arange(3)).dtype == jnp.bfloat16
     with pytest.raises(TypeError, match="positions"):
         learned.apply(variables, jnp.zeros(3))
@@ -624,7 +633,7 @@ def test_feed_forward_drops_hidden_units_and_keeps_the_mean():
 )
 def test_unknown_names_raise_naming_the_argument(module, match):
     with pytest.raises(ValueError, match=match):
-        boxed_shapes(module, normal(B, T, D), deterministic=True)
+        shapes_of(module, normal(B, T, D), deterministic=True)
 
 
 # ---- EncoderLayer and DecoderLayer ----------------------------------------------------------
@@ -725,7 +734,7 @@ def test_dropout_of_all_hidden_units_leaves_the_bias_of_feed_forward():
 
 def test_layers_start_with_glorot_uniform_kernels_of_flat_heads():
     layer, x = EncoderLayer(2, 100), normal(1, 2, 100)
-    params = nn.meta.unbox(layer.init(jax.random.key(0), x, deterministic=True))["params"]
+    params = layer.init(jax.random.key(0), x, deterministic=True)["params"]
     limit = np.sqrt(6 / (100 + 100))
     for name, leaf in flax.traverse_util.flatten_dict(params, sep=" ").items():
         leaf = np.asarray(leaf)
@@ -899,10 +908,11 @@ def test_scan_over_layers_with_a_mask_shared_by_all():
         metadata_params={nn.PARTITION_NAME: "layers"},
     )()
     x, mask = normal(B, T, D), causal() & same_segment(IDS)
-    boxed = jax.eval_shape(scanned.init, jax.random.key(0), x, mask)["params"]["layer"]
+    with nn.logical_axis_rules(RULES):
+        boxed = shapes_of(scanned, x, mask)["layer"]
     assert boxed["self_attention"]["query"]["kernel"].names == ("layers", "embed", "heads", "kv")
     assert not unnamed(boxed)
-    stacked = random_like(nn.meta.unbox(boxed))
+    stacked = random_like(shapes_of(scanned, x, mask)["layer"])
     output, _ = scanned.apply({"params": {"layer": stacked}}, x, mask)
     stacked = float64(stacked)
     for b in range(B):
@@ -924,19 +934,19 @@ NAMED = MODULES | {
 
 @pytest.mark.parametrize(("module", "inputs"), NAMED.values(), ids=NAMED)
 def test_every_axis_of_every_parameter_has_a_logical_name(module, inputs):
-    boxed = boxed_shapes(module, *[normal(B, T, D)] * inputs, deterministic=True)
+    boxed = named_shapes(module, *[normal(B, T, D)] * inputs, deterministic=True)
     assert jax.tree.leaves(boxed)
     assert not unnamed(boxed)
 
 
 def test_learned_positions_have_logical_names():
-    boxed = boxed_shapes(LearnedPositions(4, 6), jnp.arange(3))
+    boxed = named_shapes(LearnedPositions(4, 6), jnp.arange(3))
     assert boxed["embedding"].names == ("position", "embed")
 
 
 def test_logical_names_of_an_encoder_layer_become_a_partition():
     layer = EncoderLayer(2, F, activation="swiglu")
-    spec = nn.get_partition_spec(boxed_shapes(layer, normal(B, T, D), deterministic=True))
+    spec = nn.get_partition_spec(named_shapes(layer, normal(B, T, D), deterministic=True))
     p = jax.sharding.PartitionSpec
     head = {"kernel": p("embed", "heads", "kv"), "bias": p("heads", "kv")}
     norm = {"scale": p("embed"), "bias": p("embed")}
@@ -960,10 +970,9 @@ def test_logical_names_of_an_encoder_layer_become_a_partition():
 
 def test_layers_start_under_a_mesh_with_rules_for_their_axes():
     mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
-    rules = [("heads", "model"), ("mlp", "model"), ("embed", None), ("kv", None)]
     layer, x = EncoderLayer(2, F), normal(B, T, D)
-    expected = boxed_shapes(layer, x, deterministic=True)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    expected = named_shapes(layer, x, deterministic=True)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         init = jit(functools.partial(layer.init, deterministic=True))
         actual = init(jax.random.key(0), x)["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)

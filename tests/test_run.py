@@ -9,7 +9,6 @@ import math
 import re
 import shutil
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -407,7 +406,7 @@ def parameter_count(config):
     """The parameters of a model, without making them."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     init = functools.partial(EncoderDecoder(config).init, deterministic=True)
-    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), tokens, tokens))
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens, tokens)
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 

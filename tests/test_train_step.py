@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +50,7 @@ def parameters():
 
     def init(key):
         tokens = jnp.ones((1, 2), jnp.int32)
-        return nn.unbox(MODEL.init(key, tokens, tokens, deterministic=True))["params"]
+        return MODEL.init(key, tokens, tokens, deterministic=True)["params"]
 
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(init, jax.random.key(0))

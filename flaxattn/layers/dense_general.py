@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flaxattn.layers.names import named
+
 __all__ = ["DenseGeneral"]
 
 
@@ -55,9 +57,10 @@ class DenseGeneral(nn.Module):
         """A parameter initialised as a matrix (or vector), so that fan-in and fan-out are right."""
         flat = (math.prod(inputs),) * bool(inputs) + (math.prod(self.features),)
 
-        def shaped(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-            return jnp.reshape(init(key, flat, dtype), shape)
+        def shaped(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+            value: Any = init(key, flat, dtype)  # perhaps in a box with names of its axes
+            return jax.tree.map(lambda x: jnp.reshape(x, shape), value)
 
-        boxed = nn.with_logical_partitioning(shaped, axes)
-        param: Any = self.param(name, boxed, (*inputs, *self.features), self.param_dtype)
+        init_shaped = named(shaped, axes)
+        param: Any = self.param(name, init_shaped, (*inputs, *self.features), self.param_dtype)
         return param  # linen has taken it out of its box

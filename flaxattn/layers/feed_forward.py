@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flaxattn.layers.dropout import Dropout
+from flaxattn.layers.names import named
 
 __all__ = ["Activation", "FeedForward"]
 
@@ -63,7 +64,7 @@ class FeedForward(nn.Module):
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, axes),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
+            kernel_init=named(self.kernel_init, axes),
+            bias_init=named(nn.initializers.zeros_init(), axes[1:]),
             name=name,
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flaxattn import checks
+from flaxattn.layers.names import named
 
 __all__ = ["LearnedPositions", "rotary", "segment_positions", "sinusoidal"]
 
@@ -101,6 +102,6 @@ class LearnedPositions(nn.Module):
     def __call__(self, positions: jax.Array) -> jax.Array:
         """int [..., T] -> [..., T, D]."""
         checks.check_integer("positions", positions)
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("position", "embed"))
+        init = named(nn.initializers.normal(0.02), ("position", "embed"))
         table = self.param("embedding", init, (self.length, self.features), self.param_dtype)
         return jnp.take(jnp.asarray(table, self.dtype), positions, axis=0, mode="clip")

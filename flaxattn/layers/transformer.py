@@ -13,6 +13,7 @@ from flaxattn.layers.attention import MultiHeadAttention
 from flaxattn.layers.cache import CachePosition
 from flaxattn.layers.dropout import Dropout
 from flaxattn.layers.feed_forward import Activation, FeedForward
+from flaxattn.layers.names import named
 from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["DecoderLayer", "EncoderLayer", "NormPosition", "TransformerLayer", "layer_norm"]
@@ -21,12 +22,12 @@ NormPosition = Literal["pre", "post"]
 
 
 def layer_norm(name: str, dtype: DTypeLike | None, param_dtype: DTypeLike) -> nn.LayerNorm:
-    """A LayerNorm whose parameters carry the logical axis name "embed"."""
+    """A LayerNorm whose parameters have the logical axis name "embed"."""
     return nn.LayerNorm(
         dtype=dtype,
         param_dtype=param_dtype,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
+        scale_init=named(nn.initializers.ones_init(), ("embed",)),
+        bias_init=named(nn.initializers.zeros_init(), ("embed",)),
         name=name,
     )
 
@@ -61,7 +62,7 @@ class TransformerLayer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     implementation: str = "auto"
 
-    def attention(self, name: str, *, rotary: bool = False) -> MultiHeadAttention:
+    def _attention(self, name: str, *, rotary: bool = False) -> MultiHeadAttention:
         """One of the layer's attentions."""
         return MultiHeadAttention(
             self.num_heads,
@@ -76,7 +77,7 @@ class TransformerLayer(nn.Module):
             name=name,
         )
 
-    def self_attention(
+    def _self_attention(
         self,
         mask: Mask | BlockPlan | jax.Array | None,
         positions: jax.Array | None,
@@ -85,7 +86,7 @@ class TransformerLayer(nn.Module):
     ) -> Callable[..., jax.Array]:
         """The layer's attention to its own inputs, to be given these and `deterministic`."""
         return functools.partial(
-            self.attention("self_attention", rotary=self.rotary),
+            self._attention("self_attention", rotary=self.rotary),
             mask=mask,
             q_positions=positions,
             kv_positions=positions,
@@ -93,7 +94,7 @@ class TransformerLayer(nn.Module):
             sow_weights=sow_weights,
         )
 
-    def feed_forward(self) -> FeedForward:
+    def _feed_forward(self) -> FeedForward:
         """The layer's feed-forward sublayer."""
         return FeedForward(
             self.ff_features,
@@ -104,7 +105,7 @@ class TransformerLayer(nn.Module):
             name="feed_forward",
         )
 
-    def residual(
+    def _residual(
         self, x: jax.Array, sublayer: Callable[..., jax.Array], name: str, *, deterministic: bool
     ) -> jax.Array:
         """`x` plus `sublayer(x)`, normed before or after."""
@@ -138,10 +139,10 @@ class EncoderLayer(TransformerLayer):
           mask, cache_position, sow_weights: as in `MultiHeadAttention`.
           positions: int `[B, T]`, for rotary.
         """
-        self_attention = self.self_attention(mask, positions, cache_position, sow_weights)
-        residual = functools.partial(self.residual, deterministic=deterministic)
+        self_attention = self._self_attention(mask, positions, cache_position, sow_weights)
+        residual = functools.partial(self._residual, deterministic=deterministic)
         x = residual(x, self_attention, "self_attention")
-        return residual(x, self.feed_forward(), "feed_forward")
+        return residual(x, self._feed_forward(), "feed_forward")
 
 
 class DecoderLayer(TransformerLayer):
@@ -170,15 +171,15 @@ class DecoderLayer(TransformerLayer):
           mask, cross_mask, cache_position, sow_weights: as in `MultiHeadAttention`.
           positions: int `[B, T]`, for rotary.
         """
-        self_attention = self.self_attention(mask, positions, cache_position, sow_weights)
+        self_attention = self._self_attention(mask, positions, cache_position, sow_weights)
         cross_attention = functools.partial(
-            self.attention("cross_attention"),
+            self._attention("cross_attention"),
             inputs_kv="cached" if encoded is None else encoded,
             mask=cross_mask,
             cache_position=cache_position,
             sow_weights=sow_weights,
         )
-        residual = functools.partial(self.residual, deterministic=deterministic)
+        residual = functools.partial(self._residual, deterministic=deterministic)
         x = residual(x, self_attention, "self_attention")
         x = residual(x, cross_attention, "cross_attention")
-        return residual(x, self.feed_forward(), "feed_forward")
+        return residual(x, self._feed_forward(), "feed_forward")

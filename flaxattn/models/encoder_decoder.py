@@ -23,6 +23,7 @@ from flaxattn.layers import (
     sinusoidal,
 )
 from flaxattn.layers.cache import check_index, index_positions
+from flaxattn.layers.names import named
 from flaxattn.layers.transformer import TransformerLayer
 from flaxattn.masks import Mask, causal, same_segment, valid
 from flaxattn.models.config import EncoderDecoderConfig
@@ -91,9 +92,7 @@ class EncoderDecoder(nn.Module):
             config.features,
             dtype=jnp.dtype(config.dtype),
             param_dtype=jnp.dtype(config.param_dtype),
-            embedding_init=nn.with_logical_partitioning(
-                nn.initializers.normal(config.features**-0.5), ("vocab", "embed")
-            ),
+            embedding_init=named(nn.initializers.normal(config.features**-0.5), ("vocab", "embed")),
         )
         self.source_embedding = embed()
         if config.tie_embeddings != "all":

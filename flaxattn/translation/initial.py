@@ -1,6 +1,5 @@
 """Parameters that nothing has been learned by yet."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +15,6 @@ def init_params(model: EncoderDecoder, seed: int) -> Params:
     @jax.jit
     def init(key: jax.Array) -> Params:
         tokens = jnp.ones((1, 2), jnp.int32)
-        return nn.unbox(model.init(key, tokens, tokens, deterministic=True))["params"]
+        return model.init(key, tokens, tokens, deterministic=True)["params"]
 
     return init(jax.random.key(seed))
