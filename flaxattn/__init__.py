@@ -21,7 +21,11 @@ from flaxattn.layers import Encoder as Encoder
 from flaxattn.layers import EncoderLayer as EncoderLayer
 from flaxattn.layers import FeedForward as FeedForward
 from flaxattn.layers import LearnedPositions as LearnedPositions
+from flaxattn.layers import LinearScaling as LinearScaling
+from flaxattn.layers import Llama3Scaling as Llama3Scaling
 from flaxattn.layers import MultiHeadAttention as MultiHeadAttention
+from flaxattn.layers import Rotary as Rotary
+from flaxattn.layers import YarnScaling as YarnScaling
 from flaxattn.layers import rotary as rotary
 from flaxattn.layers import segment_positions as segment_positions
 from flaxattn.layers import sinusoidal as sinusoidal

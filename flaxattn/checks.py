@@ -22,6 +22,7 @@ __all__ = [
     "check_array",
     "check_axes",
     "check_boolean",
+    "check_even",
     "check_floating",
     "check_integer",
     "check_known",
@@ -101,6 +102,12 @@ def check_floating(name: str, array: Array) -> None:
     """Raises TypeError unless `array` is of a floating dtype of at most 64 bits."""
     if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize > 8:
         raise TypeError(f"{name} has dtype {array.dtype}; expected a floating dtype.")
+
+
+def check_even(name: str, number: int) -> None:
+    """Raises ValueError unless `number` is even."""
+    if number % 2:
+        raise ValueError(f"{name} is {number}; expected an even number.")
 
 
 def check_integer(name: str, array: Array) -> None:

@@ -491,7 +491,7 @@ def test_errors_name_what_is_wrong():
             lambda: step(cache, x, **cache_at(1.0)),
         ),
         (ValueError, "no earlier call has kept any", lambda: step(None, x, "cached", **at)),
-        (ValueError, "inputs_kv is 'other'", lambda: step(cache, x, "other", **at)),
+        (ValueError, "inputs_k is 'other'", lambda: step(cache, x, "other", **at)),
         (ValueError, "'cached' and cache_position None", lambda: step(cache, x, "cached")),
         (ValueError, "in from_dense", lambda: step(cache, x, **at, mask=np.ones((T, T), bool))),
         (

@@ -444,9 +444,9 @@ def test_settings_that_do_not_fit_raise_naming_them(settings, match):
 @pytest.mark.parametrize(
     ("x", "y", "match"),
     [
-        ((T, D), (B, S, D), "inputs_q has shape .5, 12. of rank 2"),
-        ((B, T, D), (S, D), "inputs_kv has shape .7, 12. of rank 2"),
-        ((B, T, D), (B + 1, S, D), "inputs_kv .* B = 4; but inputs_q has B = 3"),
+        ((D,), (B, S, D), r"inputs_q has shape \(12,\)"),
+        ((B, T, D), (S, D), "inputs_k has shape .7, 12. of rank 2"),
+        ((B, T, D), (B + 1, S, D), "inputs_k .* B = 4; but inputs_q has B = 3"),
     ],
 )
 def test_inputs_that_do_not_fit_raise_naming_them(x, y, match):

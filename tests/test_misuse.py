@@ -46,9 +46,9 @@ def call(mask=None, dtype=np.float32, q=SIZES["q"], k=SIZES["k"], v=SIZES["v"], 
     return attend(*arrays(dtype, q=q, k=k, v=v), mask, **options)
 
 
-def layer(x=(B, T, 8), inputs_kv=None, num_heads=2, options=None, **arguments):
+def layer(x=(B, T, 8), inputs_k=None, num_heads=2, options=None, **arguments):
     module = MultiHeadAttention(num_heads=num_heads, **(options or {}))
-    kv = None if inputs_kv is None else jnp.ones(inputs_kv)
+    kv = None if inputs_k is None else jnp.ones(inputs_k)
     return module.init_with_output(
         jax.random.key(0), jnp.ones(x), kv, **{"deterministic": True} | arguments
     )
@@ -269,9 +269,9 @@ MISUSES = {
     ),
     # ---- layers
     "inputs without features": (
-        lambda: layer(x=(B, T)),
+        lambda: layer(x=(T,), qkv_features=4),
         ValueError,
-        r"inputs_q has shape \(2, 5\)",
+        r"inputs_q has shape \(5,\)",
     ),
     "features that heads do not divide": (
         lambda: layer(num_heads=3),
@@ -284,7 +284,7 @@ MISUSES = {
         r"num_kv_heads",
     ),
     "keys of another batch": (
-        lambda: layer(inputs_kv=(3, S, 8)),
+        lambda: layer(inputs_k=(3, S, 8)),
         ValueError,
         r"B = 3.*inputs_q has B = 2",
     ),
@@ -297,7 +297,7 @@ MISUSES = {
             deterministic=True,
         ),
         ValueError,
-        r'inputs_kv is "cached"',
+        r'inputs_k is "cached"',
     ),
     "a cache index alone": (
         lambda: layer(cache_position=3),

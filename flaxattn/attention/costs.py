@@ -6,7 +6,7 @@ import numpy as np
 from flaxattn.checks import check_known
 from flaxattn.masks import BlockPlan, Mask
 
-__all__ = ["blocks_pay", "draw_plan"]
+__all__ = ["blocks_pay", "draw_plan", "live_lengths"]
 
 # Measured on two CPU cores (benchmarks/attention.py): a visit takes about as long as its cells and
 # this many more queries, which is what fetching the keys of the visit costs.
@@ -14,6 +14,21 @@ BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 256, 100
 # Up to so many logits per head the dense definition is taken. On a CPU it is as fast or faster
 # there, on the same machine; elsewhere XLA's products are, as long as the memory is borne.
 DENSE_CELLS, DENSE_CELLS_OFF_CPU = 2**17, 2**24
+# Of a cache, runs of cells no longer than this are not told apart: each is a program to compile.
+LIVE_CELLS = 256
+
+
+def live_lengths(q_len: int, kv_len: int) -> tuple[int, ...]:
+    """The numbers of first keys of `kv_len` that attention is made for, where few may be live.
+
+    >>> live_lengths(1, 1500)
+    (375, 750, 1500)
+    """
+    ends = [kv_len]
+    if isinstance(q_len, int) and isinstance(kv_len, int):  # not symbolic
+        while ends[0] // 2 >= max(LIVE_CELLS, q_len):
+            ends.insert(0, -(-ends[0] // 2))
+    return tuple(ends)
 
 
 def blocks_pay(q_len: int, kv_len: int) -> tuple[bool, str]:

@@ -1,6 +1,7 @@
 """Multi-head attention as a linen module: projections around `attend`."""
 
-from typing import Literal
+import contextlib
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -11,19 +12,27 @@ from flaxattn import checks
 from flaxattn.attention import attend, attention_weights
 from flaxattn.layers.cache import (
     CachePosition,
+    Cells,
+    Kept,
     cells_for,
     check_index,
+    check_mask,
     in_slot,
     index_positions,
-    nan_unless_room,
-    shifted_mask,
-    write_cells,
+    nan_where_lost,
+    over_live_cells,
+    write_in_line,
 )
 from flaxattn.layers.dense_general import DenseGeneral
-from flaxattn.layers.positions import rotary
+from flaxattn.layers.leading import flat, flat_logits, flat_positions
+from flaxattn.layers.names import named
+from flaxattn.layers.ring import write_in_ring
+from flaxattn.layers.rotation import Rotary, rotary
 from flaxattn.masks import BlockPlan, Mask
 
-__all__ = ["MultiHeadAttention"]
+__all__ = ["MultiHeadAttention", "Precision"]
+
+Precision = jax.lax.Precision | Literal["default", "high", "highest"] | None
 
 HEADS = ("embed", "heads", "kv")  # the axes of a kernel to queries, keys or values
 
@@ -40,11 +49,16 @@ class MultiHeadAttention(nn.Module):
       qkv_features: N · H; default: the width of `inputs_q`.
       out_features: default: the width of `inputs_q`.
       num_kv_heads: K, dividing N; default N. Fewer is grouped-query attention.
-      rotary: whether queries and keys are rotated by their positions.
+      rotary: whether queries and keys are rotated by their positions, or a `Rotary` that says how.
+      normalize_qk: whether queries and keys are normed in each head, before they are rotated, with
+        scales `query_ln` and `key_ln` `[H]` (arXiv:2302.05442).
       dropout_rate: on the attention weights, drawn from the "dropout" stream.
       use_bias: whether the projections have biases.
       dtype, param_dtype: of computation and of parameters; `dtype` None: as the inputs.
+      precision: of the matrix products of the projections and, forward, of `attend`; None: jax's
+        default.
       kernel_init, bias_init: of the projections.
+      out_kernel_init, out_bias_init: of the last one; None: the same.
       implementation: of `attend`.
 
     >>> layer = MultiHeadAttention(num_heads=2)
@@ -58,46 +72,58 @@ class MultiHeadAttention(nn.Module):
     qkv_features: int | None = None
     out_features: int | None = None
     num_kv_heads: int | None = None
-    rotary: bool = False
+    rotary: Rotary | bool = False
+    normalize_qk: bool = False
     dropout_rate: float = 0.0
     use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    precision: Precision = None
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    out_kernel_init: nn.initializers.Initializer | None = None
+    out_bias_init: nn.initializers.Initializer | None = None
     implementation: str = "auto"
 
     @nn.compact
     def __call__(
         self,
         inputs_q: jax.Array,
-        inputs_kv: jax.Array | Literal["cached"] | None = None,
+        inputs_k: jax.Array | Literal["cached"] | None = None,
+        inputs_v: jax.Array | None = None,
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         bias: jax.Array | None = None,
         q_positions: jax.Array | None = None,
         kv_positions: jax.Array | None = None,
         cache_position: CachePosition | None = None,
+        dropout_rng: jax.Array | None = None,
         sow_weights: bool = False,
         deterministic: bool,
     ) -> jax.Array:
-        """Attends from `inputs_q` to `inputs_kv`, or to itself.
+        """Attends from `inputs_q` to `inputs_k` and `inputs_v`, or to itself.
+
+        B stands for any leading axes, also none. To the leaves of a mask they are one axis; arrays
+        are given with all of them: a mask of booleans or a bias `[..., N, T, S]`.
 
         With `cache_position` keys and values are kept in the "cache" collection, which must be
         mutable, as `cached_key` and `cached_value` `[B, S, K, H]`. In self-attention those of
-        `inputs_q` take the cells from its index on, and all cells up to them may be seen. Keys
-        and values of an `inputs_kv` are kept whole; later calls say `inputs_kv="cached"` for them.
+        `inputs_q` take the cells from its index on, and all cells up to them may be seen. Keys and
+        values of an `inputs_k` are kept whole; later calls say `inputs_k="cached"` for them.
 
         Args:
           inputs_q: `[B, T, D]`.
-          inputs_kv: `[B, S, D]`; None: `inputs_q`; "cached": what an earlier call kept.
+          inputs_k: `[B, S, D]`; None: `inputs_q`; "cached": keys and values an earlier call kept.
+          inputs_v: `[B, S, D]`; None: `inputs_k`.
           mask, bias: as in `flaxattn.attend`. With a cache the mask is a `Mask` or None: that of
             the whole sequence, the same at each call; it is shifted here.
           q_positions, kv_positions: int `[B, T]`, `[B, S]` for rotary; default 0, 1, 2, ...,
             counted from the index in the cache where the tokens are `inputs_q`.
           cache_position: where in the cache `inputs_q` stand; None: no cache.
+          dropout_rng: the key of dropout, in place of one of the "dropout" stream.
           sow_weights: also sow the weights `[B, N, T, S]`, before dropout, as
-            `attention_weights` in the "intermediates" collection.
+            `attention_weights` in the "intermediates" collection; of a ring: over its cells and,
+            where T > 1, over the T new keys after them.
           deterministic: True switches dropout off.
 
         Returns:
@@ -118,56 +144,66 @@ class MultiHeadAttention(nn.Module):
         >>> jax.tree.map(jnp.shape, variables["cache"])
         {'cached_key': (1, 5, 2, 4), 'cached_value': (1, 5, 2, 4)}
         """
-        checks.check_axes("inputs_q", inputs_q, "B T D", {})
-        index = None if cache_position is None else check_index(cache_position, inputs_q.shape[0])
+        lead, out_features = inputs_q.shape[:-2], self.out_features or inputs_q.shape[-1]
         num_kv_heads, head_dim = self._head_sizes(inputs_q.shape[-1])
-        query = self._project("query", (self.num_heads, head_dim), HEADS)(inputs_q)
-        query = self._rotate(query, q_positions, index)
-        own_keys = inputs_kv is None
-        start = index if own_keys else None
-        if isinstance(inputs_kv, str):
-            key, value = self._kept(inputs_kv, cache_position)
+        inputs_q = flat("inputs_q", inputs_q, lead)
+        mask, bias = flat_logits("mask", mask, lead), flat_logits("bias", bias, lead)
+        index = None if cache_position is None else check_index(cache_position, lead)
+        start = index if inputs_k is None else None  # of the keys
+        query = self._heads("query", inputs_q, (self.num_heads, head_dim))
+        query = self._rotate(query, flat_positions("q_positions", q_positions, lead), index)
+        if isinstance(inputs_k, str):
+            key, value = self._stored(inputs_k, inputs_v, cache_position)
         else:
-            inputs = inputs_q if inputs_kv is None else inputs_kv
-            checks.check_axes("inputs_kv", inputs, "B S D", {"B": (inputs_q.shape[0], "inputs_q")})
-            key = self._project("key", (num_kv_heads, head_dim), HEADS)(inputs)
-            value = self._project("value", (num_kv_heads, head_dim), HEADS)(inputs)
-            key = self._rotate(key, kv_positions, start)
-            if cache_position is not None:
-                key, value = self._write(cache_position, key, value, start)
-        if index is not None:
-            mask = shifted_mask(mask, index, num_written=inputs_q.shape[1] if own_keys else None)
+            inputs_k, inputs_v = _key_value_inputs(inputs_q, inputs_k, inputs_v, lead)
+            key = self._heads("key", inputs_k, (num_kv_heads, head_dim))
+            key = self._rotate(key, flat_positions("kv_positions", kv_positions, lead), start)
+            value = self._heads("value", inputs_v, (num_kv_heads, head_dim))
+            if cache_position is not None and start is None:
+                self._store(cache_position, Cells(key, value))
+        kept = self._keep(cache_position, Kept(key, value, mask), index, start, bias)
         if sow_weights:
-            weights = attention_weights(query, key, mask, bias=bias)
+            weights = attention_weights(query, kept.key, kept.mask, bias=bias)
+            weights = weights.reshape(*lead, *weights.shape[1:])
             self.sow("intermediates", "attention_weights", weights)
-        output = self._attend(query, key, value, mask, bias, deterministic=deterministic)
-        if index is not None and own_keys:
-            output = nan_unless_room(output, index, key.shape[1])
-        out_features = self.out_features or inputs_q.shape[-1]
+        drops = self.dropout_rate > 0 and not deterministic
+        if drops and dropout_rng is None:
+            dropout_rng = self.make_rng("dropout")
+        output = self._attend(query, kept, bias, dropout_rng if drops else None)
         out = self._project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
-        return out(output)
+        return out(output).reshape(*lead, -1, out_features)
 
     def _attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        mask: Mask | BlockPlan | jax.Array | None,
-        bias: jax.Array | None,
-        *,
-        deterministic: bool,
+        self, query: jax.Array, kept: Kept, bias: jax.Array | None, dropout_key: jax.Array | None
     ) -> jax.Array:
-        rate = self.dropout_rate if self.dropout_rate and not deterministic else 0.0
-        return attend(
-            query,
-            key,
-            value,
-            mask,
-            bias=bias,
-            dropout_rate=rate,
-            dropout_key=self.make_rng("dropout") if rate > 0 else None,
-            implementation=self.implementation,
-        )
+        def over(key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
+            return attend(
+                query,
+                key,
+                value,
+                kept.mask,
+                bias=bias,
+                dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
+                dropout_key=dropout_key,
+                implementation=self.implementation,
+            )
+
+        with _matmul_precision(self.precision):
+            output = over_live_cells(over, kept, bias, query.shape[1])
+        return nan_where_lost(output, kept.lost)
+
+    def _heads(self, name: str, inputs: jax.Array, features: tuple[int, int]) -> jax.Array:
+        """Queries, keys or values: [B, T, D] -> [B, T, *features]."""
+        heads = self._project(name, features, HEADS)(inputs)
+        if not self.normalize_qk or name == "value":
+            return heads
+        return nn.LayerNorm(
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            scale_init=named(nn.initializers.ones_init(), ("kv",)),
+            name=f"{name}_ln",
+        )(heads)
 
     def _rotate(
         self, x: jax.Array, positions: jax.Array | None, index: jax.Array | None
@@ -175,40 +211,62 @@ class MultiHeadAttention(nn.Module):
         """`x` turned by its positions, by default those from `index` on, if the layer is rotary."""
         if not self.rotary:
             return x
-        return rotary(x, index_positions(index, x.shape[1]) if positions is None else positions)
+        how = Rotary() if isinstance(self.rotary, bool) else self.rotary
+        positions = index_positions(index, x.shape[1]) if positions is None else positions
+        return rotary(x, positions, how)
 
-    def _kept(self, inputs_kv: str, position: CachePosition | None) -> tuple[jax.Array, jax.Array]:
-        """The keys and values that an earlier call kept."""
-        if position is None or inputs_kv != "cached":
-            raise ValueError(
-                f"inputs_kv is {inputs_kv!r} and cache_position {position}; expected an array, or "
-                '"cached" with a cache_position.'
-            )
-        key: jax.Array | None = self.get_variable("cache", in_slot("cached_key", position))
-        value: jax.Array | None = self.get_variable("cache", in_slot("cached_value", position))
-        if key is None or value is None:
-            raise ValueError('inputs_kv is "cached", but no earlier call has kept any.')
-        return key, value
-
-    def _write(
-        self, position: CachePosition, key: jax.Array, value: jax.Array, start: jax.Array | None
+    def _stored(
+        self, inputs_k: str, inputs_v: jax.Array | None, position: CachePosition | None
     ) -> tuple[jax.Array, jax.Array]:
-        """All cells of both caches, after writing from `start` on, or in place of them all."""
+        """The keys and values that an earlier call kept."""
+        if position is None or inputs_k != "cached" or inputs_v is not None:
+            raise ValueError(
+                f"inputs_k is {inputs_k!r} and cache_position {position}; expected an array, or "
+                '"cached" with a cache_position and no inputs_v.'
+            )
+        cells = self._cells(position)
+        if cells is None:
+            raise ValueError('inputs_k is "cached", but no earlier call has kept any.')
+        return cells.key, cells.value
+
+    def _keep(
+        self,
+        position: CachePosition | None,
+        new: Kept,
+        index: jax.Array | None,
+        start: jax.Array | None,
+        bias: jax.Array | None,
+    ) -> Kept:
+        """`new`, or with a cache all that it holds, once what is new from `start` on is written."""
+        if position is None or index is None:
+            return new
+        mask = check_mask(new.mask)
+        if start is None:
+            return new._replace(mask=None if mask is None else mask.shift(q_start=index))
+        if position.ring and bias is not None:
+            raise ValueError("bias is given, but the cells of a ring stand in no order.")
+        cells = cells_for(position, new.key, new.value, self._cells(position))
+        write = write_in_ring if position.ring else write_in_line
+        cells, kept = write(cells, new.key, new.value, start, mask)
+        self._store(position, cells)
+        return kept
+
+    def _cells(self, position: CachePosition) -> Cells | None:
+        """What the cache holds; None: there is none yet."""
+        names = (in_slot(f"cached_{name}", position) for name in Cells._fields)
+        cells: Any = [self.get_variable("cache", name) for name in names]
+        return None if cells[0] is None else Cells(*cells)
+
+    def _store(self, position: CachePosition, cells: Cells) -> None:
+        """Puts these in place of what the cache held."""
         if not self.is_mutable_collection("cache"):
             raise ValueError(
                 'cache_position is given, but the "cache" collection cannot be written; call '
                 'apply(..., mutable=["cache"]), which returns the new cache beside the output.'
             )
-        written = []
-        for name, new in (("cached_key", key), ("cached_value", value)):
-            name = in_slot(name, position)
-            if start is not None:
-                cells = cells_for(new, self.get_variable("cache", name), position.length)
-                new = write_cells(cells, new, start)
-            self.put_variable("cache", name, new)
-            written.append(new)
-        key, value = written
-        return key, value
+        for name, array in cells._asdict().items():
+            if array is not None:
+                self.put_variable("cache", in_slot(f"cached_{name}", position), array)
 
     def _head_sizes(self, features: int) -> tuple[int, int]:
         """K and H, or ValueError."""
@@ -229,6 +287,7 @@ class MultiHeadAttention(nn.Module):
     def _project(
         self, name: str, features: tuple[int, ...], axes: tuple[str, ...], *, num_in_axes: int = 1
     ) -> DenseGeneral:
+        last = name == "out"
         return DenseGeneral(
             features,
             axes,
@@ -236,7 +295,37 @@ class MultiHeadAttention(nn.Module):
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            precision=self.precision,
+            kernel_init=(self.out_kernel_init if last else None) or self.kernel_init,
+            bias_init=(self.out_bias_init if last else None) or self.bias_init,
             name=name,
         )
+
+
+def _key_value_inputs(
+    inputs_q: jax.Array,
+    inputs_k: jax.Array | None,
+    inputs_v: jax.Array | None,
+    lead: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """What keys and values are made of, [B, S, D] each; ValueError for what does not fit."""
+    if inputs_k is None:
+        if inputs_v is not None:
+            raise ValueError("inputs_v is given without inputs_k; give what the keys are made of.")
+        return inputs_q, inputs_q
+    sizes = {"B": (inputs_q.shape[0], "inputs_q")}
+    inputs_k = flat("inputs_k", inputs_k, lead)
+    checks.check_axes("inputs_k", inputs_k, "B S D", sizes)
+    if inputs_v is None:
+        return inputs_k, inputs_k
+    inputs_v = flat("inputs_v", inputs_v, lead)
+    checks.check_axes("inputs_v", inputs_v, "B S D'", sizes)
+    return inputs_k, inputs_v
+
+
+def _matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[object]:
+    """Within it jax multiplies matrices with this precision, unless it is None."""
+    if precision is None:
+        return contextlib.nullcontext()
+    name = precision if isinstance(precision, str) else precision.name.lower()
+    return jax.default_matmul_precision(name)

@@ -2,68 +2,101 @@
 
 The cache is an array `[B, S, K, H]` of S cells; cell i holds the key, or value, of position i. A
 call writes T of them from an index on, the same for all examples or each its own, and attends with
-the mask that served in training, shifted to that index.
+the mask that served in training, shifted to that index. Cells may also form a `ring`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flaxattn import checks
+from flaxattn.attention.costs import live_lengths
 from flaxattn.masks import BlockPlan, Mask, full, lengths
 
 __all__ = [
     "CachePosition",
-    "cells_for",
+    "Cells",
+    "Kept",
     "check_index",
+    "check_mask",
+    "cells_for",
     "in_slot",
     "index_positions",
-    "nan_unless_room",
-    "shifted_mask",
+    "nan_where_lost",
+    "over_live_cells",
     "write_cells",
+    "write_in_line",
 ]
 
 
+class Cells(NamedTuple):
+    """What is kept from call to call."""
+
+    key: jax.Array  # [B, S, K, H]
+    value: jax.Array
+    positions: jax.Array | None = None
+    """int32 [B, S], the position that each cell of a ring holds, -1 for none; None: no ring."""
+
+
+class Kept(NamedTuple):
+    """What the queries of a call attend to, and with which mask."""
+
+    key: jax.Array  # [B, S, K, H]
+    value: jax.Array
+    mask: Mask | BlockPlan | jax.Array | None
+    num_live: jax.Array | None = None
+    """int32 [], how many of the first cells may be seen; None: all."""
+    lost: jax.Array | None = None
+    """bool [B, N, T], 1 where shared: queries that see a position whose cell holds another."""
+
+
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["index"], meta_fields=["length", "slot"]
+    jax.tree_util.register_dataclass, data_fields=["index"], meta_fields=["length", "slot", "ring"]
 )
 @dataclasses.dataclass(frozen=True)
 class CachePosition:
     """Where a call stands in the cache; a pytree, so that new values of `index` never recompile.
 
     >>> CachePosition(0, length=8)  # for the call that makes the cache
-    CachePosition(index=0, length=8, slot=0)
+    CachePosition(index=0, length=8, slot=0, ring=False)
     >>> CachePosition(3)  # for a later one
-    CachePosition(index=3, length=None, slot=0)
+    CachePosition(index=3, length=None, slot=0, ring=False)
     """
 
     index: int | jax.Array
     """int `[]` or `[B]`: the position of the first of the tokens, which is the cell that takes its
-    key and value. An example that runs past the last cell gives NaN."""
+    key and value. An example that runs past the last cell gives NaN, unless they form a ring."""
     length: int | None = None
     """S, how many cells; needed only by the call that makes the cache."""
     slot: int = 0
     """Which cache, where a layer is applied several times in one pass, as shared layers are."""
+    ring: bool = False
+    """Whether position p takes cell p % S, from whatever was there: for masks that see fewer than S
+    positions back. A query that sees one whose cell was taken, or that no bounds of its mask tell
+    from these, gives NaN. The same at each call."""
 
 
-def check_index(position: CachePosition, batch: int) -> jax.Array:
+def check_index(position: CachePosition, lead: tuple[int, ...]) -> jax.Array:
     """Its index as an int32 array: traced even where it was a Python integer.
 
-    Raises TypeError unless it is a CachePosition of integers, ValueError unless they are [] or [B].
+    Raises TypeError unless it is a CachePosition of integers, ValueError unless they are [] or one
+    for each example of the leading axes, which become one axis.
     """
     if not isinstance(position, CachePosition):
         kind = type(position).__name__
         raise TypeError(f"cache_position is a {kind}; expected CachePosition(index, length).")
     array = jnp.asarray(position.index)
     checks.check_integer("cache_position.index", array)
-    if array.shape not in ((), (batch,)):
+    if array.shape not in ((), lead):
         raise ValueError(
             f"cache_position.index has shape {array.shape}; expected [] or one index per "
-            f"example, [B] = ({batch},)."
+            f"example, [B] = {lead}."
         )
-    return array.astype(jnp.int32)
+    return array.reshape(-1 if array.ndim else ()).astype(jnp.int32)
 
 
 def in_slot(name: str, position: CachePosition) -> str:
@@ -81,39 +114,74 @@ def index_positions(index: jax.Array | None, length: int) -> jax.Array:
     return offsets if index is None else index.reshape(-1, 1) + offsets
 
 
-def cells_for(new: jax.Array, cells: jax.Array | None, length: int | None) -> jax.Array:
-    """The cells [B, S, ...] that `new` [B, T, ...] is to be written into; None: S = `length`.
+def cells_for(
+    position: CachePosition, key: jax.Array, value: jax.Array, cells: Cells | None
+) -> Cells:
+    """The cells that a new key and value [B, T, K, H] are to be written into; None: empty ones.
 
     Raises ValueError if there are none, or they do not fit.
     """
     if cells is None:
-        if length is None:
+        cells = _empty(position, key, value)
+    num_cells = cells.key.shape[1]
+    if position.length not in (None, num_cells):
+        raise ValueError(
+            f"cache_position.length is {position.length}, but the cache has {num_cells} cells."
+        )
+    if position.ring != (cells.positions is not None):
+        raise ValueError(
+            f"cache_position.ring is {position.ring}, but the cache was made with "
+            f"{not position.ring}; expected the same at each call."
+        )
+    if key.shape[1] > num_cells and not position.ring:
+        raise ValueError(
+            f"inputs_q has {key.shape[1]} tokens, but the cache {num_cells} cells; make it with a "
+            "longer CachePosition.length, or as a ring."
+        )
+    for new, old in ((key, cells.key), (value, cells.value)):
+        if old.shape != (new.shape[0], num_cells, *new.shape[2:]) or old.dtype != new.dtype:
             raise ValueError(
-                "cache_position is given, but there is no cache yet; give a CachePosition with a "
-                'length to the call that makes it, and to later calls the "cache" collection '
-                "which that one returned."
+                f"the cache has {old.dtype} cells of shape {old.shape}; new keys and values are "
+                f"{new.dtype} {new.shape}. All but the second axis must be the same."
             )
-        cells = jnp.zeros((new.shape[0], length, *new.shape[2:]), new.dtype)
-    num_cells = cells.shape[1]
-    if length not in (None, num_cells):
-        raise ValueError(f"cache_position.length is {length}, but the cache has {num_cells} cells.")
-    if new.shape[1] > num_cells:
-        raise ValueError(
-            f"inputs_q has {new.shape[1]} tokens, but the cache {num_cells} cells; make it with a "
-            "longer CachePosition.length."
-        )
-    if cells.shape != (new.shape[0], num_cells, *new.shape[2:]) or cells.dtype != new.dtype:
-        raise ValueError(
-            f"the cache has {cells.dtype} cells of shape {cells.shape}; new keys and values are "
-            f"{new.dtype} {new.shape}. All but the second axis must be the same."
-        )
     return cells
+
+
+def _empty(position: CachePosition, key: jax.Array, value: jax.Array) -> Cells:
+    """Cells that hold nothing, for keys and values like these."""
+    if position.length is None:
+        raise ValueError(
+            "cache_position is given, but there is no cache yet; give a CachePosition with a "
+            'length to the call that makes it, and to later calls the "cache" collection '
+            "which that one returned."
+        )
+    if position.length < 1:
+        raise ValueError(f"cache_position.length is {position.length}; expected at least 1.")
+    batch, length = key.shape[0], position.length
+    keys, values = (jnp.zeros((batch, length, *x.shape[2:]), x.dtype) for x in (key, value))
+    positions = jnp.full((batch, length), -1, jnp.int32) if position.ring else None
+    return Cells(keys, values, positions)
+
+
+def write_in_line(
+    cells: Cells, key: jax.Array, value: jax.Array, index: jax.Array, mask: Mask | None
+) -> tuple[Cells, Kept]:
+    """The cells with `key` and `value` [B, T, K, H] from `index` on, and what is attended to.
+
+    Under jit no error can be raised; numbers computed without some of the keys would go unnoticed.
+    So all is lost where tokens pass the last cell.
+    """
+    end, num_cells = index + key.shape[1], cells.key.shape[1]
+    written = Cells(write_cells(cells.key, key, index), write_cells(cells.value, value, index))
+    shifted = (full() if mask is None else mask.shift(q_start=index)) & lengths(kv_lengths=end)
+    lost = (end > num_cells).reshape(-1, 1, 1)
+    return written, Kept(written.key, written.value, shifted, end.max(), lost)
 
 
 def write_cells(cells: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
     """`cells` [B, S, ...] with `new` [B, T, ...] from `index` on, int [] or [B].
 
-    Where there is no room for all T, they take the last T cells: see `nan_unless_room`.
+    Where there is no room for all T, they take the last T cells: see `write_in_line`.
 
     >>> cells, new = jnp.zeros((2, 4)), jnp.ones((2, 2))
     >>> write_cells(cells, new, jnp.array([0, 1])).astype(int).tolist()
@@ -125,35 +193,45 @@ def write_cells(cells: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array
     return jax.vmap(lambda cells, new, index: write(cells, new, index, axis=0))(cells, new, index)
 
 
-def shifted_mask(
-    mask: Mask | BlockPlan | jax.Array | None, index: jax.Array, num_written: int | None = None
-) -> Mask | None:
-    """The mask of a whole sequence, as the queries from `index` on see it.
+def check_mask(mask: Mask | BlockPlan | jax.Array | None) -> Mask | None:
+    """The mask, which must be one that can be read from another index, or None.
 
-    Args:
-      mask: a `Mask` or None.
-      index: int [] or [B].
-      num_written: how many cells from `index` on are written; all later ones are hidden. None:
-        every cell holds a key.
-
-    Raises ValueError for an array or a `BlockPlan`: they cannot be read from another index.
+    Raises ValueError for an array or a `BlockPlan`.
     """
-    if mask is not None and not isinstance(mask, Mask):
-        raise ValueError(
-            f"mask is a {type(mask).__name__}; with cache_position expected a Mask over all "
-            "positions, which the layer shifts itself. Wrap a boolean array, with a row for each "
-            "query of the whole sequence, in from_dense(array)."
-        )
-    shifted = None if mask is None else mask.shift(q_start=index)
-    if num_written is None:
-        return shifted
-    return (full() if shifted is None else shifted) & lengths(kv_lengths=index + num_written)
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    raise ValueError(
+        f"mask is a {type(mask).__name__}; with cache_position expected a Mask over all "
+        "positions, which the layer shifts itself. Wrap a boolean array, with a row for each "
+        "query of the whole sequence, in from_dense(array)."
+    )
 
 
-def nan_unless_room(output: jax.Array, index: jax.Array, num_cells: int) -> jax.Array:
-    """`output` [B, T, ...], NaN in the examples whose T tokens from `index` on pass the last cell.
+def over_live_cells(
+    attend: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array],
+    kept: Kept,
+    bias: jax.Array | None,
+    q_len: int,
+) -> jax.Array:
+    """`attend(key, value, bias)` over the shortest run of cells that holds all that is live."""
+    ends = live_lengths(q_len, kept.key.shape[1])
+    if kept.num_live is None or len(ends) == 1:
+        return attend(kept.key, kept.value, bias)
 
-    Under jit no error can be raised; numbers computed without some of the keys would go unnoticed.
-    """
-    room = index + output.shape[1] <= num_cells
-    return jnp.where(room.reshape((-1,) + (1,) * (output.ndim - 1)), output, jnp.nan)
+    def over(end: int) -> Callable[[Kept, jax.Array | None], jax.Array]:
+        def first_cells(kept: Kept, bias: jax.Array | None) -> jax.Array:
+            bias = bias if bias is None or bias.shape[-1] == 1 else bias[..., :end]
+            return attend(kept.key[:, :end], kept.value[:, :end], bias)
+
+        return first_cells
+
+    which = sum(jnp.asarray(kept.num_live > end, jnp.int32) for end in ends[:-1])
+    output: jax.Array = jax.lax.switch(which, [over(end) for end in ends], kept, bias)
+    return output
+
+
+def nan_where_lost(output: jax.Array, lost: jax.Array | None) -> jax.Array:
+    """`output` [B, T, N, H], NaN where a query sees what is `lost`, bool [B, N, T]."""
+    if lost is None:
+        return output
+    return jnp.where(lost.swapaxes(1, 2)[..., None], jnp.nan, output).astype(output.dtype)

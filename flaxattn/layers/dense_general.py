@@ -23,7 +23,7 @@ class DenseGeneral(nn.Module):
       features: the new axes.
       axes: the logical names of the kernel's axes.
       num_in_axes: how many of the last axes are mapped.
-      use_bias, dtype, param_dtype, kernel_init, bias_init: as in `MultiHeadAttention`.
+      use_bias, dtype, param_dtype, precision, kernel_init, bias_init: as in `MultiHeadAttention`.
     """
 
     features: tuple[int, ...]
@@ -32,6 +32,7 @@ class DenseGeneral(nn.Module):
     use_bias: bool
     dtype: DTypeLike | None
     param_dtype: DTypeLike
+    precision: jax.lax.Precision | str | None
     kernel_init: nn.initializers.Initializer
     bias_init: nn.initializers.Initializer
 
@@ -44,7 +45,7 @@ class DenseGeneral(nn.Module):
         if self.use_bias:
             bias = self._param("bias", self.bias_init, (), self.axes[self.num_in_axes :])
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = jnp.tensordot(x, kernel, axes=self.num_in_axes)
+        y = jnp.tensordot(x, kernel, axes=self.num_in_axes, precision=self.precision)
         return y if bias is None else y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim)))
 
     def _param(

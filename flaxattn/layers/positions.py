@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoidal, learned and rotary positions.
+"""Where a token stands: sinusoidal and learned positions; `rotation` has rotary ones.
 
 Positions are integer arrays, so that packed rows may count each segment from zero and a decoder
 may start anywhere; nothing here knows a maximum length, save the learned table.
@@ -12,7 +12,13 @@ from jax.typing import DTypeLike
 from flaxattn import checks
 from flaxattn.layers.names import named
 
-__all__ = ["LearnedPositions", "rotary", "segment_positions", "sinusoidal"]
+__all__ = [
+    "LearnedPositions",
+    "angles",
+    "geometric_frequencies",
+    "segment_positions",
+    "sinusoidal",
+]
 
 
 def sinusoidal(positions: jax.Array, features: int, *, base: float = 10_000.0) -> jax.Array:
@@ -30,35 +36,9 @@ def sinusoidal(positions: jax.Array, features: int, *, base: float = 10_000.0) -
     Raises:
       ValueError if `features` is odd.
     """
-    angles = _angles(positions, features, base, "features")
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def rotary(x: jax.Array, positions: jax.Array, *, base: float = 10_000.0) -> jax.Array:
-    """Rotates queries or keys by their position (RoFormer, arXiv:2104.09864, equation 34).
-
-    The products of rotated queries and keys depend on the distance of their positions alone.
-    Feature i is paired with feature i + H/2, as in GPT-NeoX, Llama and gemma.
-
-    Args:
-      x: `[B, T, N, H]`, H even.
-      positions: int `[B, T]` or `[1, T]`.
-
-    Returns:
-      `[B, T, N, H]` in the dtype of `x`; computed in float32.
-
-    Raises:
-      ValueError if H is odd or the shapes do not fit.
-    """
-    sizes: dict[str, tuple[int, str]] = {}
-    checks.check_axes("x", x, "B T N H", sizes)
-    if positions.shape not in (x.shape[:2], (1, x.shape[1])):
-        raise ValueError(f"positions has shape {positions.shape}; expected [B, T] = {x.shape[:2]}.")
-    angles = _angles(positions, x.shape[-1], base, "the head dimension of x")[:, :, None, :]
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    checks.check_even("features", features)
+    turns = angles(positions, geometric_frequencies(features, base))
+    return jnp.concatenate([jnp.sin(turns), jnp.cos(turns)], axis=-1)
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:
@@ -72,14 +52,15 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-def _angles(positions: jax.Array, features: int, base: float, name: str) -> jax.Array:
-    """Angles at the geometric frequencies base^(-2i/D): int [..., T] -> float32 [..., T, D/2]."""
-    if features % 2:
-        raise ValueError(f"{name} is {features}; expected an even number.")
+def geometric_frequencies(features: int, base: float) -> jax.Array:
+    """base^(-2i/D): float32 [D/2]."""
+    return base ** -(jnp.arange(0, features, 2, dtype=jnp.float32) / features)
+
+
+def angles(positions: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """int [..., T] and frequencies [D/2] -> float32 [..., T, D/2]."""
     checks.check_integer("positions", positions)
-    exponent = jnp.arange(0, features, 2, dtype=jnp.float32) / features
-    frequency = base**-exponent
-    return positions.astype(jnp.float32)[..., None] * frequency.reshape(
+    return positions.astype(jnp.float32)[..., None] * frequencies.reshape(
         (1,) * positions.ndim + (-1,)
     )
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from flaxattn.layers.cache import CachePosition
-from flaxattn.layers.transformer import TransformerLayer, layer_norm
+from flaxattn.layers.transformer import TransformerLayer, make_norm
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.types import PyTree
 
@@ -40,7 +40,7 @@ class _Stack(nn.Module):
             x = apply(layers[i % count], x, arguments)
         if layers[0].norm_position == "post":  # already normed
             return x
-        return layer_norm("final_norm", layers[0].dtype, layers[0].param_dtype)(x)
+        return make_norm(layers[0], "final_norm")(x)
 
 
 def _apply(

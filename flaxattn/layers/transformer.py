@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,33 +14,27 @@ from flaxattn.layers.cache import CachePosition
 from flaxattn.layers.dropout import Dropout
 from flaxattn.layers.feed_forward import Activation, FeedForward
 from flaxattn.layers.names import named
+from flaxattn.layers.rotation import Rotary
 from flaxattn.masks import BlockPlan, Mask
 
-__all__ = ["DecoderLayer", "EncoderLayer", "NormPosition", "TransformerLayer", "layer_norm"]
+__all__ = ["DecoderLayer", "EncoderLayer", "Norm", "NormPosition", "TransformerLayer", "make_norm"]
 
+Norm = Literal["layer", "rms"]
 NormPosition = Literal["pre", "post"]
-
-
-def layer_norm(name: str, dtype: DTypeLike | None, param_dtype: DTypeLike) -> nn.LayerNorm:
-    """A LayerNorm whose parameters have the logical axis name "embed"."""
-    return nn.LayerNorm(
-        dtype=dtype,
-        param_dtype=param_dtype,
-        scale_init=named(nn.initializers.ones_init(), ("embed",)),
-        bias_init=named(nn.initializers.zeros_init(), ("embed",)),
-        name=name,
-    )
 
 
 class TransformerLayer(nn.Module):
     """What encoder and decoder layers have in common.
 
     Attributes:
-      num_heads, num_kv_heads, qkv_features, rotary: of the attentions; see `MultiHeadAttention`.
-        Cross-attention is never rotated: source and target positions are not comparable.
+      num_heads, num_kv_heads, qkv_features, rotary, normalize_qk: of the attentions; see
+        `MultiHeadAttention`. Cross-attention is never rotated: source and target positions are not
+        comparable.
       ff_features: F.
       activation: of the feed-forward layer.
+      norm: "layer" (arXiv:1607.06450) or "rms" (arXiv:1910.07467), which has no mean and no bias.
       norm_position: "pre" is x + f(norm(x)); "post" is norm(x + f(x)), as in the 2017 paper.
+      use_bias: whether projections, feed-forward layer and norms have biases.
       dropout_rate: on the output of each sublayer, before it is added.
       attention_dropout_rate: on the attention weights.
       activation_dropout_rate: on the hidden units of the feed-forward layer.
@@ -52,9 +46,12 @@ class TransformerLayer(nn.Module):
     ff_features: int
     num_kv_heads: int | None = None
     qkv_features: int | None = None
-    rotary: bool = False
+    rotary: Rotary | bool = False
+    normalize_qk: bool = False
     activation: Activation = "relu"
+    norm: Norm = "layer"
     norm_position: NormPosition = "pre"
+    use_bias: bool = True
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     activation_dropout_rate: float = 0.0
@@ -62,13 +59,15 @@ class TransformerLayer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     implementation: str = "auto"
 
-    def _attention(self, name: str, *, rotary: bool = False) -> MultiHeadAttention:
+    def _attention(self, name: str, *, rotary: Rotary | bool = False) -> MultiHeadAttention:
         """One of the layer's attentions."""
         return MultiHeadAttention(
             self.num_heads,
             num_kv_heads=self.num_kv_heads,
             qkv_features=self.qkv_features,
             rotary=rotary,
+            normalize_qk=self.normalize_qk,
+            use_bias=self.use_bias,
             dropout_rate=self.attention_dropout_rate,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -100,6 +99,7 @@ class TransformerLayer(nn.Module):
             self.ff_features,
             activation=self.activation,
             dropout_rate=self.activation_dropout_rate,
+            use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="feed_forward",
@@ -109,7 +109,7 @@ class TransformerLayer(nn.Module):
         self, x: jax.Array, sublayer: Callable[..., jax.Array], name: str, *, deterministic: bool
     ) -> jax.Array:
         """`x` plus `sublayer(x)`, normed before or after."""
-        norm = layer_norm(f"{name}_norm", self.dtype, self.param_dtype)
+        norm = make_norm(self, f"{name}_norm")
         dropout = functools.partial(Dropout(self.dropout_rate), deterministic=deterministic)
         sublayer = functools.partial(sublayer, deterministic=deterministic)
         if self.norm_position == "pre":
@@ -117,6 +117,22 @@ class TransformerLayer(nn.Module):
         if self.norm_position == "post":
             return norm(x + dropout(sublayer(x)))
         raise ValueError(f"norm_position is {self.norm_position!r}; expected 'pre' or 'post'.")
+
+
+def make_norm(layer: TransformerLayer, name: str) -> nn.LayerNorm | nn.RMSNorm:
+    """A norm as those of `layer`, made in the module that is calling."""
+    common: dict[str, Any] = {
+        "dtype": layer.dtype,
+        "param_dtype": layer.param_dtype,
+        "scale_init": named(nn.initializers.ones_init(), ("embed",)),
+        "name": name,
+    }
+    if layer.norm == "rms":
+        return nn.RMSNorm(**common)
+    if layer.norm == "layer":
+        bias_init = named(nn.initializers.zeros_init(), ("embed",))
+        return nn.LayerNorm(use_bias=layer.use_bias, bias_init=bias_init, **common)
+    raise ValueError(f"norm is {layer.norm!r}; expected 'layer' or 'rms'.")
 
 
 class EncoderLayer(TransformerLayer):
@@ -174,7 +190,7 @@ class DecoderLayer(TransformerLayer):
         self_attention = self._self_attention(mask, positions, cache_position, sow_weights)
         cross_attention = functools.partial(
             self._attention("cross_attention"),
-            inputs_kv="cached" if encoded is None else encoded,
+            inputs_k="cached" if encoded is None else encoded,
             mask=cross_mask,
             cache_position=cache_position,
             sow_weights=sow_weights,

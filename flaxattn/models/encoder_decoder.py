@@ -257,7 +257,7 @@ class EncoderDecoder(nn.Module):
         (2, 1, 8)
         """
         if positions is None:
-            index = check_index(cache_position, target_inputs.shape[0])
+            index = check_index(cache_position, target_inputs.shape[:1])
             positions = index_positions(index, target_inputs.shape[1])
         return self.decoder(
             self._embed("target", target_inputs, positions, deterministic),
