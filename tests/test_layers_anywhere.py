@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import enable_x64
 from flax import nnx
 
 from flaxattn import (
@@ -21,6 +22,7 @@ from flaxattn import (
     FeedForward,
     MultiHeadAttention,
     causal,
+    lengths,
 )
 
 B, T, D, F = 2, 5, 8, 11
@@ -170,6 +172,130 @@ def test_a_cache_is_scanned_with_the_layers_that_it_belongs_to():
     first, cache = call(variables, X[:, :3], cache_position=CachePosition(0, T))
     later, _ = call(variables | cache, X[:, 3:], cache_position=CachePosition(3))
     close(jnp.concatenate([first, later], axis=1), expected)
+
+
+# ---- jax's transformations, over implementations, on both sides of what "auto" tells apart -------
+
+SHORT, LONG = 23, 389  # on a CPU attention by blocks pays from some 360 x 360 logits on
+IMPLEMENTATIONS = ["auto", "dense", "blockwise"]
+
+
+def layer_of(implementation):
+    return EncoderLayer(2, F, num_kv_heads=1, rotary=True, implementation=implementation)
+
+
+@functools.cache
+def problem(length, dtype=np.float32):
+    """Inputs, a mask with rows that see nothing, parameters, a cotangent."""
+    x, cotangent = (normal(B, length, D, seed=i).astype(dtype) for i in (0, 1))
+    mask = causal() & lengths(q_lengths=np.array([length, 9]), kv_lengths=np.array([length - 3, 0]))
+    params = jax.tree.map(
+        lambda leaf: (0.3 * np.random.default_rng(2).normal(size=leaf.shape)).astype(dtype),
+        jax.eval_shape(functools.partial(variables_of, layer_of("dense")), x)["params"],
+    )
+    return x, mask, params, cotangent
+
+
+def loss(layer, mask, params, x, cotangent):
+    output = layer.apply({"params": params}, x, mask=mask, deterministic=True)
+    return jnp.vdot(output, cotangent)
+
+
+def value_and_gradients(implementation, length, around=lambda fn: fn, dtype=np.float32):
+    """The loss and its gradients by parameters and inputs, of the layer transformed by `around`."""
+    x, mask, params, cotangent = problem(length, dtype)
+    fn = around(functools.partial(loss, layer_of(implementation), mask))
+    return jax.value_and_grad(fn, (0, 1))(params, x, cotangent)
+
+
+@functools.cache
+def plain(length):
+    """The definition, without any transformation."""
+    return jax.jit(lambda: value_and_gradients("dense", length))()
+
+
+def mapped(fn):
+    """Over examples: each with a batch of its own, of two that are the same."""
+    twice = functools.partial(jax.tree.map, lambda leaf: jnp.stack([leaf, leaf]))
+    return lambda params, x, c: jax.vmap(fn, (None, 0, 0))(params, twice(x), twice(c)).mean()
+
+
+def scanned(fn):
+    def twice(params, x, c):
+        return jax.lax.scan(lambda total, _: (total + fn(params, x, c) / 2, None), 0.0, None, 2)[0]
+
+    return twice
+
+
+AROUND = {
+    "nothing": lambda fn: fn,
+    "jax.checkpoint": jax.checkpoint,
+    "jax.vmap": mapped,
+    "jax.lax.scan": scanned,
+    "jax.checkpoint of jax.vmap": lambda fn: jax.checkpoint(mapped(fn)),
+}
+everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+both_sides = pytest.mark.parametrize("length", [SHORT, LONG])
+
+
+@pytest.mark.thorough(quick=6)
+@both_sides
+@everywhere
+@pytest.mark.parametrize("around", AROUND)
+def test_values_and_gradients_are_the_same_under(around, implementation, length):
+    found = jax.jit(lambda: value_and_gradients(implementation, length, AROUND[around]))()
+    jax.tree.map(functools.partial(close, atol=3e-4), found, plain(length))
+
+
+@pytest.mark.thorough(quick=2)
+@both_sides
+@everywhere
+@pytest.mark.parametrize("what", ["debug_nans", "debug_infs"])
+def test_nothing_on_the_way_is_not_finite_to_a_debugger(what, implementation, length):
+    """Though rows see nothing, and what is hidden is not finite."""
+    x, mask, params, cotangent = problem(length)
+    with getattr(jax, what)(True):
+        fn = functools.partial(loss, layer_of(implementation), mask)
+        found = jax.jit(jax.value_and_grad(fn, (0, 1)))(params, x, cotangent)
+    jax.tree.map(functools.partial(close, atol=3e-4), found, plain(length))
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.usefixtures("standard_promotion")  # flax's norms mix dtypes
+@both_sides
+@everywhere
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_in_x64(dtype, implementation, length):
+    with enable_x64(True):
+        found = jax.jit(lambda: value_and_gradients(implementation, length, dtype=dtype))()
+        expected = plain_in_x64(length)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(dtype)}
+    rtol = 3e-4 if dtype == np.float32 else 1e-5  # rotary positions are float32 always
+    jax.tree.map(functools.partial(close, rtol=rtol, atol=rtol), found, expected)
+
+
+@functools.cache
+def plain_in_x64(length):
+    return jax.jit(lambda: value_and_gradients("dense", length, dtype=np.float64))()
+
+
+@pytest.mark.thorough(quick=2)
+@everywhere
+@pytest.mark.parametrize("shape", ["b, 23, 8", "b, 389, 8", "2, t, 8", "b, t, 8"])
+def test_exports_with_symbolic_shapes(shape, implementation):
+    layer = layer_of(implementation)
+    params = problem(SHORT)[2]
+
+    def apply(params, x):
+        return layer.apply({"params": params}, x, mask=causal(), deterministic=True)
+
+    symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), np.float32)
+    exported = jax.export.export(jax.jit(apply))(params, symbolic)
+    again = jax.export.deserialize(exported.serialize())
+    for length in (SHORT, LONG):
+        if str(length) in shape or "t" in shape:
+            x = problem(length)[0]
+            close(again.call(params, x), jax.jit(apply)(params, x), atol=1e-4)
 
 
 # ---- Initial values in boxes ----------------------------------------------------------------
