@@ -141,17 +141,20 @@ class Deep(nn.Module):
         return scan(self.layer, x, None)[0]
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("remat", [True, False])
 def test_scan_over_layers_equals_the_layers_in_turn(remat):
     layer = EncoderLayer(2, F, rotary=True)
     deep = Deep(layer, remat)
     variables = variables_of(deep, X)
 
+    @jax.jit
     @jax.value_and_grad
     def scanned(params):
         output = deep.apply({"params": params}, X, mask=causal(), deterministic=True)
         return jnp.vdot(output, normal(*X.shape, seed=1))
 
+    @jax.jit
     @jax.value_and_grad
     def in_turn(params):
         x = X
@@ -163,6 +166,7 @@ def test_scan_over_layers_equals_the_layers_in_turn(remat):
     jax.tree.map(close, scanned(variables["params"]), in_turn(variables["params"]))
 
 
+@pytest.mark.thorough
 def test_a_cache_is_scanned_with_the_layers_that_it_belongs_to():
     deep = Deep(EncoderLayer(2, F, rotary=True))
     variables = variables_of(deep, X)
@@ -238,7 +242,7 @@ everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 both_sides = pytest.mark.parametrize("length", [SHORT, LONG])
 
 
-@pytest.mark.thorough(quick=6)
+@pytest.mark.thorough(quick=3)
 @both_sides
 @everywhere
 @pytest.mark.parametrize("around", AROUND)
@@ -247,7 +251,7 @@ def test_values_and_gradients_are_the_same_under(around, implementation, length)
     jax.tree.map(functools.partial(close, atol=3e-4), found, plain(length))
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @both_sides
 @everywhere
 @pytest.mark.parametrize("what", ["debug_nans", "debug_infs"])
@@ -290,6 +294,10 @@ def test_exports_with_symbolic_shapes(shape, implementation):
         return layer.apply({"params": params}, x, mask=causal(), deterministic=True)
 
     symbolic = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), np.float32)
+    if implementation == "blockwise" and "t" in shape:
+        with pytest.raises(ValueError, match=r'T = t, a symbolic size.*"dense"'):
+            jax.export.export(jax.jit(apply))(params, symbolic)
+        return
     exported = jax.export.export(jax.jit(apply))(params, symbolic)
     again = jax.export.deserialize(exported.serialize())
     for length in (SHORT, LONG):

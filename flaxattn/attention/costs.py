@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.export import is_symbolic_dim
 
 from flaxattn.checks import check_known
 from flaxattn.masks import BlockPlan, Mask
@@ -25,7 +26,7 @@ def live_lengths(q_len: int, kv_len: int) -> tuple[int, ...]:
     (375, 750, 1500)
     """
     ends = [kv_len]
-    if isinstance(q_len, int) and isinstance(kv_len, int):  # not symbolic
+    if not is_symbolic_dim(q_len) and not is_symbolic_dim(kv_len):
         while ends[0] // 2 >= max(LIVE_CELLS, q_len):
             ends.insert(0, -(-ends[0] // 2))
     return tuple(ends)
