@@ -269,7 +269,7 @@ MISUSES = {
     ),
     # ---- layers
     "inputs without features": (
-        lambda: layer(x=(T,), qkv_features=4),
+        lambda: layer(x=(T,), options={"qkv_features": 4}),
         ValueError,
         r"inputs_q has shape \(5,\)",
     ),
