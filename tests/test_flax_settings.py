@@ -96,12 +96,18 @@ def test_a_key_of_dropout_takes_the_place_of_the_stream():
 
 
 @pytest.mark.parametrize("precision", ["highest", jax.lax.Precision.HIGHEST])
-def test_precision_is_that_of_every_matrix_product(precision):
-    layer, x = MultiHeadAttention(2, precision=precision), normal(2, T, D)
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_precision_is_that_of_every_matrix_product_forward_and_backward(precision, implementation):
+    layer = MultiHeadAttention(2, precision=precision, implementation=implementation)
+    x = normal(2, T, D)
     variables = {"params": parameters(layer, x)}
-    lowered = jax.jit(lambda x: layer.apply(variables, x, mask=causal(), deterministic=True))
-    products = [line for line in lowered.lower(x).as_text().splitlines() if "dot_general" in line]
-    assert len(products) >= 6
+
+    def loss(x):
+        return layer.apply(variables, x, mask=causal(), deterministic=True).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(x).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) >= 14
     assert all("HIGHEST" in line for line in products)
 
 

@@ -112,10 +112,18 @@ def _attend_jvp(
 
 
 def _pass(fn: Callable[..., PyTree], setting: Setting, tree: jax.tree_util.PyTreeDef) -> Pass:
-    """`fn(setting, *trees)` as a function of the leaves of the trees."""
+    """`fn(setting, *trees)` as a function of the leaves of the trees.
+
+    Whenever it is traced, matrices are multiplied as precisely as jax is asked to now.
+    """
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
     def flat(setting: Setting) -> Flat:
-        return lambda *leaves: jax.tree.leaves(fn(setting, *jax.tree.unflatten(tree, leaves)))
+        def of_leaves(*leaves: jax.Array) -> list[jax.Array]:
+            with jax.default_matmul_precision(precision):
+                return jax.tree.leaves(fn(setting, *jax.tree.unflatten(tree, leaves)))
+
+        return of_leaves
 
     return Pass(flat(setting), flat(setting._replace(smooth=True)))
 

@@ -55,8 +55,7 @@ class MultiHeadAttention(nn.Module):
       dropout_rate: on the attention weights, drawn from the "dropout" stream.
       use_bias: whether the projections have biases.
       dtype, param_dtype: of computation and of parameters; `dtype` None: as the inputs.
-      precision: of the matrix products of the projections and, forward, of `attend`; None: jax's
-        default.
+      precision: of the matrix products of the projections and of `attend`; None: jax's default.
       kernel_init, bias_init: of the projections.
       out_kernel_init, out_bias_init: of the last one; None: the same.
       implementation: of `attend`.
