@@ -114,7 +114,7 @@ def _counts(flags: Array, blocks: Blocks) -> Array:
     flags, runs = _on_runs(flags, blocks, False)
     xp, size = namespace(flags, runs.first), flags.shape[0]
     sums: Array = xp.cumsum(xp.asarray(flags), axis=0, dtype=np.int32)
-    sums = xp.concatenate([xp.zeros((1, *flags.shape[1:]), np.int32), sums])
+    sums = xp.concatenate([xp.zeros_like(sums[:1]), sums])
     ends, starts = (xp.clip(i, 0, size).reshape(-1) for i in (add(runs.last, 1), runs.first))
     counts: Array = sums[ends] - sums[starts]
     return counts
