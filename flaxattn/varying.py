@@ -16,5 +16,6 @@ def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
     """0 that varies over devices as the arrays do: what `shard_map` asks of the start of a loop."""
     never = jnp.zeros((), bool)
     for x in jax.tree.leaves(arrays):
-        never |= (x.reshape(-1)[0] != x.reshape(-1)[0]) & False
+        first = x.reshape(-1)[:1]  # none of an array of size 0, which varies all the same
+        never |= ((first != first) & False).any()  # noqa: PLR0124
     return never.astype(dtype)

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flaxattn import attend, causal, same_segment, where
+from flaxattn import attend, attention_weights, causal, same_segment, valid, where
 
 QUERY = np.random.default_rng(0).standard_normal((8, 2, 12, 4, 5)).astype(np.float32)
 IDS = np.random.default_rng(1).integers(0, 3, (8, 2, 12)).astype(np.int32)
@@ -170,3 +170,30 @@ def test_an_explicit_mesh_need_not_be_set():
         again, _, _ = ran(attended, *arrays)
     np.testing.assert_array_equal(got, again)
     assert not moving and sharding.is_equivalent_to(arrays[0].sharding, 4)
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, "data")], ids=str)
+@pytest.mark.parametrize("chosen", [{}, {"rows": np.array([3, 3, 0])}, {"heads": np.array([2, 1])}])
+@pytest.mark.filterwarnings("ignore:attention. the query is spread")  # where heads are chosen
+def test_weights_on_explicit_axes_are_those_of_one_device(spec, chosen):
+    key, mask = QUERY[:, 0, :, :2], same_segment(IDS[:1, 0])
+    options = {"bias": QUERY[:1, :1, :, :1, :1].reshape(1, 1, 12, 1), "scale": np.arange(4.0)}
+    place = NamedSharding(mesh_of(AxisType.Explicit), spec)
+    query = jax.device_put(QUERY[:, 0], place)
+    got = attention_weights(query, key, mask, **options, **chosen)
+    alone = attention_weights(QUERY[:, 0], key, mask, **options, **chosen)
+    np.testing.assert_allclose(got, alone, atol=1e-6)
+    if "heads" not in chosen:  # [B, N, T, S], spread as the query [B, T, N, H] is
+        batch, _, heads, _ = jax.typeof(query).sharding.spec
+        assert jax.typeof(got).sharding.spec == P(batch, heads, None, None)
+
+
+def test_an_array_without_entries_is_a_part_of_a_shard_map():
+    mask = valid(np.zeros(0, bool)).shift(jnp.int32(0), jnp.int32(0))  # hides all that there is
+    mesh = mesh_of(AxisType.Auto)
+
+    def local(x):
+        return attend(x, x, x, mask, implementation="blockwise")
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    assert not jax.jit(mapped)(QUERY[:, 0]).any()

@@ -370,6 +370,27 @@ def test_integer_beyond_int32_is_refused_by_name(name):
         BEYOND[name](-(2**31) - 1)
 
 
+@pytest.mark.parametrize("module", [np, jnp])
+def test_array_beyond_int32_is_refused_by_name(module):
+    """jax compares uint32 with int32 as int32, and would see no difference."""
+    beyond = module.full(3, 2**31, module.uint32)
+    with pytest.raises(ValueError, match="q_positions has values beyond int32"):
+        causal().at(beyond, None)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint8", "uint32"])
+@pytest.mark.parametrize("module", [np, jnp])
+@pytest.mark.parametrize(
+    "mask",
+    [sliding_window(2), sliding_window(2, None), causal().shift(-3, -1), causal().shift(2**31 - 1)],
+    ids=repr,
+)
+def test_indices_of_any_integer_dtype_never_wrap(mask, module, dtype):
+    narrow = module.arange(6, dtype=dtype)
+    np.testing.assert_array_equal(mask(narrow[:, None], narrow[None]), mask.dense(6, 6))
+
+
 # Values that make no sense: refused where they are known.
 
 SENSELESS = {

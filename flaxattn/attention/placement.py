@@ -32,6 +32,7 @@ __all__ = [
     "lead_axes",
     "mask_axes",
     "on_explicit_mesh",
+    "option_axes",
     "warn_unless_single",
 ]
 
@@ -98,7 +99,7 @@ def in_place(attend: Attend) -> Attend:
         options: Options,
     ) -> tuple[jax.Array, jax.Array]:
         arrays, tree = jax.tree.flatten((query, key, value, mask, options))
-        axes = (*QKV_AXES, *_mask_or_plan_axes(mask), *_option_axes(options))
+        axes = (*QKV_AXES, *_mask_or_plan_axes(mask), *option_axes(options))
 
         def flat(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
             return attend(*jax.tree.unflatten(tree, arrays))
@@ -255,8 +256,8 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _warn(names: set[str], kv_heads: int) -> None:
     warnings.warn(
-        f"attention: the query is spread over mesh axes {sorted(names)} in a way that attention by "
-        "blocks cannot follow, so each of these devices does the work of all. It follows examples, "
+        f"attention: the query is spread over mesh axes {sorted(names)} in a way that the work "
+        "cannot follow, so each of these devices does the work of all. It follows examples, "
         f"and heads where devices and the {kv_heads} key/value heads divide: spread these instead.",
         stacklevel=2,
     )
@@ -303,7 +304,8 @@ def _mask_or_plan_axes(mask: Mask | BlockPlan | None) -> tuple[Axes, ...]:
     return (*mask_axes(mask.mask), *(lead_axes(x, lead) for x in (*mask.bounds, *mask.live)))
 
 
-def _option_axes(options: Options) -> tuple[Axes, ...]:
+def option_axes(options: Options) -> tuple[Axes, ...]:
+    """Those of the arrays of a call besides its mask, in the order of `jax.tree.leaves`."""
     bias, scale, seeds = options.bias, options.scale, options.seeds
     return (
         *(() if bias is None else (lead_axes(bias, 2),)),

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn.attention.arguments import (
-    check_bias,
     check_indices,
     check_mask,
     check_query_key,
-    check_scale,
+    make_options,
 )
 from flaxattn.attention.dense import (
     OfKey,
@@ -20,6 +19,8 @@ from flaxattn.attention.dense import (
     weights_of_head,
 )
 from flaxattn.attention.heads import over_batch_and_heads
+from flaxattn.attention.options import Options
+from flaxattn.attention.placement import QKV_AXES, mask_axes, on_explicit_mesh, option_axes
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.types import Array
 
@@ -58,25 +59,47 @@ def attention_weights(
     sizes = check_query_key(query, key)
     mask = check_mask(mask, sizes)
     mask = mask.mask if isinstance(mask, BlockPlan) else mask
-    check_bias(bias, sizes)
-    check_scale(scale, sizes)
+    options = make_options(query, key, bias, scale, dropout_rate=0.0)
     rows = _chosen("rows", rows, "T", query.shape[1])
     heads = _chosen("heads", heads, "N", query.shape[2])
-    weights: jax.Array = _weights(query, key, mask, bias, scale, rows, heads)
+    weights: jax.Array = _run(query, key, mask, options, rows, heads)
     return weights
 
 
 @jax.jit
+def _run(
+    query: jax.Array,
+    key: jax.Array,
+    mask: Mask | None,
+    options: Options,
+    rows: jax.Array | None,
+    heads: jax.Array | None,
+) -> jax.Array:
+    """`_weights`, by each device for what it holds where the mesh has Explicit axes."""
+    arrays, tree = jax.tree.flatten((query, key, mask, options, rows, heads))
+    of_mask = () if mask is None else mask_axes(mask)
+    axes = [*QKV_AXES[:2], *of_mask, *option_axes(options)]
+    axes += [(None,)] * (len(arrays) - len(axes))  # rows, heads
+    if heads is not None:  # chosen from all
+        axes = [tuple(None if letter == "n" else letter for letter in a) for a in axes]
+
+    def flat(*arrays: jax.Array) -> tuple[jax.Array]:
+        return (_weights(*jax.tree.unflatten(tree, arrays)),)
+
+    out_axes = ("b", "n" if heads is None else None, None, None)
+    return on_explicit_mesh(flat, axes, [out_axes])(*arrays)[0]
+
+
 def _weights(
     query: jax.Array,
     key: jax.Array,
     mask: Mask | None,
-    bias: jax.Array | None,
-    scale: float | jax.Array | None,
-    rows: jax.Array,
-    heads: jax.Array,
+    options: Options,
+    rows: jax.Array | None,
+    heads: jax.Array | None,
 ) -> jax.Array:
-    """`weights_of_head` of chosen rows and heads -> [B, M, R, S]."""
+    """`weights_of_head` of chosen rows and heads, None: all -> [B, M, R, S]."""
+    bias, scale = options.bias, options.scale
 
     def head(
         of_query: OfQuery,
@@ -90,21 +113,25 @@ def _weights(
 
     dense = None
     if mask is not None:
-        dense = _pick(four_axes(mask.outer(rows, jnp.arange(key.shape[1]))), heads, axis=1)
+        q_idx = jnp.arange(query.shape[1]) if rows is None else rows
+        dense = _pick(four_axes(mask.outer(q_idx, jnp.arange(key.shape[1]))), heads, axis=1)
     if bias is not None:
         bias = _pick(_pick(bias, heads, axis=1), rows, axis=2)
     if scale is not None:
         scale = _pick(jnp.reshape(jnp.asarray(scale), (1, -1)), heads, axis=1)
-    group = query.shape[2] // key.shape[2]
-    query, key = query[:, rows][:, :, heads], key[:, :, heads // group]
+    if rows is not None:
+        query = query[:, rows]
+    if heads is not None:
+        key = key[:, :, heads // (query.shape[2] // key.shape[2])]
+        query = query[:, :, heads]
     of_query, of_key = repaired(query, key, key, mask)
     return over_batch_and_heads(head, of_query, of_key, dense, bias, scale).swapaxes(1, 2)
 
 
-def _chosen(name: str, indices: Array | None, letter: str, size: int) -> jax.Array:
-    """The indices along an axis, all of them by default; negative ones count from its end."""
+def _chosen(name: str, indices: Array | None, letter: str, size: int) -> jax.Array | None:
+    """The checked indices along an axis; negative ones count from its end."""
     if indices is None:
-        return jnp.arange(size)
+        return None
     if not isinstance(indices, jax.Array):
         try:
             indices = np.asarray(indices)
@@ -115,6 +142,8 @@ def _chosen(name: str, indices: Array | None, letter: str, size: int) -> jax.Arr
     return jnp.where(indices < 0, indices + size, indices)
 
 
-def _pick(array: jax.Array, indices: jax.Array, axis: int) -> jax.Array:
-    """`array` at `indices` of `axis`, unless that axis is shared."""
-    return array if array.shape[axis] == 1 else jnp.take(array, indices, axis=axis)
+def _pick(array: jax.Array, indices: jax.Array | None, axis: int) -> jax.Array:
+    """`array` at `indices` of `axis`, unless all are wanted or that axis is shared."""
+    if indices is None or array.shape[axis] == 1:
+        return array
+    return jnp.take(array, indices, axis=axis)

@@ -65,7 +65,7 @@ def add(x: Indices, y: Indices) -> Indices:
     >>> add(np.array([3, 2**31 - 2], np.int32), 5).tolist()
     [8, 2147483647]
     """
-    low, high = _parts(y)
+    x, (low, high) = _signed(x), _parts(y)
     total: Indices = namespace(x, y).clip(x, FIRST - low, LAST - high) + y
     return total
 
@@ -76,9 +76,18 @@ def subtract(x: Indices, y: Indices) -> Indices:
     >>> subtract(np.array([3, 2 - 2**31], np.int32), 5).tolist()
     [-2, -2147483648]
     """
-    low, high = _parts(y)
+    x, (low, high) = _signed(x), _parts(y)
     difference: Indices = namespace(x, y).clip(x, FIRST + high, LAST + low) - y
     return difference
+
+
+def _signed(x: Indices) -> Indices:
+    """`x` as int32 if it is an array of a dtype that does not hold all of int32."""
+    if isinstance(x, int) or np.can_cast(np.int32, x.dtype):
+        return x
+    xp = namespace(x)
+    within: Array = xp.minimum(x, min(LAST, int(np.iinfo(x.dtype).max))).astype(np.int32)
+    return within
 
 
 def _parts(y: Indices) -> tuple[Indices, Indices]:

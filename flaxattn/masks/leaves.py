@@ -183,7 +183,8 @@ def array_leaf(
     owner, array = _owner(mask, name), checks.as_array(_owner(mask, name), getattr(mask, name))
     check(owner, array)
     if not np.can_cast(array.dtype, dtype) and checks.is_known(array):
-        if (np.asarray(array).astype(dtype) != array).any():
+        known = np.asarray(array)  # jax would compare uint32 as int32
+        if (known.astype(dtype) != known).any():
             raise ValueError(f"{owner} has values beyond {np.dtype(dtype)}.")
     axes = {f.name: f for f in dataclasses.fields(mask)}[name].metadata["axes"]
     if not len(axes) <= array.ndim <= len(axes) + 2:

@@ -97,10 +97,10 @@ class sliding_window(Mask):
         return Bounds(some & sense, every & sense)
 
     def _first_key(self, q_idx: Indices) -> Indices:
-        return q_idx * 0 + FIRST if self.left is None else subtract(q_idx, self.left)
+        return add(q_idx * 0, FIRST) if self.left is None else subtract(q_idx, self.left)
 
     def _last_key(self, q_idx: Indices) -> Indices:
-        return q_idx * 0 + LAST if self._right is None else add(q_idx, self._right)
+        return add(q_idx * 0, LAST) if self._right is None else add(q_idx, self._right)
 
     def _makes_sense(self) -> Booleans:
         return makes_sense(self.left, 0) & makes_sense(self._right, 0)
