@@ -856,3 +856,30 @@ def test_a_scale_for_each_head_is_one_of_its_queries(implementation, dtype, tole
     d_scale = (d_scaled * query).sum((0, 1, 3))
     expected = expected._replace(query=d_scaled * scales[:, None], scale=d_scale)
     assert_equal_to(expected, jax.tree.map(lambda x: np.asarray(x, np.float64), got), tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "dense"])
+def test_nothing_flows_back_from_rows_that_see_nothing_not_even_nan(implementation):
+    """Not to keys and values that other rows of the same tile see."""
+    q_len, empty = 11, np.array([0, 4, 10])
+    query, key, value = np.random.default_rng(0).standard_normal((3, 2, q_len, 2, 3), np.float32)
+    seen = np.tri(q_len, dtype=bool)
+    seen[empty] = False
+    mask = from_dense(seen).plan(q_len, q_len, block_q=5, block_kv=4)
+
+    def fn(*arrays):
+        return attend_with_stats(*arrays, mask, implementation=implementation)
+
+    def pulled(cotangent):
+        """The gradients, and how they change with the key."""
+
+        def of_key(key):
+            return jax.vjp(fn, query, key, value)[1]((cotangent, cotangent[..., 0]))
+
+        return jax.jvp(of_key, (key,), (key,))
+
+    cotangent = np.ones_like(query)
+    zeros, nans = cotangent.copy(), cotangent.copy()
+    zeros[:, empty], nans[:, empty] = 0.0, np.nan
+    chex.assert_trees_all_close(pulled(nans), pulled(zeros), atol=1e-6)
+    assert not pulled(nans)[0][0][:, empty].any()
