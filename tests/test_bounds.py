@@ -122,6 +122,15 @@ def test_index_without_a_position_is_known_to_see_nothing():
         np.testing.assert_array_equal(bounds, truth)
 
 
+@pytest.mark.parametrize("module", [np, jnp])
+@pytest.mark.parametrize("kind", [valid, global_tokens])
+def test_bounds_of_an_array_without_entries_are_exact(kind, module):
+    hides = kind(module.zeros(0, bool)).shift(np.array(0), np.array(0))  # arrays: not looked at
+    for mask in (hides, ~hides):
+        bounds, truth = bounds_and_truth(mask, 5, 7)
+        np.testing.assert_array_equal(bounds, truth)
+
+
 def test_cells_at_positions_of_positions_are_counted_where_they_stand():
     order, again = ANYWHERE[1], RNG.permutation(S)
     for name in ("valid, sparse", "dense"):

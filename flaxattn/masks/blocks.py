@@ -112,6 +112,8 @@ def all_in(flags: Array, blocks: Blocks) -> Array:
 def _counts(flags: Array, blocks: Blocks) -> Array:
     """How many flags of each block are set: bool [S, ...] -> int32 [n, ...]."""
     flags, runs = _on_runs(flags, blocks, False)
+    if not flags.shape[0]:  # as one that is not set: nothing cannot be indexed
+        flags = np.zeros((1, *flags.shape[1:]), bool)
     xp, size = namespace(flags, runs.first), flags.shape[0]
     sums: Array = xp.cumsum(xp.asarray(flags), axis=0, dtype=np.int32)
     sums = xp.concatenate([xp.zeros_like(sums[:1]), sums])
