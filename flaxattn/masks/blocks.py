@@ -116,7 +116,7 @@ def _counts(flags: Array, blocks: Blocks) -> Array:
         flags = np.zeros((1, *flags.shape[1:]), bool)
     xp, size = namespace(flags, runs.first), flags.shape[0]
     sums: Array = xp.cumsum(xp.asarray(flags), axis=0, dtype=np.int32)
-    sums = xp.concatenate([xp.zeros_like(sums[:1]), sums])
+    sums = xp.pad(sums, ((1, 0), *((0, 0),) * (flags.ndim - 1)))
     ends, starts = (xp.clip(i, 0, size).reshape(-1) for i in (add(runs.last, 1), runs.first))
     counts: Array = sums[ends] - sums[starts]
     return counts
