@@ -13,13 +13,11 @@ from flaxattn.types import Array
 
 __all__ = [
     "check_arrays",
-    "check_bias",
     "check_dropout",
     "check_drawable",
     "check_indices",
     "check_mask",
     "check_query_key",
-    "check_scale",
     "make_options",
 ]
 
@@ -57,8 +55,8 @@ def make_options(
 ) -> Options:
     """The checked options of a call, still without seeds."""
     sizes = check_query_key(query, key)
-    check_bias(bias, sizes)
-    check_scale(scale, sizes)
+    _check_bias(bias, sizes)
+    _check_scale(scale, sizes)
     return Options(bias, scale, dropout_rate=check_rate("dropout_rate", dropout_rate))
 
 
@@ -126,7 +124,7 @@ def _mask_of_array(array: object, sizes: Sizes) -> Mask:
     return from_dense(array)
 
 
-def check_bias(bias: Array | None, sizes: Sizes) -> None:
+def _check_bias(bias: Array | None, sizes: Sizes) -> None:
     """Raises TypeError or ValueError unless `bias` is floating and [B, N, T, S], 1 where shared."""
     if bias is not None:
         checks.check_array("bias", bias)
@@ -134,7 +132,7 @@ def check_bias(bias: Array | None, sizes: Sizes) -> None:
         _check_shared("bias", bias, sizes, "BNTS")
 
 
-def check_scale(scale: float | jax.Array | None, sizes: Sizes) -> None:
+def _check_scale(scale: float | jax.Array | None, sizes: Sizes) -> None:
     """Raises TypeError unless `scale` is real or None, ValueError unless one number or [N]."""
     num_heads = sizes["N"][0]
     if scale is None:
