@@ -6,6 +6,7 @@ import re
 import warnings
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -197,3 +198,11 @@ def test_an_array_without_entries_is_a_part_of_a_shard_map():
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     assert not jax.jit(mapped)(QUERY[:, 0]).any()
+
+
+def test_a_program_for_several_devices_can_be_exported_and_a_warning_says_that_it_is_not_divided():
+    query, ids = spread(mesh_of(AxisType.Auto), P("data"), QUERY[:, 0], IDS[:, 0])
+    with pytest.warns(UserWarning, match="program for 4 TPUs, or for as many devices and exported"):
+        written = jax.export.export(jax.jit(attended))(query, ids).serialize()
+    again = jax.jit(jax.export.deserialize(written).call)(query, ids)
+    np.testing.assert_allclose(again, alone(attended), atol=2e-6)

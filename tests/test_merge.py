@@ -212,6 +212,7 @@ GOOD = parts_of(6, count=1)
 GOOD = GOOD[0][0], GOOD[1][0]
 
 ERRORS = {
+    "nothing": (None, TypeError, "parts is a NoneType; expected pairs"),
     "no parts": ([], ValueError, "parts is empty"),
     "an output alone": ([GOOD[0]], TypeError, r"parts\[0\] is a ndarray; expected a pair"),
     "three of them": ([GOOD, (*GOOD, 1)], TypeError, r"parts\[1\] is a tuple; expected a pair"),

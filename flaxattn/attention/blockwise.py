@@ -10,21 +10,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from flaxattn.attention.axes import (
+    OUTPUT_AXES,
+    QKV_AXES,
+    Axes,
+    head_axes,
+    lead_axes,
+    mask_axes,
+)
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.costs import draw_plan
 from flaxattn.attention.dense import attend_dense, softmax_dtype
 from flaxattn.attention.operation import Operation, Pass, bind
 from flaxattn.attention.options import Options
 from flaxattn.attention.passes import Outputs, Residuals, backward, forward, tangents
-from flaxattn.attention.placement import (
-    OUTPUT_AXES,
-    QKV_AXES,
-    Axes,
-    Flat,
-    head_axes,
-    lead_axes,
-    mask_axes,
-)
+from flaxattn.attention.placement import Flat
 from flaxattn.attention.repair import repair
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree

@@ -25,6 +25,7 @@ __all__ = [
     "cut",
     "make_row",
     "rows_of",
+    "static_of",
 ]
 
 
@@ -103,21 +104,26 @@ class Row(NamedTuple):
     returning: Returning | None = None  # [u·k, g·t, ...]
 
 
-def cut(
-    setting: Setting,
-    inputs: Inputs,
-    fixed: Fixed,
-    returning: Returning | None = None,
-    tangents: Inputs | None = None,
-) -> tuple[Static, Chunk]:
-    """What a pass is given, cut for its loops; `returning` is so already."""
+def static_of(setting: Setting, inputs: Inputs, fixed: Fixed) -> Static:
+    """What is known of a pass while tracing."""
     lead = fixed.mask.lead
     per_head = len(lead) == 2 and lead[1] > 1
     shapes = (inputs.query.shape, inputs.key.shape)
     tiling = Tiling.of(*shapes, setting.block_q, setting.block_kv, per_head=per_head)
+    return Static(tiling, setting)
+
+
+def cut(
+    static: Static,
+    inputs: Inputs,
+    fixed: Fixed,
+    returning: Returning | None = None,
+    tangents: Inputs | None = None,
+) -> Chunk:
+    """What a pass is given, cut for its loops; `returning` is so already."""
+    tiling = static.tiling
     d_inputs = None if tangents is None else _cut_inputs(tiling, tangents)
-    chunk = Chunk(_cut_inputs(tiling, inputs), _cut_fixed(tiling, fixed), returning, d_inputs)
-    return Static(tiling, setting), chunk
+    return Chunk(_cut_inputs(tiling, inputs), _cut_fixed(tiling, fixed), returning, d_inputs)
 
 
 def _cut_inputs(tiling: Tiling, inputs: Inputs) -> Inputs:

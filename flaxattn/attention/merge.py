@@ -41,6 +41,9 @@ def merge(parts: Iterable[Part]) -> Part:
     >>> bool(jnp.allclose(output, attend(q, k, v)))
     True
     """
+    if not isinstance(parts, Iterable):
+        kind = type(parts).__name__
+        raise TypeError(f"parts is a {kind}; expected pairs of output and log-sum-exp.")
     outputs, lses = zip(*_checked(list(parts)), strict=True)
     merged: Part = _merge(outputs, lses)
     return merged

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from flaxattn.attention.placement import Axes, Flat, divided, on_explicit_mesh, warn_unless_single
+from flaxattn.attention.axes import Axes
+from flaxattn.attention.placement import Flat, divided, on_explicit_mesh, warn_unless_single
 
 __all__ = ["Operation", "Pass", "bind"]
 
@@ -152,10 +153,21 @@ def _batch(
     return outputs, [0] * len(outputs)
 
 
+def _lower(
+    context: mlir.LoweringRuleContext, *arrays: Any, jaxpr: ClosedJaxpr, operation: Operation
+) -> Sequence[Any]:
+    """Divided, unless the program is exported: what asks how to divide it cannot be written."""
+    if context.module_context.lowering_parameters.for_export:
+        return _lower_whole(context, *arrays, jaxpr=jaxpr, operation=operation)
+    lower = mlir.lower_fun(_evaluate, multiple_results=True)
+    outputs: Sequence[Any] = lower(context, *arrays, jaxpr=jaxpr, operation=operation)
+    return outputs
+
+
 def _lower_whole(
     context: mlir.LoweringRuleContext, *arrays: Any, jaxpr: ClosedJaxpr, operation: Operation
 ) -> Sequence[Any]:
-    """Undivided: the compiler for TPUs asks nobody how to divide."""
+    """Undivided, as the compiler for TPUs asks nobody how to divide."""
     axes = context.module_context.axis_context
     if isinstance(axes, mlir.ShardingContext):
         warn_unless_single(axes.num_devices)
@@ -171,5 +183,5 @@ operation_p.def_abstract_eval(lambda *_, jaxpr, operation: jaxpr.out_avals)
 ad.primitive_jvps[operation_p] = _jvp
 ad.primitive_transposes[operation_p] = _transpose
 batching.primitive_batchers[operation_p] = _batch
-mlir.register_lowering(operation_p, mlir.lower_fun(_evaluate, multiple_results=True))
+mlir.register_lowering(operation_p, _lower)
 mlir.register_lowering(operation_p, _lower_whole, platform="tpu")

@@ -1,14 +1,18 @@
-"""What goes into a call of attention besides queries, keys, values and the mask: one bundle."""
+"""What a call of attention is: queries, keys, values, the mask, and a bundle of all else."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-__all__ = ["Options", "default_scale"]
+from flaxattn.masks import BlockPlan, Mask
+
+__all__ = ["Attend", "Call", "Options", "default_scale"]
 
 
 @functools.partial(
@@ -32,6 +36,13 @@ class Options:
     def scale_for(self, head_dim: int, dtype: DTypeLike) -> jax.Array:
         """The scale in `dtype`, for queries of `head_dim` features."""
         return jnp.asarray(default_scale(head_dim) if self.scale is None else self.scale, dtype)
+
+
+Call: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, Mask | BlockPlan | None, Options]
+"""Query, key, value, mask or plan, and options: checked."""
+
+Attend: TypeAlias = Callable[[*Call], tuple[jax.Array, jax.Array]]
+"""An implementation: the output and the log-sum-exp of a call, see `attend_with_stats`."""
 
 
 def default_scale(head_dim: int) -> float:

@@ -21,6 +21,7 @@ from flaxattn.attention.chunks import (
     cut,
     make_row,
     rows_of,
+    static_of,
 )
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.tiles import At, Tiling, add_blocks, over_levels, take_blocks
@@ -59,7 +60,8 @@ class Residuals(NamedTuple):
 
 def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
     """The output and the log-sum-exp."""
-    static, chunks = cut(setting, inputs, fixed)
+    static = static_of(setting, inputs, fixed)
+    chunks = cut(static, inputs, fixed)
 
     def one(_: None, chunk: Chunk, at: At) -> tuple[None, Outputs]:
         def row_of(_: None, row: Row) -> tuple[None, Outputs]:
@@ -108,10 +110,9 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> Outputs:
 def tangents(setting: Setting, residuals: Residuals, d_inputs: Inputs) -> Outputs:
     """The derivative of `forward` along `d_inputs`."""
     inputs, fixed, (output, lse) = residuals
-    empty = lse == -jnp.inf
-    tiling = cut(setting, inputs, fixed)[0].tiling
-    returning = Returning(tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf))
-    static, chunks = cut(setting, inputs, fixed, returning, d_inputs)
+    static = static_of(setting, inputs, fixed)
+    tiling = static.tiling
+    chunks = cut(static, inputs, fixed, Returning(_split_lse(tiling, lse)), d_inputs)
 
     def one(_: None, chunk: Chunk, at: At) -> tuple[None, Changes]:
         def row_of(_: None, rows: tuple[Row, Row]) -> tuple[None, Changes]:
@@ -170,9 +171,9 @@ def _tangents_row(static: Static, row: Row, d_row: Row, chunk: Chunk) -> Changes
 def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inputs:
     """The transpose of `tangents`: cotangents of the outputs to those of the inputs."""
     inputs, fixed, outputs = residuals
-    tiling = cut(setting, inputs, fixed)[0].tiling
-    returning = _returning(tiling, outputs, d_outputs)
-    static, chunks = cut(setting, inputs, fixed, returning)
+    static = static_of(setting, inputs, fixed)
+    tiling = static.tiling
+    chunks = cut(static, inputs, fixed, _returning(tiling, outputs, d_outputs))
     dtype = outputs.lse.dtype
 
     def one(
@@ -207,11 +208,18 @@ def _returning(tiling: Tiling, outputs: Outputs, d_outputs: Outputs) -> Returnin
     # The softmax's Jacobian subtracts its mean from each row; the log-sum-exp's adds to the row.
     mean = (d_output.astype(lse.dtype) * output.astype(lse.dtype)).sum(axis=-1) - d_lse
     return Returning(
-        # exp(x - inf) = 0, also of queries past the last, whatever their bias
-        lse=tiling.split_q(jnp.where(empty, jnp.inf, lse), past_end=jnp.inf),
-        mean=tiling.split_q(jnp.where(empty, 0.0, mean)),
+        lse=_split_lse(tiling, lse),
+        mean=tiling.split_q(mean),
         d_output=tiling.split_q(d_output),
     )
+
+
+def _split_lse(tiling: Tiling, lse: jax.Array) -> jax.Array:
+    """Cut for the loops, inf where nothing is seen: exp(x - inf) = 0.
+
+    So it is for queries past the last, whatever their bias.
+    """
+    return tiling.split_q(jnp.where(lse == -jnp.inf, jnp.inf, lse), past_end=jnp.inf)
 
 
 def _joined(tiling: Tiling, inputs: Inputs, found: Inputs) -> Inputs:

@@ -1,8 +1,7 @@
 """Where the work is done: each device attends for the examples and heads that it holds.
 
-Axes are named by letters: "b" examples, "n" query heads, "k" key/value heads, others for axes that
-were vmapped over, and None for all that remain. Work is divided over axes with letters alone; what
-is spread over others is gathered first.
+Work is divided over the axes that have letters, see `axes.py`; what is spread over others is
+gathered first.
 """
 
 import functools
@@ -17,36 +16,13 @@ import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from flaxattn.attention.options import Options
-from flaxattn.masks import BlockPlan, Mask
-from flaxattn.types import Array
+from flaxattn.attention.axes import OUTPUT_AXES, Axes, call_axes
+from flaxattn.attention.options import Attend, Call
 
-__all__ = [
-    "OUTPUT_AXES",
-    "QKV_AXES",
-    "Axes",
-    "Flat",
-    "divided",
-    "head_axes",
-    "in_place",
-    "lead_axes",
-    "mask_axes",
-    "on_explicit_mesh",
-    "option_axes",
-    "warn_unless_single",
-]
-
-Axes: TypeAlias = tuple[str | None, ...]
-"""The letter of each axis of an array."""
+__all__ = ["Flat", "divided", "in_place", "on_explicit_mesh", "warn_unless_single"]
 
 Flat: TypeAlias = Callable[..., Sequence[jax.Array]]
 """A function of arrays that gives arrays."""
-
-Attend: TypeAlias = Callable[
-    [jax.Array, jax.Array, jax.Array, Mask | BlockPlan | None, Options],
-    tuple[jax.Array, jax.Array],
-]
-"""An implementation: see `table.py`."""
 
 
 class Spread(NamedTuple):
@@ -80,10 +56,6 @@ class Spread(NamedTuple):
         return jax.lax.axis_index(self.names["n"]) // self.shared
 
 
-QKV_AXES: tuple[Axes, ...] = (("b", None, "n", None), *(("b", None, "k", None),) * 2)
-OUTPUT_AXES: tuple[Axes, ...] = (("b", None, "n", None), ("b", None, "n"))
-
-
 def in_place(attend: Attend) -> Attend:
     """`attend`, by each device for what it holds where the mesh of the query has Explicit axes.
 
@@ -91,20 +63,13 @@ def in_place(attend: Attend) -> Attend:
     output is spread as the query is. On other meshes `attend` is left as it is.
     """
 
-    def on_mesh(
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        mask: Mask | BlockPlan | None,
-        options: Options,
-    ) -> tuple[jax.Array, jax.Array]:
-        arrays, tree = jax.tree.flatten((query, key, value, mask, options))
-        axes = (*QKV_AXES, *_mask_or_plan_axes(mask), *option_axes(options))
+    def on_mesh(*call: *Call) -> tuple[jax.Array, jax.Array]:
+        arrays, tree = jax.tree.flatten(call)
 
         def flat(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
             return attend(*jax.tree.unflatten(tree, arrays))
 
-        output, lse = on_explicit_mesh(flat, axes, OUTPUT_AXES)(*arrays)
+        output, lse = on_explicit_mesh(flat, call_axes(*call), OUTPUT_AXES)(*arrays)
         return output, lse
 
     return on_mesh
@@ -264,12 +229,12 @@ def _warn(names: set[str], kv_heads: int) -> None:
 
 
 def warn_unless_single(num_devices: int) -> None:
-    """Warns where a program for several TPUs says not how to divide attention."""
+    """Warns where a program for several devices is one that no compiler asks about."""
     if num_devices > 1:
         warnings.warn(
-            f"attention: in a program for {num_devices} TPUs attention by blocks is not divided "
-            "where types do not say how, and each of them may do the work of all. Use a mesh with "
-            "Explicit axes, or jax.shard_map.",
+            f"attention: in a program for {num_devices} TPUs, or for as many devices and exported, "
+            "attention by blocks is not divided where types do not say how, and each of them may "
+            "do the work of all. Use a mesh with Explicit axes, or jax.shard_map.",
             stacklevel=2,
         )
 
@@ -282,38 +247,3 @@ def _warn_of_rest(names: list[str]) -> None:
             "work of all. Give the shard_map all axes that examples and heads are spread over.",
             stacklevel=2,
         )
-
-
-def lead_axes(array: Array, lead: int) -> Axes:
-    """Those of an array `[B, N, ...]` of which `lead` axes are there, 1 where shared."""
-    letters = zip("bn"[:lead], array.shape, strict=False)
-    return (*(a if size != 1 else None for a, size in letters), *(None,) * (array.ndim - lead))
-
-
-def head_axes(array: jax.Array) -> Axes:
-    """Those of an array `[N]`, 1 where shared, or `[]`."""
-    return tuple("n" if size != 1 else None for size in array.shape)
-
-
-def _mask_or_plan_axes(mask: Mask | BlockPlan | None) -> tuple[Axes, ...]:
-    if mask is None:
-        return ()
-    if isinstance(mask, Mask):
-        return mask_axes(mask)
-    lead = mask.live.num_live.ndim - 1
-    return (*mask_axes(mask.mask), *(lead_axes(x, lead) for x in (*mask.bounds, *mask.live)))
-
-
-def option_axes(options: Options) -> tuple[Axes, ...]:
-    """Those of the arrays of a call besides its mask, in the order of `jax.tree.leaves`."""
-    bias, scale, seeds = options.bias, options.scale, options.seeds
-    return (
-        *(() if bias is None else (lead_axes(bias, 2),)),
-        *(() if scale is None else (head_axes(jnp.asarray(scale)),)),
-        *(() if seeds is None else (lead_axes(seeds, 2),)),
-    )
-
-
-def mask_axes(mask: Mask) -> tuple[Axes, ...]:
-    """Those of the arrays in a mask, in the order of `jax.tree.leaves`."""
-    return tuple(lead_axes(leaf.array, len(leaf.lead)) for leaf in mask.leaves())

@@ -5,22 +5,18 @@ the shapes of `attend_with_stats`. A new one is a file with that function, and a
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import jax
 from jax.export import is_symbolic_dim
 
 from flaxattn.attention.arguments import check_drawable
 from flaxattn.attention.blockwise import attend_blockwise
 from flaxattn.attention.costs import blocks_pay, draw_plan
 from flaxattn.attention.dense import attend_dense
-from flaxattn.attention.options import Options
+from flaxattn.attention.options import Attend, Call
 from flaxattn.masks import BlockPlan, Mask
 
 __all__ = ["IMPLEMENTATIONS", "Choice", "Implementation", "best", "choose", "prepare"]
-
-Call: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, Mask | BlockPlan | None, Options]
-"""Query, key, value, mask or plan, and options: checked."""
 
 
 def _serves(*call: *Call) -> str | None:
@@ -44,7 +40,7 @@ def _blocks_need_sizes(*call: *Call) -> str | None:
 class Implementation(NamedTuple):
     """One way to attend."""
 
-    attend: Callable[[*Call], tuple[jax.Array, jax.Array]]
+    attend: Attend
     plan: Callable[[Mask, int, int], BlockPlan] | None = None
     """Of a mask, T and S: the plan that it would draw itself; None: it needs no plan."""
     why_not: Callable[[*Call], str | None] = _serves

@@ -1,5 +1,7 @@
 """The weights of attention themselves: all of them, or those of chosen rows and heads."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from flaxattn.attention.arguments import (
     check_query_key,
     make_options,
 )
+from flaxattn.attention.axes import QKV_AXES, mask_axes, option_axes
 from flaxattn.attention.dense import (
     OfKey,
     OfQuery,
@@ -20,7 +23,7 @@ from flaxattn.attention.dense import (
 )
 from flaxattn.attention.heads import over_batch_and_heads
 from flaxattn.attention.options import Options
-from flaxattn.attention.placement import QKV_AXES, mask_axes, on_explicit_mesh, option_axes
+from flaxattn.attention.placement import on_explicit_mesh
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.types import Array
 
@@ -62,43 +65,40 @@ def attention_weights(
     options = make_options(query, key, bias, scale, dropout_rate=0.0)
     rows = _chosen("rows", rows, "T", query.shape[1])
     heads = _chosen("heads", heads, "N", query.shape[2])
-    weights: jax.Array = _run(query, key, mask, options, rows, heads)
+    weights: jax.Array = _run(Wanted(query, key, mask, options, rows, heads))
     return weights
 
 
+class Wanted(NamedTuple):
+    """The weights of a call, checked: of all rows and heads where those are None."""
+
+    query: jax.Array
+    key: jax.Array
+    mask: Mask | None
+    options: Options
+    rows: jax.Array | None
+    heads: jax.Array | None
+
+
 @jax.jit
-def _run(
-    query: jax.Array,
-    key: jax.Array,
-    mask: Mask | None,
-    options: Options,
-    rows: jax.Array | None,
-    heads: jax.Array | None,
-) -> jax.Array:
+def _run(wanted: Wanted) -> jax.Array:
     """`_weights`, by each device for what it holds where the mesh has Explicit axes."""
-    arrays, tree = jax.tree.flatten((query, key, mask, options, rows, heads))
-    of_mask = () if mask is None else mask_axes(mask)
-    axes = [*QKV_AXES[:2], *of_mask, *option_axes(options)]
+    arrays, tree = jax.tree.flatten(wanted)
+    axes = [*QKV_AXES[:2], *mask_axes(wanted.mask), *option_axes(wanted.options)]
     axes += [(None,)] * (len(arrays) - len(axes))  # rows, heads
-    if heads is not None:  # chosen from all
+    if wanted.heads is not None:  # chosen from all
         axes = [tuple(None if letter == "n" else letter for letter in a) for a in axes]
 
     def flat(*arrays: jax.Array) -> tuple[jax.Array]:
-        return (_weights(*jax.tree.unflatten(tree, arrays)),)
+        return (_weights(jax.tree.unflatten(tree, arrays)),)
 
-    out_axes = ("b", "n" if heads is None else None, None, None)
+    out_axes = ("b", "n" if wanted.heads is None else None, None, None)
     return on_explicit_mesh(flat, axes, [out_axes])(*arrays)[0]
 
 
-def _weights(
-    query: jax.Array,
-    key: jax.Array,
-    mask: Mask | None,
-    options: Options,
-    rows: jax.Array | None,
-    heads: jax.Array | None,
-) -> jax.Array:
-    """`weights_of_head` of chosen rows and heads, None: all -> [B, M, R, S]."""
+def _weights(wanted: Wanted) -> jax.Array:
+    """`weights_of_head` of the rows and heads -> [B, M, R, S]."""
+    query, key, mask, options, rows, heads = wanted
     bias, scale = options.bias, options.scale
 
     def head(

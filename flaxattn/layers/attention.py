@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flaxattn import checks
 from flaxattn.attention import attend, attention_weights
 from flaxattn.layers.cache import (
     CachePosition,
@@ -24,7 +23,7 @@ from flaxattn.layers.cache import (
     write_in_line,
 )
 from flaxattn.layers.dense_general import DenseGeneral
-from flaxattn.layers.leading import flat, flat_logits, flat_positions
+from flaxattn.layers.leading import flat, flat_key_value, flat_logits, flat_positions
 from flaxattn.layers.names import named
 from flaxattn.layers.ring import write_in_ring
 from flaxattn.layers.rotation import Rotary, rotary
@@ -154,7 +153,7 @@ class MultiHeadAttention(nn.Module):
         if isinstance(inputs_k, str):
             key, value = self._stored(inputs_k, inputs_v, cache_position)
         else:
-            inputs_k, inputs_v = _key_value_inputs(inputs_q, inputs_k, inputs_v, lead)
+            inputs_k, inputs_v = flat_key_value(inputs_q, inputs_k, inputs_v, lead)
             key = self._heads("key", inputs_k, (num_kv_heads, head_dim))
             key = self._rotate(key, flat_positions("kv_positions", kv_positions, lead), start)
             value = self._heads("value", inputs_v, (num_kv_heads, head_dim))
@@ -299,27 +298,6 @@ class MultiHeadAttention(nn.Module):
             bias_init=(self.out_bias_init if last else None) or self.bias_init,
             name=name,
         )
-
-
-def _key_value_inputs(
-    inputs_q: jax.Array,
-    inputs_k: jax.Array | None,
-    inputs_v: jax.Array | None,
-    lead: tuple[int, ...],
-) -> tuple[jax.Array, jax.Array]:
-    """What keys and values are made of, [B, S, D] each; ValueError for what does not fit."""
-    if inputs_k is None:
-        if inputs_v is not None:
-            raise ValueError("inputs_v is given without inputs_k; give what the keys are made of.")
-        return inputs_q, inputs_q
-    sizes = {"B": (inputs_q.shape[0], "inputs_q")}
-    inputs_k = flat("inputs_k", inputs_k, lead)
-    checks.check_axes("inputs_k", inputs_k, "B S D", sizes)
-    if inputs_v is None:
-        return inputs_k, inputs_k
-    inputs_v = flat("inputs_v", inputs_v, lead)
-    checks.check_axes("inputs_v", inputs_v, "B S D'", sizes)
-    return inputs_k, inputs_v
 
 
 def _matmul_precision(precision: Precision) -> contextlib.AbstractContextManager[object]:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["flat", "flat_logits", "flat_positions"]
+from flaxattn import checks
+
+__all__ = ["flat", "flat_key_value", "flat_logits", "flat_positions"]
 
 T = TypeVar("T")
 
@@ -18,6 +20,27 @@ def flat(name: str, inputs: jax.Array, lead: tuple[int, ...]) -> jax.Array:
         axes = ", ".join((*map(str, lead), "T", "D"))
         raise ValueError(f"{name} has shape {inputs.shape}; expected [{axes}].")
     return inputs if len(lead) == 1 else inputs.reshape(-1, *inputs.shape[-2:])
+
+
+def flat_key_value(
+    inputs_q: jax.Array,
+    inputs_k: jax.Array | None,
+    inputs_v: jax.Array | None,
+    lead: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """What keys and values are made of, [B, S, D] each; ValueError for what does not fit."""
+    if inputs_k is None:
+        if inputs_v is not None:
+            raise ValueError("inputs_v is given without inputs_k; give what the keys are made of.")
+        return inputs_q, inputs_q
+    sizes = {"B": (inputs_q.shape[0], "inputs_q")}
+    inputs_k = flat("inputs_k", inputs_k, lead)
+    checks.check_axes("inputs_k", inputs_k, "B S D", sizes)
+    if inputs_v is None:
+        return inputs_k, inputs_k
+    inputs_v = flat("inputs_v", inputs_v, lead)
+    checks.check_axes("inputs_v", inputs_v, "B S D'", sizes)
+    return inputs_k, inputs_v
 
 
 def flat_positions(

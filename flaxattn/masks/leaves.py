@@ -237,7 +237,8 @@ def over_heads(fn: Callable[[SomeMask], Result], mask: SomeMask) -> Result:
     # An axis of size 1 is shared: dropped here, None in in_axes, put back at the end.
     mapped = [{i for i, size in enumerate(d.lead) if size != 1} for d in described]
     if any(mapped) or any(isinstance(a, jax.Array) for a in arrays):
-        arrays = [*map(_opaque, arrays)]
+        # XLA of jax 0.7 folds sums of a constant over blocks into wrong numbers, and slowly.
+        arrays = [jax.lax.optimization_barrier(jnp.asarray(a)) for a in arrays]
     squeezed = [
         a.reshape([n for i, n in enumerate(a.shape) if i >= len(d.lead) or i in kept])
         for a, d, kept in zip(arrays, described, mapped, strict=True)
@@ -255,15 +256,6 @@ def over_heads(fn: Callable[[SomeMask], Result], mask: SomeMask) -> Result:
     if shared:
         result = jax.tree.map(lambda x: jnp.expand_dims(x, shared), result)
     return result
-
-
-def _opaque(array: Array) -> Array:
-    """An array that is known while tracing, hidden from the compiler, which would work with it.
-
-    XLA of jax 0.7 folds sums of a constant over blocks into wrong numbers, and others take long.
-    """
-    known = not isinstance(array, jax.core.Tracer)
-    return jax.lax.optimization_barrier(jnp.asarray(array)) if known else array
 
 
 def map_leaves(fn: Callable[[Array, int], Array], mask: SomeMask) -> SomeMask:
