@@ -11,7 +11,6 @@ compared is medians of one run; times of different runs are not comparable.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import platform
 import time
@@ -23,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch_attention  # beside this file; says itself whether torch is there
+from report import write  # beside this file
 
 import flaxattn
 from flaxattn import causal, full, lengths, prefix, same_segment, sliding_window
@@ -315,11 +315,9 @@ def main() -> None:
     versions = {"jax": jax.__version__, "flaxattn": flaxattn.__version__}
     versions |= {"python": platform.python_version(), **torch_attention.versions()}
     machine = {"device": str(jax.devices()[0]), "cpu": platform.processor() or platform.machine()}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     record = {"versions": versions, "machine": machine, "rows": rows, "plans": plans}
-    options.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     table = ratios(rows)
-    options.out.with_suffix(".md").write_text(table + "\n")
+    write(options.out, record, table)
     draw(rows, options.out.with_suffix(".png"))
     print(table)
 

@@ -10,7 +10,6 @@ a full cache costs what of it is live. In every round each case runs once, in tu
 
 import argparse
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from report import write  # beside this file
 
 from flaxattn import CachePosition, Encoder, EncoderLayer, Mask, causal, sliding_window
 from flaxattn.training.devices import describe_devices, keep_memory
@@ -112,11 +112,7 @@ def main() -> None:
     lines = [about, "", "| cache | ms a token |", "|---|--:|"]
     lines += [f"| {r['case']} | {1000 * np.median(r['seconds']):.2f} |" for r in rows]
     print("\n".join(lines))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    options.out.with_suffix(".json").write_text(
-        json.dumps({"about": about, "rows": rows}, indent=1) + "\n"
-    )
+    write(options.out, {"about": about, "rows": rows}, "\n".join(lines))
 
 
 if __name__ == "__main__":

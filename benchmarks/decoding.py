@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from report import write  # beside this file
 
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
@@ -184,11 +184,7 @@ def main() -> None:
         for r in rows
     ]
     print("\n".join(lines))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    options.out.with_suffix(".json").write_text(
-        json.dumps({"about": about, "rows": rows}, indent=1) + "\n"
-    )
+    write(options.out, {"about": about, "rows": rows}, "\n".join(lines))
 
 
 if __name__ == "__main__":

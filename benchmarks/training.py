@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import os
 import pathlib
 import platform
@@ -27,6 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import report  # beside this file
 from training_problem import Problem, prepare
 from training_process import Remote  # beside this file
 
@@ -208,9 +208,7 @@ def write(out: pathlib.Path, problem: Problem, rows: list[dict[str, Any]], to_lo
         "training": dataclasses.asdict(problem.training),
         "rows": rows,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(rows, to_loss) + "\n")
+    report.write(out, record, table(rows, to_loss))
 
 
 if __name__ == "__main__":
