@@ -72,7 +72,7 @@ def alone(fn, vmapped=False):
 vmapped = slope(jax.vmap(attended))
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("spec", [P("data"), P(None, None, None, "data")], ids=str)
 def test_an_axis_that_is_vmapped_over_is_divided_like_the_batch(kind, spec):

@@ -114,7 +114,7 @@ def test_precision_is_that_of_every_matrix_product_forward_and_backward(precisio
 # ---- Leading axes ---------------------------------------------------------------------------
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("lead", [(2, 3), ()], ids=str)
 def test_leading_axes_are_one_batch_to_layers_masks_positions_and_caches(lead):
     layer = EncoderLayer(2, F, rotary=True)

@@ -81,6 +81,7 @@ def test_no_method_of_a_module_hides_one_of_its_parts_from_nnx(module, inputs):
     assert not methods & set(params)
 
 
+@pytest.mark.thorough
 def test_a_cache_is_kept_by_a_module_of_nnx():
     model = in_nnx(EncoderLayer(2, F, rotary=True), X)
     call = functools.partial(model, mask=causal(), deterministic=True)
@@ -242,7 +243,7 @@ everywhere = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 both_sides = pytest.mark.parametrize("length", [SHORT, LONG])
 
 
-@pytest.mark.thorough(quick=3)
+@pytest.mark.thorough(quick=2)
 @both_sides
 @everywhere
 @pytest.mark.parametrize("around", AROUND)

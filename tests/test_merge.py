@@ -69,6 +69,7 @@ def case(name, dtype=np.float32):
     return data, mask, expected, slopes
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", SHAPES)
 def test_parts_of_the_keys_are_all_of_them(name):
     data, mask, (output, lse), slopes = case(name)

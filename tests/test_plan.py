@@ -309,6 +309,7 @@ def test_rows_at_given_positions_skip_what_rows_in_order_skip(name):
     assert in_order > 0.4 and 0.9 * in_order <= given <= 1.1 * in_order
 
 
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["zigzag", "padded on the left"])
 def test_plan_at_given_positions_attends_as_the_dense_mask(name):
     order, ends = zigzag(48, 3), np.array([48, 31])

@@ -57,7 +57,7 @@ def through_ring(layer, params, x, mask, length, chunks):
 SETTINGS = [{"rotary": True}, {"num_kv_heads": 1}, {"implementation": "blockwise"}]
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("seed", range(6))
 def test_random_windows_in_random_rings_and_chunks_equal_one_pass(seed):
     rng = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ MASKS = {
 }
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_masks_that_see_no_farther_back_than_the_ring(mask):
     layer, x = MultiHeadAttention(2), normal(B, T, D)
@@ -123,6 +123,7 @@ def test_each_example_has_an_index_of_its_own_in_the_ring():
         index = index + advance
 
 
+@pytest.mark.thorough
 def test_a_deep_model_decodes_in_one_program_with_memory_of_its_window():
     stack = Encoder(functools.partial(EncoderLayer, 2, 9, rotary=True), 2, share_layers=True)
     x, mask = normal(B, T, D), window(3)
@@ -231,6 +232,7 @@ def test_a_padded_prompt_that_wrapped_is_nan_and_one_that_did_not_is_right():
                 assert np.isnan(output[b]).all()
 
 
+@pytest.mark.thorough
 def test_going_back_is_right_as_far_as_cells_still_hold_what_is_seen():
     """Tokens that were tried and taken back have pushed others out."""
     layer, x, mask = MultiHeadAttention(2), normal(B, T, D), window(2)
@@ -247,7 +249,7 @@ def test_going_back_is_right_as_far_as_cells_still_hold_what_is_seen():
             assert np.isnan(output).all()
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [3, 1])
 def test_garbage_in_cells_that_the_mask_hides_changes_no_bit(size):
     layer, x, mask = MultiHeadAttention(2), normal(B, T, D), window(2)
@@ -293,7 +295,7 @@ def test_lengths_of_live_cells():
     assert live_lengths(4096, 4096) == (4096,)
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("bias", [True, False])
 def test_steps_over_live_cells_equal_one_pass_at_both_sides_of_their_ends(bias):
     layer, cells = MultiHeadAttention(2), 1030
