@@ -1,7 +1,7 @@
 """Arrays inside a mask: declared as its fields, checked, and mapped over examples and heads.
 
-A mask is a frozen dataclass and a pytree. A field made by `leaf` holds an array, or an integer,
-which is static; one made by `child` holds another mask.
+A mask is a frozen dataclass and a pytree. A field made by `leaf` holds an array, or a number,
+which is static; one made by `child` holds another mask. Scores are made of the same.
 """
 
 import dataclasses
@@ -67,6 +67,8 @@ class HasLeaves(Protocol):
     """A dataclass and pytree that describes its arrays: a mask."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    decorator: ClassVar[str]
+    leading: ClassVar[str]
 
     def leaves(self) -> Iterator[Leaf]:
         """The arrays in the order of `jax.tree.leaves`."""
@@ -132,7 +134,7 @@ def parts_of(mask: SomeMask) -> Iterator[Leaf | SomeMask]:
     """
     if "_is_mask_type" not in vars(type(mask)):
         name = type(mask).__name__
-        raise TypeError(f"{name} is not registered: put @mask_type above `class {name}`.")
+        raise TypeError(f"{name} is not registered: put @{mask.decorator} above `class {name}`.")
     for field, value in fields_of(mask):
         if "child" in field.metadata:
             yield from value if isinstance(value, tuple) else (value,)
@@ -141,7 +143,7 @@ def parts_of(mask: SomeMask) -> Iterator[Leaf | SomeMask]:
 
 
 def _is_dynamic(field: dataclasses.Field[Any], value: object) -> bool:
-    return "axes" in field.metadata and not isinstance(value, int | None)
+    return "axes" in field.metadata and not isinstance(value, int | float | None)
 
 
 def index_leaf(mask: HasLeaves, name: str, *, minimum: int = FIRST) -> None:
@@ -177,11 +179,12 @@ def _check_least(owner: str, array: Array, minimum: int) -> None:
 
 
 def array_leaf(
-    mask: HasLeaves, name: str, check: Callable[[str, Array], None], dtype: DTypeLike
+    mask: HasLeaves, name: str, check: Callable[[str, Array], None], dtype: DTypeLike | None
 ) -> Array:
-    """Field `name` as a checked array of `dtype`: of NumPy unless it was one of jax."""
+    """Field `name` as a checked array of `dtype`, None: its own; of NumPy unless it was of jax."""
     owner, array = _owner(mask, name), checks.as_array(_owner(mask, name), getattr(mask, name))
     check(owner, array)
+    dtype = array.dtype if dtype is None else dtype
     if not np.can_cast(array.dtype, dtype) and checks.is_known(array):
         known = np.asarray(array)  # jax would compare uint32 as int32
         if (known.astype(dtype) != known).any():
@@ -190,8 +193,8 @@ def array_leaf(
     if not len(axes) <= array.ndim <= len(axes) + 2:
         shape = f"[{', '.join(axes)}]"
         raise ValueError(
-            f"{owner} has shape {tuple(array.shape)}; expected {shape} for one example, "
-            "or the same with leading batch, or batch and head, axes."
+            f"{owner} has shape {tuple(array.shape)}; expected {shape} for one example and head, "
+            f"or the same with leading {mask.leading} axes."
         )
     return array.astype(dtype)
 

@@ -4,10 +4,8 @@ Masks combine with `&`, `|` and `~`. Arrays inside a mask are leaves of a pytree
 never recompile; Python integers are static. No mask knows a shape: `dense` draws one.
 """
 
-import dataclasses
 import functools
 import operator
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import chex
@@ -17,6 +15,7 @@ import numpy as np
 
 from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds
+from flaxattn.masks.composed import Composed
 from flaxattn.masks.indices import add, lookup
 from flaxattn.masks.leaves import (
     Leaf,
@@ -24,22 +23,18 @@ from flaxattn.masks.leaves import (
     array_leaf,
     check_leaf,
     child,
-    fields_of,
     index_leaf,
-    lead_of,
     leaf,
     mask_type,
     over_heads,
-    parts_of,
 )
 from flaxattn.masks.plan import BlockPlan, make_plan
-from flaxattn.masks.values import equal, hash_of, short
 from flaxattn.types import Array, Booleans, Indices
 
 __all__ = ["And", "Mask", "Not", "Or", "Positioned", "Shifted"]
 
 
-class Mask:
+class Mask(Composed):
     """What each query may attend to: True = attend.
 
     Called with integer index arrays, a mask gives the rule for one example and one head:
@@ -54,7 +49,7 @@ class Mask:
     (True, 2)
     """
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # made by `mask_type`
+    decorator, leading = "mask_type", "batch, or batch and head,"
     __array_ufunc__ = None  # `numpy_array & mask` asks `Mask.__rand__`, not each element
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
@@ -80,12 +75,6 @@ class Mask:
         raise TypeError(
             "a mask has no single truth value; combine masks with & | ~ instead of and, or, not."
         )
-
-    def __eq__(self, other: object) -> bool:
-        return equal(self, other) if isinstance(other, Mask) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash_of(self, (leaf.name for leaf in self.leaves()))
 
     def shift(self, q_start: Indices = 0, kv_start: Indices = 0) -> "Mask":
         """The same mask seen from later positions: index 0 stands for `q_start`, `kv_start`.
@@ -166,22 +155,9 @@ class Mask:
         """Raises ValueError if an array inside has fewer positions than `q_len`, `kv_len`."""
         self._check_spans(Span(0, q_len), Span(0, kv_len))
 
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The leading axes of the leaves together: (), (B,) or (B, N), 1 where shared."""
-        return lead_of(list(self.leaves()))
-
-    def leaves(self) -> Iterator[Leaf]:
-        """Descriptions of the arrays inside, in the order of `jax.tree.leaves`."""
-        for part in parts_of(self):
-            if isinstance(part, Leaf):
-                yield part
-            else:
-                yield from part.leaves()
-
     def _check_spans(self, q: Span, kv: Span) -> None:
         """Raises ValueError where an array has fewer positions than the spans ask for."""
-        for part in parts_of(self):
+        for part in self.parts_inside():
             if isinstance(part, Leaf):
                 check_leaf(part, q, kv)
             else:
@@ -190,12 +166,6 @@ class Mask:
     def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
         """The spans that the masks inside are asked about."""
         return q, kv
-
-    def __repr__(self) -> str:
-        if not dataclasses.is_dataclass(self):  # its use will ask for `mask_type`
-            return object.__repr__(self)
-        parts = (f"{f.name}={short(v)}" for f, v in fields_of(self) if v is not f.default)
-        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 def _operand(symbol: str, other: object) -> Mask:

@@ -1,6 +1,5 @@
 """A rule of one's own as a mask, with arrays of its own."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -12,11 +11,20 @@ from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.indices import true_like
 from flaxattn.masks.leaves import Leaf, Span, child, mask_type
 from flaxattn.masks.mask import Mask
+from flaxattn.masks.ranks import Asked, find_ranks
 from flaxattn.types import Booleans, Indices
 
 __all__ = ["where"]
 
 Rule: TypeAlias = Callable[..., ArrayLike]  # of two indices and arrays, a boolean
+_INDEX = jax.ShapeDtypeStruct((), jnp.int32)
+_ASKED = Asked(
+    "where",
+    "fn(q_idx, kv_idx, *arrays)",
+    (_INDEX, _INDEX),
+    "one boolean for one query and one key",
+    lambda answer: answer.dtype == bool,
+)
 
 
 @mask_type
@@ -47,7 +55,7 @@ class where(Mask):
     def __init__(self, fn: Rule, *arrays: ArrayLike, ranks: Sequence[int] | None = None) -> None:
         object.__setattr__(self, "fn", fn)
         object.__setattr__(self, "arrays", tuple(jnp.asarray(a) for a in arrays))
-        object.__setattr__(self, "ranks", _find_ranks(fn, self.arrays, ranks))
+        object.__setattr__(self, "ranks", find_ranks(_ASKED, fn, self.arrays, ranks))
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         rule = jnp.vectorize(lambda q, kv: self.fn(q, kv, *self.arrays))
@@ -65,45 +73,3 @@ class where(Mask):
 
     def _check_spans(self, q: Span, kv: Span) -> None:
         """Checks nothing: only `fn` knows what the axes of its arrays stand for."""
-
-
-def _find_ranks(
-    fn: Rule, arrays: tuple[jax.Array, ...], ranks: Sequence[int] | None
-) -> tuple[int, ...]:
-    """The given ranks if `fn` accepts them; by default those that leave the fewest leading axes."""
-    if ranks is not None and len(ranks) != len(arrays):
-        raise ValueError(f"where: ranks has {len(ranks)} entries for {len(arrays)} arrays.")
-    for array, rank in zip(arrays, ranks or (), strict=False):
-        if not rank <= array.ndim <= rank + 2:
-            raise ValueError(
-                f"where: ranks has {rank} for an array of shape {array.shape}; expected its rank "
-                "for one example and head, leaving at most batch and head."
-            )
-    choices = [
-        [rank] if ranks is not None else range(a.ndim, max(a.ndim - 3, -1), -1)
-        for a, rank in zip(arrays, ranks or [0] * len(arrays), strict=True)
-    ]
-    answers = []
-    for choice in sorted(itertools.product(*choices), key=sum, reverse=True):
-        answer = _answer(fn, arrays, choice)
-        if isinstance(answer, jax.ShapeDtypeStruct) and answer.shape == () and answer.dtype == bool:
-            return tuple(choice)
-        answers.append(answer)
-    raise TypeError(
-        "where: fn(q_idx, kv_idx, *arrays) must give one boolean for one query and one key; "
-        f"with arrays of shapes {[a.shape for a in arrays]} it gave {answers[0]}."
-    )
-
-
-def _answer(fn: Rule, arrays: tuple[jax.Array, ...], ranks: Sequence[int]) -> object:
-    """The shape and dtype, or trees of such, that `fn` gives, or what it raises."""
-    index = jax.ShapeDtypeStruct((), jnp.int32)
-    one = [
-        jax.ShapeDtypeStruct(a.shape[a.ndim - r :], a.dtype)
-        for a, r in zip(arrays, ranks, strict=True)
-    ]
-    try:
-        answer: object = jax.eval_shape(fn, index, index, *one)
-    except Exception as error:  # whatever fn raises, these ranks are not the right ones
-        return error
-    return answer

@@ -1,0 +1,49 @@
+"""What masks and scores have in common: values made of arrays, numbers and others of their kind."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
+
+from flaxattn.masks.leaves import Leaf, fields_of, lead_of, parts_of
+from flaxattn.masks.values import equal, hash_of, short
+
+__all__ = ["Composed"]
+
+
+class Composed:
+    """A value: equal parts make equal ones, and those without arrays can be hashed."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # made by `mask_type`
+    decorator: ClassVar[str]
+    """What is to stand above a class derived from this one."""
+    leading: ClassVar[str]
+    """What the axes of an array are that stand before those of one example and head."""
+
+    def __eq__(self, other: object) -> bool:
+        return equal(self, other) if isinstance(other, Composed) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash_of(self, (leaf.name for leaf in self.leaves()))
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The leading axes of the leaves together: (), (B,) or (B, N), 1 where shared."""
+        return lead_of(list(self.leaves()))
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Descriptions of the arrays inside, in the order of `jax.tree.leaves`."""
+        for part in self.parts_inside():
+            if isinstance(part, Leaf):
+                yield part
+            else:
+                yield from part.leaves()
+
+    def parts_inside(self) -> Iterator[Leaf | Self]:
+        """The arrays and those of its kind that it is made of, in the order of its fields."""
+        return parts_of(self)
+
+    def __repr__(self) -> str:
+        if not dataclasses.is_dataclass(self):  # its use will ask for the decorator
+            return object.__repr__(self)
+        parts = (f"{f.name}={short(v)}" for f, v in fields_of(self) if v is not f.default)
+        return f"{type(self).__name__}({', '.join(parts)})"
