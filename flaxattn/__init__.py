@@ -52,5 +52,15 @@ from flaxattn.models import EncoderDecoder as EncoderDecoder
 from flaxattn.models import EncoderDecoderConfig as EncoderDecoderConfig
 from flaxattn.models import build_masks as build_masks
 from flaxattn.models import shift_right as shift_right
+from flaxattn.scores import Score as Score
+from flaxattn.scores import alibi as alibi
+from flaxattn.scores import alibi_slopes as alibi_slopes
+from flaxattn.scores import relative_bias as relative_bias
+from flaxattn.scores import relative_buckets as relative_buckets
+from flaxattn.scores import relative_positions as relative_positions
+from flaxattn.scores import score as score
+from flaxattn.scores import score_type as score_type
+from flaxattn.scores import softcap as softcap
+from flaxattn.scores import temperature as temperature
 
 __version__ = "0.1.0"

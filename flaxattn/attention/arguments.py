@@ -9,6 +9,7 @@ from flaxattn.attention.dropout import check_rate, check_varies
 from flaxattn.attention.options import Options
 from flaxattn.checks import Sizes
 from flaxattn.masks import BlockPlan, Mask, from_dense
+from flaxattn.scores import Score
 from flaxattn.types import Array
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "check_drawable",
     "check_indices",
     "check_mask",
+    "check_of_heads",
     "check_query_key",
     "make_options",
 ]
@@ -49,15 +51,21 @@ def check_drawable(mask: object, q_len: int, kv_len: int) -> None:
 def make_options(
     query: jax.Array,
     key: jax.Array,
+    *,
     bias: jax.Array | None,
     scale: float | jax.Array | None,
-    dropout_rate: float,
+    score: Score | None,
+    sinks: float | jax.Array | None,
+    dropout_rate: float = 0.0,
 ) -> Options:
-    """The checked options of a call, still without seeds."""
+    """The checked options of a call, still without seeds, the score as it was given."""
     sizes = check_query_key(query, key)
     _check_bias(bias, sizes)
-    _check_scale(scale, sizes)
-    return Options(bias, scale, dropout_rate=check_rate("dropout_rate", dropout_rate))
+    check_of_heads("scale", scale, sizes["N"][0])
+    check_of_heads("sinks", sinks, sizes["N"][0])
+    _check_score(score, sizes)
+    rate = check_rate("dropout_rate", dropout_rate)
+    return Options(bias, scale, score, sinks, dropout_rate=rate)
 
 
 def check_query_key(query: jax.Array, key: jax.Array) -> Sizes:
@@ -132,17 +140,35 @@ def _check_bias(bias: Array | None, sizes: Sizes) -> None:
         _check_shared("bias", bias, sizes, "BNTS")
 
 
-def _check_scale(scale: float | jax.Array | None, sizes: Sizes) -> None:
-    """Raises TypeError unless `scale` is real or None, ValueError unless one number or [N]."""
-    num_heads = sizes["N"][0]
-    if scale is None:
+def check_of_heads(name: str, numbers: float | jax.Array | None, num_heads: int) -> None:
+    """Raises TypeError unless real or None, ValueError unless one number or [N]."""
+    if numbers is None:
         return
-    if not _is_real(scale):
-        raise TypeError(f"scale is {scale!r}; expected a real number, or an array [N] of them.")
-    if jnp.shape(scale) not in ((), (num_heads,)):
+    if not _is_real(numbers):
+        raise TypeError(f"{name} is {numbers!r}; expected a real number, or an array [N] of them.")
+    if jnp.shape(numbers) not in ((), (num_heads,)):
         raise ValueError(
-            f"scale has shape {jnp.shape(scale)}; expected a single number or [N] = [{num_heads}]."
+            f"{name} has shape {jnp.shape(numbers)}; expected a single number or [N] = "
+            f"[{num_heads}]."
         )
+
+
+def _check_score(score: object, sizes: Sizes) -> None:
+    """Raises TypeError unless `score` is a `Score` or None, ValueError where B or N do not fit."""
+    if score is None:
+        return
+    if not isinstance(score, Score):
+        kind = score.__name__ if isinstance(score, type) else checks.type_of(score)
+        raise TypeError(
+            f"score is {kind}; expected a Score, such as softcap(50.0), or score(fn, *arrays) of a "
+            "function fn(logit, q_idx, kv_idx, *arrays)."
+        )
+    for letter, size in zip("BN", score.lead, strict=False):
+        if size not in (1, sizes[letter][0]):
+            raise ValueError(
+                f"score {score} has leading axes [B, N] = {list(score.lead)}; but query has "
+                f"{letter} = {sizes[letter][0]}. A single leading axis is that of heads."
+            )
 
 
 def _is_real(value: object) -> bool:

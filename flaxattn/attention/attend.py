@@ -11,6 +11,7 @@ from flaxattn.attention.options import Options
 from flaxattn.attention.placement import in_place
 from flaxattn.attention.table import IMPLEMENTATIONS, choose
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
 from flaxattn.types import Array
 
 __all__ = ["attend", "attend_with_stats"]
@@ -24,11 +25,13 @@ def attend(
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
+    score: Score | None = None,
+    sinks: float | jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Masked multi-head attention: softmax(query keyᵀ · scale + bias, where mask) value.
+    """Masked multi-head attention: softmax(score(query keyᵀ · scale + bias), where mask) value.
 
     What the mask hides is deleted: NaN or inf in hidden keys and values changes neither outputs
     nor gradients, and a row that may see nothing gives zero output and zero gradient. Query
@@ -43,6 +46,10 @@ def attend(
         key.
       bias: float `[B, N, T, S]`, axes of 1 shared; added to the logits; it never hides.
       scale: multiplies the logits, one number or `[N]`, one for each head; default `H**-0.5`.
+      score: a `Score`: what becomes of the logits after scale and bias, before the softmax, such as
+        `softcap(50.0)`, `alibi()`, or several, joined by `>>`. Of hidden pairs it is not seen.
+      sinks: a logit, or `[N]`, that takes part in the sum of the softmax alone: weights then sum to
+        less than one (arXiv:2309.17453). A row that sees nothing stays zero.
       dropout_rate: the share of attention weights dropped, 0 <= rate < 1.
       dropout_key: a jax random key, needed where `dropout_rate` > 0; or `[B, N]` of them, as from
         `dropout_keys`, which `jax.shard_map` asks for.
@@ -65,7 +72,9 @@ def attend(
     (2, 5, 4, 8)
     """
     mask = check_arrays(query, key, value, mask)
-    options = make_options(query, key, bias, scale, dropout_rate)
+    options = make_options(
+        query, key, bias=bias, scale=scale, score=score, sinks=sinks, dropout_rate=dropout_rate
+    )
     keys = check_dropout(query, dropout_rate, dropout_key)
     name = choose(implementation, query, key, value, mask, options)
     output: jax.Array = _run(query, key, value, mask, options, keys, name=name, stats=False)[0]
@@ -80,6 +89,8 @@ def attend_with_stats(
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
+    score: Score | None = None,
+    sinks: float | jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     implementation: str = "auto",
@@ -90,14 +101,17 @@ def attend_with_stats(
 
     Returns:
       The output `[B, T, N, H']`, and `[B, T, N]` in float32: log Σ exp(logits) over the keys that
-      a row sees, before dropout, -inf where it sees none. Gradients flow through both.
+      a row sees and its sink, before dropout, -inf where there is none. Gradients flow through
+      both. Where parts are to be merged, sinks are given to `merge`, or to one of them.
 
     >>> q = k = v = jnp.zeros((1, 4, 1, 8))
     >>> jnp.exp(attend_with_stats(q, k, v, causal())[1])[0, :, 0].round().tolist()
     [1.0, 2.0, 3.0, 4.0]
     """
     mask = check_arrays(query, key, value, mask)
-    options = make_options(query, key, bias, scale, dropout_rate)
+    options = make_options(
+        query, key, bias=bias, scale=scale, score=score, sinks=sinks, dropout_rate=dropout_rate
+    )
     keys = check_dropout(query, dropout_rate, dropout_key)
     name = choose(implementation, query, key, value, mask, options)
     output, lse = _run(query, key, value, mask, options, keys, name=name, stats=True)
@@ -117,6 +131,7 @@ def _run(
     stats: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The output, and with `stats` the log-sum-exp; what is not given back is not computed."""
+    options = options.for_heads(query.shape[2])
     if dropout_key is not None:
         seeds = seeds_for(dropout_key, query.shape[0], query.shape[2])
         options = dataclasses.replace(options, seeds=seeds)

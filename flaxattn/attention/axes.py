@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from flaxattn.attention.options import Call, Options
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
 from flaxattn.types import Array
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "lead_axes",
     "mask_axes",
     "option_axes",
+    "tree_axes",
 ]
 
 Axes: TypeAlias = tuple[str | None, ...]
@@ -47,17 +49,25 @@ def mask_axes(mask: Mask | BlockPlan | None) -> tuple[Axes, ...]:
     if mask is None:
         return ()
     if isinstance(mask, Mask):
-        return tuple(lead_axes(leaf.array, len(leaf.lead)) for leaf in mask.leaves())
+        return tree_axes(mask)
     lead = mask.live.num_live.ndim - 1
     return (*mask_axes(mask.mask), *(lead_axes(x, lead) for x in (*mask.bounds, *mask.live)))
+
+
+def tree_axes(tree: Mask | Score) -> tuple[Axes, ...]:
+    """Those of the arrays in a mask, or in a score `for_heads`."""
+    return tuple(lead_axes(leaf.array, len(leaf.lead)) for leaf in tree.leaves())
 
 
 def option_axes(options: Options) -> tuple[Axes, ...]:
     """Those of the arrays of a call besides its mask."""
     bias, scale, seeds = options.bias, options.scale, options.seeds
+    score, sinks = options.score, options.sinks
     return (
         *(() if bias is None else (lead_axes(bias, 2),)),
         *(() if scale is None else (head_axes(jnp.asarray(scale)),)),
+        *(() if score is None else tree_axes(score)),
+        *(() if sinks is None else (head_axes(jnp.asarray(sinks)),)),
         *(() if seeds is None else (lead_axes(seeds, 2),)),
     )
 

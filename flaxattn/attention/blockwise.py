@@ -17,6 +17,7 @@ from flaxattn.attention.axes import (
     head_axes,
     lead_axes,
     mask_axes,
+    tree_axes,
 )
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.costs import draw_plan
@@ -26,6 +27,7 @@ from flaxattn.attention.options import Options
 from flaxattn.attention.passes import Outputs, Residuals, backward, forward, tangents
 from flaxattn.attention.placement import Flat
 from flaxattn.attention.repair import repair
+from flaxattn.attention.scoring import halves
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
 from flaxattn.varying import zero_varying_like
@@ -56,12 +58,15 @@ def attend_blockwise(
         broken = jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any()
         num_full = jnp.where(broken, 0, num_full)
         fixed = fixed._replace(num_full=num_full, q_nan=q_nan, kv_nan=kv_nan)
-    fixed = fixed._replace(seeds=options.seeds)
-    scale = options.scale_for(query.shape[-1], dtype)
+    own = options.of_heads(query.shape[-1], dtype)
+    score, others = (None, None) if own.score is None else halves(own.score)
+    fixed = fixed._replace(score=others, seeds=options.seeds)
+    sinks = None if own.sinks is None else own.sinks[0]
     setting = Setting(plan.block_q, plan.block_kv, options.dropout_rate, mask is not None)
-    inputs = Inputs(query, key, value, options.bias, scale.reshape(-1))
+    inputs = Inputs(query, key, value, own.bias, own.scale[0], score, sinks)
     output, lse = _attend(setting, _varying_alike(inputs, fixed), fixed)
-    return output, lse
+    # Of a row that sees nothing the sink is all there is; until here -inf tells which these are.
+    return output, lse if sinks is None else jnp.where(lse == -jnp.inf, sinks[None, None], lse)
 
 
 def _plan_of(mask: Mask | BlockPlan | None, q_len: int, kv_len: int) -> BlockPlan:
@@ -130,12 +135,15 @@ def _pass(fn: Callable[..., PyTree], setting: Setting, tree: jax.tree_util.PyTre
 
 def _input_axes(inputs: Inputs) -> tuple[Axes, ...]:
     bias = () if inputs.bias is None else (lead_axes(inputs.bias, 2),)
-    return (*QKV_AXES, *bias, head_axes(inputs.scale))
+    score = () if inputs.score is None else tree_axes(inputs.score)
+    sinks = () if inputs.sinks is None else (head_axes(inputs.sinks),)
+    return (*QKV_AXES, *bias, head_axes(inputs.scale), *score, *sinks)
 
 
 def _fixed_axes(fixed: Fixed) -> tuple[Axes, ...]:
     lead = fixed.num_full.ndim - 1
     of_plan = (lead_axes(x, lead) for x in (fixed.blocks, fixed.num_full, fixed.num_live))
     of_nan = () if fixed.q_nan is None else (("b", None, "n"), ("b", None, "k"))
+    of_score = () if fixed.score is None else tree_axes(fixed.score)
     of_seeds = () if fixed.seeds is None else (lead_axes(fixed.seeds, 2),)
-    return (*mask_axes(fixed.mask), *of_plan, *of_nan, *of_seeds)
+    return (*mask_axes(fixed.mask), *of_plan, *of_nan, *of_score, *of_seeds)

@@ -12,6 +12,7 @@ from flaxattn.attention.repair import bounded
 from flaxattn.attention.tiles import Tiling, pad_to
 from flaxattn.masks import Mask
 from flaxattn.masks.leaves import map_leaves
+from flaxattn.scores import Score
 
 __all__ = [
     "Chunk",
@@ -54,6 +55,8 @@ class Inputs(NamedTuple):
     value: jax.Array  # [B, S, K, H']; [levels, blocks, k, s, H']
     bias: jax.Array | None  # [B, N, T, S]; [levels, R, u, k, g, t, blocks, s], 1 where shared
     scale: jax.Array  # [N]; [levels, k, g], 1 where shared
+    score: Score | None = None  # floating leaves [B, N, ...]; [levels, k, g, ...], 1 where shared
+    sinks: jax.Array | None = None  # as the scale
 
 
 class Fixed(NamedTuple):
@@ -66,6 +69,7 @@ class Fixed(NamedTuple):
     # NaN where a query, or a key or its value, was not finite.
     q_nan: jax.Array | None = None  # [B, T, N]; [levels, R, u, k, g, t]
     kv_nan: jax.Array | None = None  # [B, S, K]; [levels, blocks, k, s]
+    score: Score | None = None  # the leaves of the score that are not floating
     seeds: jax.Array | None = None  # uint32 [B, N, 2]; [levels, k, g, 2]
 
 
@@ -133,6 +137,8 @@ def _cut_inputs(tiling: Tiling, inputs: Inputs) -> Inputs:
         value=tiling.split_kv(inputs.value),
         bias=None if inputs.bias is None else tiling.split_bias(inputs.bias),
         scale=tiling.split_heads(inputs.scale[None]),
+        score=jax.tree.map(tiling.split_heads, inputs.score),
+        sinks=None if inputs.sinks is None else tiling.split_heads(inputs.sinks[None]),
     )
 
 
@@ -150,6 +156,7 @@ def _cut_fixed(tiling: Tiling, fixed: Fixed) -> Fixed:
         num_live=split(fixed.num_live, -1),
         q_nan=None if q_nan is None else tiling.split_q(q_nan),
         kv_nan=None if kv_nan is None else tiling.split_kv(kv_nan),
+        score=jax.tree.map(tiling.split_heads, fixed.score),
         seeds=None if seeds is None else tiling.split_heads(seeds),
     )
 

@@ -1,4 +1,4 @@
-"""The definition of attention for one head: softmax(q kᵀ · scale + bias, where mask) v.
+"""The definition of attention for one head: softmax(score(q kᵀ · scale + bias), where mask) v.
 
 Every faster implementation must equal this one, in values and gradients. What a mask hides is
 deleted, not multiplied by zero: NaN or inf in a hidden key or value changes nothing, and a row
@@ -14,10 +14,12 @@ import numpy as np
 
 from flaxattn.attention.dropout import keep
 from flaxattn.attention.heads import over_batch_and_heads
-from flaxattn.attention.options import Options, default_scale
+from flaxattn.attention.options import OfHeads, Options
 from flaxattn.attention.repair import repair
+from flaxattn.attention.scoring import Pairs, scored
 from flaxattn.einsum import wide_einsum
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
 
 __all__ = [
     "OfKey",
@@ -58,23 +60,23 @@ def attend_dense(
     mask = mask.mask if isinstance(mask, BlockPlan) else mask
     of_query, of_key = repaired(query, key, value, mask)
 
+    pairs = Pairs.all(query.shape[1], key.shape[1])
+
     def head(
         of_query: OfQuery,
         of_key: OfKey,
         mask: jax.Array | None,
-        bias: jax.Array | None,
-        scale: jax.Array,
+        of_head: OfHeads,
         seeds: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
-        weights = weights_of_head(logits, mask)
+        logits = logits_of_head(of_query, of_key, mask, of_head, pairs)
+        weights = weights_of_head(logits, mask, of_head.sinks)
         output = _output_of_head(weights, of_key.value, mask, options.dropout_rate, seeds)
-        return output, _log_sum_exp_of_head(logits, mask)
+        return output, _log_sum_exp_of_head(logits, mask, of_head.sinks)
 
     dense = None if mask is None else four_axes(mask.dense(query.shape[1], key.shape[1]))
-    scale = options.scale_for(query.shape[-1], softmax_dtype(query.dtype)).reshape(1, -1)
-    shared = (dense, options.bias, scale, options.seeds)
-    return over_batch_and_heads(head, of_query, of_key, *shared)
+    of_heads = options.of_heads(query.shape[-1], softmax_dtype(query.dtype))
+    return over_batch_and_heads(head, of_query, of_key, dense, of_heads, options.seeds)
 
 
 def attend_head(
@@ -85,6 +87,8 @@ def attend_head(
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
+    score: Score | None = None,
+    sink: float | jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_seeds: jax.Array | None = None,
 ) -> jax.Array:
@@ -95,6 +99,8 @@ def attend_head(
       mask: bool `[T, S]`, True = attend; None: every query sees every key.
       bias: `[T, S]` or an axis of 1, added to the logits; it never hides.
       scale: multiplies the logits; default `H**-0.5`.
+      score: what becomes of the logits then, its arrays being those of the head.
+      sink: a logit that takes part in the sum of the softmax alone; None: none.
       dropout_rate: the share of weights set to zero, the rest being scaled up.
       dropout_seeds: uint32 `[2]`; None: no dropout.
 
@@ -102,11 +108,15 @@ def attend_head(
       `[T, H']` in the dtype of `query`; zeros in a row that may see nothing. A row that sees a key
       or value that is not finite is NaN; all others are as if that key were not there.
     """
-    chex.assert_rank([query, key, value], 2)
+    chex.assert_rank([query, key], 2)
+    chex.assert_rank(value, 2)
     chex.assert_equal_shape_prefix([key, value], 1)
     of_query, of_key = repaired(query, key, value, mask)
-    logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
-    weights = weights_of_head(logits, mask)
+    options = Options(bias, scale, score, sink)
+    of_head = options.of_heads(query.shape[-1], softmax_dtype(query.dtype)).of_one()
+    pairs = Pairs.all(query.shape[0], key.shape[0])
+    logits = logits_of_head(of_query, of_key, mask, of_head, pairs)
+    weights = weights_of_head(logits, mask, of_head.sinks)
     return _output_of_head(weights, of_key.value, mask, dropout_rate, dropout_seeds)
 
 
@@ -114,23 +124,24 @@ def logits_of_head(
     of_query: OfQuery,
     of_key: OfKey,
     mask: jax.Array | None,
-    *,
-    bias: jax.Array | None,
-    scale: float | jax.Array | None,
+    of_head: OfHeads,
+    pairs: Pairs,
 ) -> jax.Array:
     """[T, S] in float32, or float64 for float64 inputs: -inf where hidden, 0 in rows all hidden."""
     (query, q_nan), (key, _, kv_nan) = of_query, of_key
     chex.assert_rank([query, key], 2)
     chex.assert_equal_shape_suffix([query, key], 1)
     dtype = softmax_dtype(query.dtype)
-    scale = jnp.asarray(default_scale(query.shape[-1]) if scale is None else scale, dtype)
     products = wide_einsum("th,sh->ts", query, key, dtype)
     if mask is not None:  # or products that overflow reach the gradient of the scale
         chex.assert_shape(mask, products.shape)
         products = jnp.where(mask, products, 0.0)
-    logits = products * scale
-    if bias is not None:
-        logits += bias.astype(dtype)
+    logits = products * of_head.scale
+    if of_head.bias is not None:
+        logits += of_head.bias.astype(dtype)
+    if of_head.score is not None:
+        seen = None if mask is None else mask[None]
+        logits = scored(of_head.score, logits[None], pairs, seen)[0]
     if mask is None or q_nan is None or kv_nan is None:  # all three or none are there
         return logits
     # Added, not selected: so NaN flows back to whatever saw it, too.
@@ -138,16 +149,33 @@ def logits_of_head(
     return jnp.where(mask, logits, jnp.where(mask.any(axis=-1, keepdims=True), -jnp.inf, 0.0))
 
 
-def weights_of_head(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Rows of [T, S] that sum to one, or to zero where nothing is seen."""
-    weights: jax.Array = jax.nn.softmax(logits, axis=-1)
+def weights_of_head(
+    logits: jax.Array, mask: jax.Array | None, sink: jax.Array | None = None
+) -> jax.Array:
+    """Rows of [T, S] that sum to one, less the weight of the sink, or to zero if all is hidden."""
+    weights: jax.Array = jax.nn.softmax(_with_sink(logits, sink), axis=-1)
+    weights = weights[:, : logits.shape[1]]
     return weights if mask is None else jnp.where(mask, weights, 0.0)
 
 
-def _log_sum_exp_of_head(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """[T, S] -> [T]: log Σ exp(logits) over what a row sees, -inf where that is nothing."""
-    total = jax.nn.logsumexp(logits, axis=-1)
-    return total if mask is None else jnp.where(mask.any(axis=-1), total, -jnp.inf)
+def _with_sink(logits: jax.Array, sink: jax.Array | None) -> jax.Array:
+    """The logits [T, S] with those of the sink as a last column, if there is one."""
+    if sink is None:
+        return logits
+    return jnp.append(logits, jnp.broadcast_to(sink, (len(logits), 1)), axis=1)
+
+
+def _log_sum_exp_of_head(
+    logits: jax.Array, mask: jax.Array | None, sink: jax.Array | None
+) -> jax.Array:
+    """[T, S] -> [T]: log Σ exp(logits) over what a row sees and its sink.
+
+    Where it sees nothing that is the sink, or -inf without one.
+    """
+    total = jax.nn.logsumexp(_with_sink(logits, sink), axis=-1)
+    if mask is None:
+        return total
+    return jnp.where(mask.any(axis=-1), total, -jnp.inf if sink is None else sink)
 
 
 def _output_of_head(

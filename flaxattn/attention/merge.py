@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn import checks
+from flaxattn.attention.arguments import check_of_heads
 
 __all__ = ["merge"]
 
@@ -15,7 +16,7 @@ Part: TypeAlias = tuple[jax.Array, jax.Array]
 """What `attend_with_stats` gives: an output `[..., H']` and its log-sum-exp `[...]`."""
 
 
-def merge(parts: Iterable[Part]) -> Part:
+def merge(parts: Iterable[Part], *, sinks: float | jax.Array | None = None) -> Part:
     """Attention to all keys from attention to parts of them, each with its own log-sum-exp.
 
     The order of the parts does not matter, and merged parts can be merged again: a `jax.lax.scan`
@@ -25,6 +26,7 @@ def merge(parts: Iterable[Part]) -> Part:
       parts: pairs of an output `[B, T, N, H']` and its log-sum-exp `[B, T, N]`, as
         `attend_with_stats` gives them for the same queries and each part of the keys. Stacked ones
         are `zip(outputs, lses)`.
+      sinks: as in `attend`, a logit or `[N]`, if no part has been given them: each counts once.
 
     Returns:
       The output in its dtype, summed up in that of the log-sum-exp, and the log-sum-exp of all
@@ -45,7 +47,9 @@ def merge(parts: Iterable[Part]) -> Part:
         kind = type(parts).__name__
         raise TypeError(f"parts is a {kind}; expected pairs of output and log-sum-exp.")
     outputs, lses = zip(*_checked(list(parts)), strict=True)
-    merged: Part = _merge(outputs, lses)
+    if sinks is not None:
+        check_of_heads("sinks", sinks, (1, *lses[0].shape)[-1])
+    merged: Part = _merge(outputs, lses, sinks)
     return merged
 
 
@@ -85,8 +89,16 @@ def _described(array: jax.Array) -> str:
 
 
 @jax.jit
-def _merge(outputs: tuple[jax.Array, ...], lses: tuple[jax.Array, ...]) -> Part:
+def _merge(
+    outputs: tuple[jax.Array, ...],
+    lses: tuple[jax.Array, ...],
+    sinks: float | jax.Array | None,
+) -> Part:
     """The mean of the outputs, weighted by the exponentials of the log-sum-exps."""
+    if sinks is not None:  # a part whose values are zero
+        sinks = jnp.asarray(sinks, lses[0].dtype).reshape((1,) * max(lses[0].ndim - 1, 0) + (-1,))
+        outputs = (*outputs, jnp.zeros_like(outputs[0]))
+        lses = (*lses, jnp.broadcast_to(sinks, lses[0].shape))
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, lses))
     seen = top != -jnp.inf
     origin = jnp.where(seen, top, 0.0)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,15 @@ from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
+from flaxattn.types import Array
 
-__all__ = ["Attend", "Call", "Options", "default_scale"]
+__all__ = ["Attend", "Call", "OfHeads", "Options", "default_scale"]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["bias", "scale", "seeds"],
+    data_fields=["bias", "scale", "score", "sinks", "seeds"],
     meta_fields=["dropout_rate"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,14 +30,46 @@ class Options:
     """Floating `[B, N, T, S]`, 1 where shared; added to the logits."""
     scale: float | jax.Array | None = None
     """`[]` or `[N]`, multiplies the logits. None: `H**-0.5`."""
+    score: Score | None = None
+    """What becomes of the logits then; its arrays are `[B, N, ...]`, 1 where shared."""
+    sinks: float | jax.Array | None = None
+    """`[]` or `[N]`: a logit of each head that takes part in the sum of its softmax alone."""
     seeds: jax.Array | None = None
     """uint32 `[B, N, 2]`, of `dropout.keep`. None: nothing is dropped."""
     dropout_rate: float = 0.0
     """The share of weights that is dropped; known while tracing."""
 
-    def scale_for(self, head_dim: int, dtype: DTypeLike) -> jax.Array:
-        """The scale in `dtype`, for queries of `head_dim` features."""
-        return jnp.asarray(default_scale(head_dim) if self.scale is None else self.scale, dtype)
+    def for_heads(self, num_heads: int) -> "Options":
+        """The same, with a score as it was given made one for so many heads."""
+        score = None if self.score is None else self.score.for_heads(num_heads)
+        return dataclasses.replace(self, score=score)
+
+    def of_heads(self, head_dim: int, dtype: DTypeLike) -> "OfHeads":
+        """Those for logits in `dtype`, of queries of `head_dim` features."""
+        scale = default_scale(head_dim) if self.scale is None else self.scale
+        sinks = None if self.sinks is None else jnp.asarray(self.sinks, dtype).reshape(1, -1)
+
+        def cast(x: Array) -> jax.Array:
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            return jnp.asarray(x, dtype if floating else x.dtype)
+
+        score = jax.tree.map(cast, self.score)
+        return OfHeads(self.bias, jnp.asarray(scale, dtype).reshape(1, -1), score, sinks)
+
+
+class OfHeads(NamedTuple):
+    """What the logits of heads are made with, beside queries and keys; or those of one head."""
+
+    bias: jax.Array | None  # [B, N, T, S], 1 where shared
+    scale: jax.Array  # [1, N], 1 where shared
+    score: Score | None = None  # [B, N, ...], 1 where shared
+    sinks: jax.Array | None = None  # [1, N], 1 where shared
+
+    def of_one(self) -> "OfHeads":
+        """Those of a single head, which has no axes of examples and heads."""
+        scale, sinks = (None if x is None else x[0, 0] for x in (self.scale, self.sinks))
+        assert scale is not None
+        return self._replace(scale=scale, sinks=sinks)
 
 
 Call: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, Mask | BlockPlan | None, Options]

@@ -32,12 +32,15 @@ from flaxattn.attention.visits import (
     Running,
     Tile,
     add_bias,
+    before_score,
     over_visits,
+    place,
     tile_of,
     where_seen,
     without_dropped,
 )
 from flaxattn.einsum import wide_einsum
+from flaxattn.scores import Score
 from flaxattn.varying import zero_varying_like
 
 __all__ = ["Outputs", "Residuals", "backward", "forward", "tangents"]
@@ -93,10 +96,12 @@ def _forward_row(static: Static, row: Row, chunk: Chunk) -> Outputs:
         seen = True if tile.seen is None else tile.seen.any(axis=-1)
         return Running(new_top, total, mixed * decay[..., None] + products, any_seen | seen)
 
-    zero = zero_varying_like((chunk, row), dtype)
+    zero, sinks = zero_varying_like((chunk, row), dtype), chunk.inputs.sinks
+    # A sink is a logit with a value of zero: the sum begins with it.
+    first = jnp.full(shape, -jnp.inf, dtype) if sinks is None else tiling.for_queries(sinks)
     start = Running(
-        jnp.full(shape, -jnp.inf, dtype) + zero,
-        jnp.zeros(shape, dtype) + zero,
+        first + zero,
+        jnp.where(first == -jnp.inf, 0.0, 1.0).astype(dtype) + zero,
         jnp.zeros((*shape, value_dim), dtype) + zero,
         jnp.zeros((tiling.q_per_row, tiling.block_q), bool) | (zero > 0),
     )
@@ -163,7 +168,11 @@ def _tangents_row(static: Static, row: Row, d_row: Row, chunk: Chunk) -> Changes
 
     zero = zero_varying_like((chunk, row, d_row), dtype)
     shape, value_dim = lse_of_row.shape, chunk.inputs.value.shape[-1]
-    start = Changes(jnp.zeros((*shape, value_dim), dtype) + zero, jnp.zeros(shape, dtype) + zero)
+    d_lse = jnp.zeros(shape, dtype)
+    if chunk.inputs.sinks is not None and d_inputs.sinks is not None:
+        sinks, d_sinks = map(tiling.for_queries, (chunk.inputs.sinks, d_inputs.sinks))
+        d_lse = jnp.exp(sinks - lse_of_row) * d_sinks
+    start = Changes(jnp.zeros((*shape, value_dim), dtype) + zero, d_lse + zero)
     mixed, lse = over_visits(static, row, visit, start)
     return Changes(tiling.unfold(mixed), tiling.unfold(lse))
 
@@ -173,12 +182,18 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     inputs, fixed, outputs = residuals
     static = static_of(setting, inputs, fixed)
     tiling = static.tiling
-    chunks = cut(static, inputs, fixed, _returning(tiling, outputs, d_outputs))
+    d_outputs, mean = _returned(outputs, d_outputs)
+    returning = Returning(
+        lse=_split_lse(tiling, outputs.lse),
+        mean=tiling.split_q(mean),
+        d_output=tiling.split_q(d_outputs.output),
+    )
+    chunks = cut(static, inputs, fixed, returning)
     dtype = outputs.lse.dtype
 
     def one(
-        d_bias: jax.Array | None, chunk: Chunk, at: At
-    ) -> tuple[jax.Array | None, tuple[jax.Array, jax.Array, jax.Array]]:
+        so_far: OfAll, chunk: Chunk, at: At
+    ) -> tuple[OfAll, tuple[jax.Array, jax.Array, jax.Array]]:
         def row_of(so_far: KeyGradients, row: Row) -> tuple[KeyGradients, jax.Array]:
             return _backward_row(static, make_row(static, row, chunk.inputs), chunk, at, so_far)
 
@@ -187,31 +202,48 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
             jnp.zeros(x.swapaxes(-1, -2).shape, dtype) + zero
             for x in (chunk.inputs.key, chunk.inputs.value)
         )
-        start = KeyGradients(d_key, d_value, d_bias)
+        own = jax.tree.map(lambda x: x[place(x, at)], so_far.score)
+        start = KeyGradients(d_key, d_value, so_far.bias, own)
         of_keys, d_query = jax.lax.scan(row_of, start, rows_of(static, chunk))
-        return of_keys.bias, (d_query, of_keys.key, of_keys.value)
+        score = jax.tree.map(lambda x, y: x.at[place(x, at)].set(y), so_far.score, of_keys.score)
+        return OfAll(of_keys.bias, score), (d_query, of_keys.key, of_keys.value)
 
-    d_bias = None
-    if chunks.inputs.bias is not None:
-        d_bias = jnp.zeros(chunks.inputs.bias.shape, dtype) + zero_varying_like(chunks, dtype)
-    d_bias, (d_query, d_key, d_value) = over_levels(one, d_bias, chunks, tiling.levels)
+    zero, cuts = zero_varying_like(chunks, dtype), chunks.inputs
+    of_all = OfAll(
+        *jax.tree.map(lambda x: jnp.zeros(x.shape, dtype) + zero, (cuts.bias, cuts.score))
+    )
+    of_all, (d_query, d_key, d_value) = over_levels(one, of_all, chunks, tiling.levels)
     d_query = tiling.join_q(d_query)
     d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
-    return _joined(tiling, inputs, Inputs(d_query, d_key, d_value, d_bias, inputs.scale))
+    d_sinks = None
+    if inputs.sinks is not None:  # their value is zero
+        powers = jnp.exp(inputs.sinks[None, None] - outputs.lse)
+        weights = jnp.where(outputs.lse == -jnp.inf, 0.0, powers)
+        d_sinks = _of_heads(-weights * mean, inputs.sinks)
+    found = Inputs(d_query, d_key, d_value, of_all.bias, inputs.scale, of_all.score, d_sinks)
+    return _joined(tiling, inputs, found)
 
 
-def _returning(tiling: Tiling, outputs: Outputs, d_outputs: Outputs) -> Returning:
-    """What the backward pass has of each query besides, cut for the loops."""
+class OfAll(NamedTuple):
+    """Gradients that all examples and chunks add to, as their arrays are cut."""
+
+    bias: jax.Array | None
+    score: Score | None
+
+
+def _returned(outputs: Outputs, d_outputs: Outputs) -> tuple[Outputs, jax.Array]:
+    """What flows back, and what the softmax's Jacobian subtracts from each row: [B, T, N]."""
     (output, lse), (d_output, d_lse) = outputs, d_outputs
     empty = lse == -jnp.inf  # nothing flows back from these rows, not even NaN
     d_output = jnp.where(empty[..., None], 0.0, d_output).astype(d_output.dtype)
-    # The softmax's Jacobian subtracts its mean from each row; the log-sum-exp's adds to the row.
+    # The Jacobian subtracts the row's mean; that of the log-sum-exp adds to the row.
     mean = (d_output.astype(lse.dtype) * output.astype(lse.dtype)).sum(axis=-1) - d_lse
-    return Returning(
-        lse=_split_lse(tiling, lse),
-        mean=tiling.split_q(mean),
-        d_output=tiling.split_q(d_output),
-    )
+    return Outputs(d_output, d_lse), mean
+
+
+def _of_heads(x: jax.Array, like: jax.Array) -> jax.Array:
+    """[B, T, N] added up as an array [N], 1 where shared."""
+    return x.sum().reshape(1) if like.size == 1 else x.sum(axis=(0, 1))
 
 
 def _split_lse(tiling: Tiling, lse: jax.Array) -> jax.Array:
@@ -224,15 +256,14 @@ def _split_lse(tiling: Tiling, lse: jax.Array) -> jax.Array:
 
 def _joined(tiling: Tiling, inputs: Inputs, found: Inputs) -> Inputs:
     """The gradients, put together and scaled, in the dtypes of the inputs."""
-    d_query, d_key, d_value, d_bias, scale = found
-    dtype = d_query.dtype
-    d_scale = d_query * inputs.query.astype(dtype)
-    d_scale = d_scale.sum() if scale.size == 1 else d_scale.sum(axis=(0, 1, 3))
+    d_query, d_bias, scale = found.query, found.bias, inputs.scale
+    d_scale = _of_heads((d_query * inputs.query.astype(d_query.dtype)).sum(axis=-1), scale)
     if d_bias is not None and inputs.bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
-    gradients = (d_query * scale[None, None, :, None], d_key, d_value)
+    gradients = (d_query * scale[None, None, :, None], found.key, found.value)
     d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
-    return Inputs(d_query, d_key, d_value, d_bias, d_scale.reshape(scale.shape))
+    d_score = jax.tree.map(lambda x, d: tiling.join_heads(d, x.shape), inputs.score, found.score)
+    return Inputs(d_query, d_key, d_value, d_bias, d_scale, d_score, found.sinks)
 
 
 def _backward_row(
@@ -251,7 +282,7 @@ def _backward_row(
     columns = [x.swapaxes(1, 2) for x in (query, d_output)]
 
     def visit(j: jax.Array, so_far: Gradients, partial: bool) -> Gradients:
-        d_query, (d_key, d_value, d_bias) = so_far
+        d_query, (d_key, d_value, d_bias, d_score) = so_far
         tile = tile_of(static, row, chunk, j, partial)
         value = take_blocks(chunk.inputs.value, tile.blocks)
         seen = None if tile.seen is None else seen_by_heads(tile.seen)
@@ -261,6 +292,7 @@ def _backward_row(
             without_dropped(static, tile, weights, x) for x in (weights, d_weights)
         )
         d_logits = where_seen(seen, weights * (d_weights - mean[..., None]))
+        d_logits, d_own = before_score(static, chunk, tile, d_logits)
         mixing, narrow = mixing.astype(value.dtype), d_logits.astype(value.dtype)
         d_query += wide_einsum("nts,nsh->nth", narrow, tile.key, dtype)
         d_k = wide_einsum("nht,nts->nhs", columns[0], narrow, dtype)
@@ -270,7 +302,8 @@ def _backward_row(
         if d_bias is not None:
             d_logits = static.tiling.unfold(d_logits)
             d_bias = add_bias(d_bias, (*at, row.number), tile.blocks, d_logits)
-        return Gradients(d_query, KeyGradients(d_key, d_value, d_bias))
+        d_score = jax.tree.map(jnp.add, d_score, d_own)
+        return Gradients(d_query, KeyGradients(d_key, d_value, d_bias, d_score))
 
     start = jnp.zeros(row.query.shape, dtype) + zero_varying_like((chunk, row), dtype)
     d_query, of_keys = over_visits(static, row, visit, Gradients(start, of_keys))

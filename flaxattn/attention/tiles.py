@@ -129,6 +129,10 @@ class Tiling(NamedTuple):
         x = x.reshape(x.shape[0], *(heads if x.shape[1] > 1 else (1, 1, 1, 1)), *x.shape[2:])
         return x.swapaxes(2, 3)
 
+    def join_heads(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """What `split_heads` made of an array of `shape`, put together again."""
+        return x.swapaxes(2, 3).reshape(shape)
+
     def split_rows(self, x: jax.Array, axis: int = -1) -> jax.Array:
         """The axis of all query blocks -> [R, u], zeros past the end."""
         axis %= x.ndim

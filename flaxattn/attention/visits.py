@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from flaxattn.attention.chunks import Chunk, Row, Static, count
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import keep
+from flaxattn.attention.scoring import Pairs, scored, whole
 from flaxattn.attention.tiles import At, Carry, Tiling, take_blocks
 from flaxattn.einsum import wide_einsum
 from flaxattn.masks import Mask
+from flaxattn.scores import Score
 
 __all__ = [
     "Changes",
@@ -23,7 +25,9 @@ __all__ = [
     "Running",
     "Tile",
     "add_bias",
+    "before_score",
     "over_visits",
+    "place",
     "tile_of",
     "where_seen",
     "without_dropped",
@@ -38,11 +42,17 @@ class Places(NamedTuple):
     q_idx: jax.Array  # int32 [u, t]
     kv_idx: jax.Array  # int32 [u, W·s]
 
+    def pairs(self, block_kv: int) -> Pairs:
+        """As a score is asked about them."""
+        return Pairs(self.q_idx[:, :, None], self.kv_idx[:, None, :], block_kv)
+
 
 class Tile(NamedTuple):
     """The logits of one visit, and what they were made of."""
 
     logits: jax.Array  # [u·k, g·t, W·s], -inf where hidden
+    unscored: jax.Array  # [u·k, g·t, W·s], before the score, if there is one
+    pairs: Pairs
     seen: jax.Array | None  # bool [u, t, W·s]; None: all
     blocks: jax.Array  # int32 [u, W]
     key: jax.Array  # [u·k, W·s, H]
@@ -71,6 +81,7 @@ class KeyGradients(NamedTuple):
     key: jax.Array  # [blocks, k, H, s]
     value: jax.Array  # [blocks, k, H', s]
     bias: jax.Array | None  # of all examples and chunks, as of `Tiling.split_bias`
+    score: Score | None  # [k, g, ...], 1 where shared, of the floating leaves
 
 
 class Gradients(NamedTuple):
@@ -117,19 +128,61 @@ def _over_all(
 def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool) -> Tile:
     """The logits of visit `j`; `partial` False: all its blocks are full."""
     tiling, fixed, places = static.tiling, chunk.fixed, _places(static.tiling, row, j)
-    blocks = places.blocks
+    blocks, pairs = places.blocks, places.pairs(tiling.block_kv)
     key = take_blocks(chunk.inputs.key, blocks)
-    logits = _logits(tiling, row, key, blocks)
+    unscored = logits = _logits(tiling, row, key, blocks)
     kept = None if fixed.seeds is None else _kept(static, fixed.seeds, places)
-    if not partial:
-        return Tile(logits, None, blocks, key, kept)
+    # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
+    seen = jax.lax.optimization_barrier(_seen(static, row, fixed.mask, places)) if partial else None
+    if chunk.inputs.score is not None:
+        logits = _scored(tiling, chunk.inputs.score, fixed.score, logits, pairs, seen)
+    tile = Tile(logits, unscored, pairs, seen, blocks, key, kept)
+    if seen is None:
+        return tile
     if row.q_nan is not None and fixed.kv_nan is not None:  # as they are with a mask
         kv_nan = jax.lax.optimization_barrier(take_blocks(fixed.kv_nan, blocks))
         logits += row.q_nan[:, :, None] + kv_nan[:, None, :]
-    # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
-    seen = jax.lax.optimization_barrier(_seen(static, row, fixed.mask, places))
     logits = jnp.where(tiling.for_heads(seen), logits, -jnp.inf)
-    return Tile(jax.lax.optimization_barrier(logits), seen, blocks, key, kept)
+    return tile._replace(logits=jax.lax.optimization_barrier(logits))
+
+
+def _scored(
+    tiling: Tiling,
+    floating: Score,
+    others: Score | None,
+    logits: jax.Array,
+    pairs: Pairs,
+    seen: jax.Array | None,
+) -> jax.Array:
+    """What a score, in `halves` of arrays [k, g, ...], makes of the logits of a tile."""
+    assert others is not None
+    arrays, tree = jax.tree.flatten(whole(floating, others))
+    shared = [tuple(axis for axis in (0, 1) if x.shape[axis] == 1) for x in arrays]
+
+    def of_head(logits: jax.Array, *arrays: jax.Array) -> jax.Array:
+        return scored(jax.tree.unflatten(tree, arrays), logits, pairs, seen)
+
+    over = of_head
+    for level in (1, 0):  # query heads of a group, key heads
+        axes = [None if level in axes else 0 for axes in shared]
+        over = jax.vmap(over, in_axes=(1, *axes), out_axes=1)
+    own = (x.squeeze(axes) for x, axes in zip(arrays, shared, strict=True))
+    return tiling.fold(over(tiling.unfold(logits), *own))
+
+
+def before_score(
+    static: Static, chunk: Chunk, tile: Tile, d_logits: jax.Array
+) -> tuple[jax.Array, Score | None]:
+    """Gradients of the logits before the score, and of its floating arrays, from those after it."""
+    if chunk.inputs.score is None:
+        return d_logits, None
+
+    def of_both(floating: Score, unscored: jax.Array) -> jax.Array:
+        others = chunk.fixed.score
+        return _scored(static.tiling, floating, others, unscored, tile.pairs, tile.seen)
+
+    d_score, d_logits = jax.vjp(of_both, chunk.inputs.score, tile.unscored)[1](d_logits)
+    return d_logits, d_score
 
 
 def _places(tiling: Tiling, row: Row, j: jax.Array) -> Places:
@@ -197,7 +250,7 @@ def _bias_tile(tiling: Tiling, bias: jax.Array, blocks: jax.Array) -> jax.Array:
 def add_bias(d_bias: jax.Array, at: At, blocks: jax.Array, d_logits: jax.Array) -> jax.Array:
     """Adds a tile's [u, k, g, t, W·s] to the gradient of the bias, summed where it is shared."""
     u, rest = len(blocks), d_bias.shape[4:]  # u, k, g, t, blocks, s
-    at = tuple(0 if size == 1 else i for i, size in zip(at, d_bias.shape, strict=False))
+    at = place(d_bias, at)
     rows = count(u) if rest[0] > 1 else jnp.zeros(u, jnp.int32)
     tile = d_logits.reshape(*d_logits.shape[:4], blocks.shape[1], -1)
     tile = tile.sum(axis=[i for i in (1, 2, 3) if rest[i] == 1], keepdims=True)
@@ -205,3 +258,8 @@ def add_bias(d_bias: jax.Array, at: At, blocks: jax.Array, d_logits: jax.Array) 
         return d_bias.at[(*at, rows)].add(tile.sum(axis=(4, 5), keepdims=True))
     everything = (slice(None),) * 3
     return d_bias.at[(*at, rows[:, None], *everything, blocks)].add(jnp.moveaxis(tile, 4, 1))
+
+
+def place(x: jax.Array, at: At) -> At:
+    """Where the part of an example and chunk is in an array [levels, ...], 1 where shared."""
+    return tuple(0 if size == 1 else i for i, size in zip(at, x.shape, strict=False))

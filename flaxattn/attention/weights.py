@@ -19,12 +19,15 @@ from flaxattn.attention.dense import (
     four_axes,
     logits_of_head,
     repaired,
+    softmax_dtype,
     weights_of_head,
 )
 from flaxattn.attention.heads import over_batch_and_heads
-from flaxattn.attention.options import Options
+from flaxattn.attention.options import OfHeads, Options
 from flaxattn.attention.placement import on_explicit_mesh
+from flaxattn.attention.scoring import Pairs
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
 from flaxattn.types import Array
 
 __all__ = ["attention_weights"]
@@ -37,19 +40,22 @@ def attention_weights(
     *,
     bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
+    score: Score | None = None,
+    sinks: float | jax.Array | None = None,
     rows: Array | None = None,
     heads: Array | None = None,
 ) -> jax.Array:
     """The attention weights `attend` mixes values with, all of them or chosen rows and heads.
 
     Args:
-      query, key, mask, bias, scale: as in `attend`.
+      query, key, mask, bias, scale, score, sinks: as in `attend`.
       rows: int `[R]`, the query positions wanted, so that memory is R·S; None: all T. Negative
         ones count from the end. Traced ones must be in range: they are not checked.
       heads: int `[M]`, the query heads wanted, likewise; None: all N.
 
     Returns:
-      `[B, M, R, S]` in float32; each row sums to one, or to zero where nothing is seen.
+      `[B, M, R, S]` in float32; each row sums to one, less the weight of a sink, or to zero where
+      nothing is seen.
 
     Raises:
       TypeError and ValueError as `attend`, and for rows or heads that are no integers or not
@@ -62,7 +68,7 @@ def attention_weights(
     sizes = check_query_key(query, key)
     mask = check_mask(mask, sizes)
     mask = mask.mask if isinstance(mask, BlockPlan) else mask
-    options = make_options(query, key, bias, scale, dropout_rate=0.0)
+    options = make_options(query, key, bias=bias, scale=scale, score=score, sinks=sinks)
     rows = _chosen("rows", rows, "T", query.shape[1])
     heads = _chosen("heads", heads, "N", query.shape[2])
     weights: jax.Array = _run(Wanted(query, key, mask, options, rows, heads))
@@ -83,6 +89,7 @@ class Wanted(NamedTuple):
 @jax.jit
 def _run(wanted: Wanted) -> jax.Array:
     """`_weights`, by each device for what it holds where the mesh has Explicit axes."""
+    wanted = wanted._replace(options=wanted.options.for_heads(wanted.query.shape[2]))
     arrays, tree = jax.tree.flatten(wanted)
     axes = [*QKV_AXES[:2], *mask_axes(wanted.mask), *option_axes(wanted.options)]
     axes += [(None,)] * (len(arrays) - len(axes))  # rows, heads
@@ -99,33 +106,31 @@ def _run(wanted: Wanted) -> jax.Array:
 def _weights(wanted: Wanted) -> jax.Array:
     """`weights_of_head` of the rows and heads -> [B, M, R, S]."""
     query, key, mask, options, rows, heads = wanted
-    bias, scale = options.bias, options.scale
+    of_heads = options.of_heads(query.shape[-1], softmax_dtype(query.dtype))
+    pairs = Pairs.all(query.shape[1], key.shape[1])
+    if rows is not None:
+        pairs = Pairs.of(rows, pairs.kv_idx)
 
     def head(
-        of_query: OfQuery,
-        of_key: OfKey,
-        mask: jax.Array | None,
-        bias: jax.Array | None,
-        scale: jax.Array | None,
+        of_query: OfQuery, of_key: OfKey, mask: jax.Array | None, of_head: OfHeads
     ) -> jax.Array:
-        logits = logits_of_head(of_query, of_key, mask, bias=bias, scale=scale)
-        return weights_of_head(logits, mask)
+        logits = logits_of_head(of_query, of_key, mask, of_head, pairs)
+        return weights_of_head(logits, mask, of_head.sinks)
 
     dense = None
     if mask is not None:
-        q_idx = jnp.arange(query.shape[1]) if rows is None else rows
-        dense = _pick(four_axes(mask.outer(q_idx, jnp.arange(key.shape[1]))), heads, axis=1)
-    if bias is not None:
-        bias = _pick(_pick(bias, heads, axis=1), rows, axis=2)
-    if scale is not None:
-        scale = _pick(jnp.reshape(jnp.asarray(scale), (1, -1)), heads, axis=1)
+        q_idx, kv_idx = pairs.q_idx.ravel(), pairs.kv_idx.ravel()
+        dense = _pick(four_axes(mask.outer(q_idx, kv_idx)), heads, axis=1)
+    of_heads = jax.tree.map(lambda x: _pick(x, heads, axis=1), of_heads)
+    if of_heads.bias is not None:
+        of_heads = of_heads._replace(bias=_pick(of_heads.bias, rows, axis=2))
     if rows is not None:
         query = query[:, rows]
     if heads is not None:
         key = key[:, :, heads // (query.shape[2] // key.shape[2])]
         query = query[:, :, heads]
     of_query, of_key = repaired(query, key, key, mask)
-    return over_batch_and_heads(head, of_query, of_key, dense, bias, scale).swapaxes(1, 2)
+    return over_batch_and_heads(head, of_query, of_key, dense, of_heads).swapaxes(1, 2)
 
 
 def _chosen(name: str, indices: Array | None, letter: str, size: int) -> jax.Array | None:
