@@ -27,7 +27,7 @@ from flaxattn.attention.options import Options
 from flaxattn.attention.passes import Outputs, Residuals, backward, forward, tangents
 from flaxattn.attention.placement import Flat
 from flaxattn.attention.repair import repair
-from flaxattn.attention.scoring import halves
+from flaxattn.attention.scoring import halves, whole
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
 from flaxattn.varying import zero_varying_like
@@ -59,7 +59,10 @@ def attend_blockwise(
         num_full = jnp.where(broken, 0, num_full)
         fixed = fixed._replace(num_full=num_full, q_nan=q_nan, kv_nan=kv_nan)
     own = options.of_heads(query.shape[-1], dtype)
-    score, others = (None, None) if own.score is None else halves(own.score)
+    score, others = own.score, None
+    if score is not None:  # gradients flow to floating arrays
+        floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(score)]
+        score, others = halves(score, floating)
     fixed = fixed._replace(score=others, seeds=options.seeds)
     sinks = None if own.sinks is None else own.sinks[0]
     setting = Setting(plan.block_q, plan.block_kv, options.dropout_rate, mask is not None)
@@ -99,12 +102,22 @@ def _attend(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
     return Outputs(*bind(operation, *arguments))
 
 
-@_attend.defjvp
+@functools.partial(_attend.defjvp, symbolic_zeros=True)
 def _attend_jvp(
     setting: Setting, primals: tuple[Inputs, Fixed], along: tuple[Inputs, Fixed]
 ) -> tuple[Outputs, Outputs]:
     (inputs, fixed), (d_inputs, _) = primals, along
     outputs = _attend(setting, inputs, fixed)
+    if inputs.score is not None and fixed.score is not None:  # of what stays none is asked for
+        along_score = jax.tree.leaves(d_inputs.score, is_leaf=_stays)
+        score, still = halves(inputs.score, [not _stays(x) for x in along_score])
+        inputs = inputs._replace(score=score)
+        fixed = fixed._replace(score=whole(still, fixed.score))
+        moving = [x for x in along_score if not _stays(x)]
+        d_inputs = d_inputs._replace(score=jax.tree.unflatten(jax.tree.structure(score), moving))
+    d_inputs = jax.tree.map(
+        lambda x, d: _zeros(x) if _stays(d) else d, inputs, d_inputs, is_leaf=_stays
+    )
     residuals = Residuals(inputs, fixed, outputs)
     operation = Operation(
         forward=_pass(tangents, setting, jax.tree.structure((residuals, inputs))),
@@ -114,6 +127,15 @@ def _attend_jvp(
         output_axes=OUTPUT_AXES,
     )
     return outputs, Outputs(*bind(operation, *jax.tree.leaves((residuals, d_inputs))))
+
+
+def _stays(tangent: object) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _zeros(x: jax.Array) -> jax.Array:
+    """Zeros of the type of `x`, which says where it is."""
+    return ((x != x) & False).astype(x.dtype)  # noqa: PLR0124
 
 
 def _pass(fn: Callable[..., PyTree], setting: Setting, tree: jax.tree_util.PyTreeDef) -> Pass:

@@ -1,5 +1,6 @@
 """What a score makes of logits where they are seen; of what is hidden it makes nothing."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,6 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from flaxattn.scores import Score
-from flaxattn.types import Array
 
 __all__ = ["Pairs", "halves", "scored", "whole"]
 
@@ -33,23 +33,20 @@ class Pairs(NamedTuple):
         return cls.of(q_idx, kv_idx, kv_len if known else None)
 
 
-def halves(score: Score) -> tuple[Score, Score]:
-    """The score with its floating arrays alone, to which gradients flow, and with the others."""
-
-    def with_those(floating: bool) -> Score:
-        def pick(x: Array) -> Array | None:
-            return x if jnp.issubdtype(x.dtype, jnp.floating) == floating else None
-
-        half: Score = jax.tree.map(pick, score)
-        return half
-
-    return with_those(True), with_those(False)
+def halves(score: Score, chosen: Sequence[bool]) -> tuple[Score, Score]:
+    """The score with the chosen of its arrays alone, and with the others."""
+    arrays, tree = jax.tree.flatten(score)
+    pairs = [
+        (x, None) if is_chosen else (None, x) for x, is_chosen in zip(arrays, chosen, strict=True)
+    ]
+    some, others = (jax.tree.unflatten(tree, [pair[i] for pair in pairs]) for i in range(2))
+    return some, others
 
 
-def whole(floating: Score, others: Score) -> Score:
+def whole(some: Score, others: Score) -> Score:
     """What `halves` took apart."""
     score: Score = jax.tree.map(
-        lambda x, y: y if x is None else x, floating, others, is_leaf=lambda x: x is None
+        lambda x, y: y if x is None else x, some, others, is_leaf=lambda x: x is None
     )
     return score
 

@@ -37,15 +37,16 @@ class OfDistance(Score):
 
 
 def _diagonals(x: jax.Array, rows: int) -> jax.Array:
-    """[..., t + s - 1] -> [..., t, s], in which the last row begins with the first number.
+    """[..., t + s - 1] -> [..., t, s]: each row is the one below, moved by one.
 
-    Each row is the one below, moved by one: rows of t + s numbers, cut anew into rows of one less.
-    The transpose is as fast, which that of looking numbers up is not: it adds up one by one.
+    Slices, and not numbers looked up one by one: so are their gradients added up, too.
     """
-    *lead, size = x.shape
-    x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, 1)])
-    x = jnp.broadcast_to(x[..., None, :], (*lead, rows, size + 1)).reshape(*lead, -1)
-    return x[..., : rows * size].reshape(*lead, rows, size)[..., rows - 1 :]
+    size = x.shape[-1] - rows + 1
+
+    def row(start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis=-1)
+
+    return jax.vmap(row, out_axes=-2)(jnp.arange(rows - 1, -1, -1, dtype=jnp.int32))
 
 
 @score_type

@@ -30,7 +30,7 @@ class softcap(Score):
         number_leaf(self, "cap", positive=True)
 
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
-        return jnp.tanh(logit / self.cap) * self.cap
+        return jnp.tanh(logit * (1.0 / self.cap)) * self.cap
 
 
 @score_type
@@ -51,7 +51,7 @@ class temperature(Score):
         number_leaf(self, "value", positive=True)
 
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
-        return logit / self.value
+        return logit * (1.0 / self.value)
 
 
 @score_type
