@@ -2,6 +2,7 @@
 
     uv run --group benchmark benchmarks/attention.py                 # all, 15 minutes on two cores
     uv run --group benchmark benchmarks/attention.py --only causal   # cases whose name starts so
+    uv run --group benchmark benchmarks/attention.py --only score --out results/scores
 
 Contenders: flaxattn (the default, "auto", and both implementations by name), jax.nn, flax.linen,
 and PyTorch's scaled_dot_product_attention and compiled FlexAttention where torch is installed. In
@@ -11,6 +12,7 @@ compared is medians of one run; times of different runs are not comparable.
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import platform
 import time
@@ -44,6 +46,8 @@ class Case:
     backward: bool = False
     torch_mask: Callable[..., Any] | None = None  # of (b, h, q, k), for FlexAttention
     torch_causal: bool | None = None  # what SDPA is told; None: it is not asked
+    score: Callable[..., Any] | None = None  # of `data`, which then are the score's
+    adds: bool = False  # whether the score only adds, as a bias in memory does
 
 
 def documents(length: int, count: int, spread: float, seed: int = 0) -> np.ndarray:
@@ -108,7 +112,19 @@ def cases() -> list[Case]:
             (ragged,),
         ),
     ]
-    both = [*small, *long]
+    slopes, table = flaxattn.alibi_slopes(8), np.random.default_rng(3).standard_normal((8, 32))
+    decoder = functools.partial(flaxattn.relative_bias, bidirectional=False)
+    scored = [
+        Case(
+            f"score: {name}, causal T=4096", causal, (1, 4096, 8, 64), data, score=score, adds=adds
+        )
+        for name, score, data, adds in (
+            ("soft cap", lambda: flaxattn.softcap(50.0), (), False),
+            ("ALiBi", flaxattn.alibi, (slopes,), True),
+            ("T5 table", decoder, (table.astype(np.float32),), True),
+        )
+    ]
+    both = [*small, *long, *scored]
     return [*both, *(dataclasses.replace(case, backward=True) for case in both)]
 
 
@@ -119,21 +135,30 @@ def contenders(case: Case) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]
     arrays = [jnp.asarray(rng.standard_normal(case.shape), jnp.float32) for _ in range(4)]
     data = tuple(jnp.asarray(x) for x in case.data)
 
-    def ours(implementation: Any) -> Callable[..., jax.Array]:
+    def ours(implementation: Any, scored: bool = True) -> Callable[..., jax.Array]:
         def attend(q: Any, k: Any, v: Any, *data: Any) -> jax.Array:
-            return flaxattn.attend(q, k, v, case.mask(*data), implementation=implementation)
+            mask, score = parts(case, data)
+            score = score if scored else None
+            return flaxattn.attend(q, k, v, mask, score=score, implementation=implementation)
 
         return attend
 
     def theirs(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         def attend(q: Any, k: Any, v: Any, *data: Any) -> jax.Array:
-            dense = case.mask(*data).dense(t, t)
-            return fn(q, k, v, mask=jnp.expand_dims(dense, {2: (0, 1), 3: 1}[dense.ndim]))
+            mask, score = parts(case, data)
+            dense = mask.dense(t, t)
+            bias = None if score is None else score.dense(t, t)
+            mask = jnp.expand_dims(dense, {2: (0, 1), 3: 1}[dense.ndim])
+            return fn(q, k, v, mask=mask, bias=bias)
 
         return attend
 
     functions = {"flaxattn": ours("auto"), "flaxattn blockwise": ours("blockwise")}
-    if b * n * t * t * 4 <= DENSE_BYTES:
+    if case.score is not None:
+        functions["flaxattn, no score"] = ours("auto", scored=False)
+    if case.score is not None and not case.adds:
+        pass  # the others have no way
+    elif b * n * t * t * 4 <= DENSE_BYTES:
         functions |= {
             "flaxattn dense": ours("dense"),
             "jax.nn": theirs(jax.nn.dot_product_attention),
@@ -152,6 +177,11 @@ def contenders(case: Case) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]
     return made
 
 
+def parts(case: Case, data: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The mask and the score of a case; the data are the score's if it has one."""
+    return (case.mask(*data), None) if case.score is None else (case.mask(), case.score(*data))
+
+
 def compiled(
     fn: Callable[..., jax.Array], arrays: list[Any], data: tuple[Any, ...], backward: bool
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
@@ -159,7 +189,7 @@ def compiled(
     q, k, v, cotangent = arrays
 
     def both(q: Any, k: Any, v: Any, cotangent: Any, *data: Any) -> Any:
-        output, pull = jax.vjp(lambda q, k, v: fn(q, k, v, *data), q, k, v)
+        output, pull = jax.vjp(fn, q, k, v, *data)  # slopes and tables are learned, too
         return output, pull(cotangent)
 
     arguments = (q, k, v, cotangent, *data) if backward else (q, k, v, *data)
@@ -190,7 +220,7 @@ def measure(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
 def live_flops(case: Case) -> float:
     """The floating-point operations of the matrix products on live blocks, seven with backward."""
     b, t, n, h = case.shape
-    plan = draw_plan(case.mask(*case.data), t, t)
+    plan = draw_plan(parts(case, case.data)[0], t, t)
     plans = plan.bounds.some.size // (plan.bounds.some.shape[-2] * plan.bounds.some.shape[-1])
     live = np.sum(plan.bounds.some) * plan.block_q * plan.block_kv
     cells = live * b * n / plans  # one plan, or one per example: shared by the rest
@@ -217,7 +247,7 @@ def run(case: Case) -> list[dict[str, Any]]:
             "ceiling_gflops": ceiling / 1e9,
             **about,
         }
-        if name.startswith("flaxattn") and name != "flaxattn dense":
+        if name in ("flaxattn", "flaxattn blockwise"):
             row["share_of_ceiling"] = live_flops(case) / middle / ceiling
         rows.append(row)
         print(
@@ -257,9 +287,39 @@ def plan_costs() -> list[dict[str, Any]]:
     return rows
 
 
+def score_memory() -> list[dict[str, Any]]:
+    """Temporary bytes with a score and without, compiled and not run: causal, T=32768."""
+    arrays, rows = [jax.ShapeDtypeStruct((1, 32768, 8, 64), jnp.float32)] * 4, []
+    for case in (c for c in cases() if c.score is not None):
+        found = []
+        for of in (case, dataclasses.replace(case, score=None, data=())):
+
+            def attend(q: Any, k: Any, v: Any, *data: Any, of: Case = of) -> jax.Array:
+                mask, score = parts(of, data)
+                return flaxattn.attend(q, k, v, mask, score=score)
+
+            data = tuple(jnp.asarray(x) for x in of.data)
+            found.append(compiled(attend, arrays, data, of.backward)[1]["temp_bytes"])
+        rows.append({"case": case.name, "backward": case.backward, "temp_bytes": found})
+        print(f"{case.name}, but T=32768: {found[0] / found[1]:.3f} of the memory without")
+    return rows
+
+
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    """That as a table in Markdown, as shares of what is taken without a score."""
+    shares = {(r["case"], r["backward"]): r["temp_bytes"][0] / r["temp_bytes"][1] for r in rows}
+    lines = ["| temporary memory, but T=32768 | forward | forward + backward |", "|---|---:|---:|"]
+    for case in dict.fromkeys(r["case"] for r in rows):
+        cells = (f"{shares[case, backward]:.3f}×" for backward in (False, True))
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ratios(rows: list[dict[str, Any]]) -> str:
     """A table in Markdown: how many times longer each contender takes than flaxattn."""
-    others = ["flaxattn dense", "jax.nn", "flax.linen", "torch SDPA", "torch FlexAttention"]
+    others = ["flaxattn, no score", "flaxattn dense", "jax.nn", "flax.linen"]
+    others += ["torch SDPA", "torch FlexAttention"]
+    others = [name for name in others if any(row["contender"] == name for row in rows)]
     lines = [
         "| case | pass | flaxattn | " + " | ".join(others) + " |",
         "|---|---|" + "---:|" * (len(others) + 1),
@@ -311,12 +371,14 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/attention"))
     options = parser.parse_args()
     rows = [row for case in cases() if case.name.startswith(options.only) for row in run(case)]
-    plans = plan_costs() if not options.only else []
+    plans = [] if options.only else plan_costs()
+    memory = [] if options.only not in ("", "score") else score_memory()
     versions = {"jax": jax.__version__, "flaxattn": flaxattn.__version__}
     versions |= {"python": platform.python_version(), **torch_attention.versions()}
     machine = {"device": str(jax.devices()[0]), "cpu": platform.processor() or platform.machine()}
     record = {"versions": versions, "machine": machine, "rows": rows, "plans": plans}
-    table = ratios(rows)
+    record["score_memory"] = memory
+    table = "\n\n".join([ratios(rows), *([memory_table(memory)] if memory else [])])
     write(options.out, record, table)
     draw(rows, options.out.with_suffix(".png"))
     print(table)
