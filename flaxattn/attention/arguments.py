@@ -17,6 +17,7 @@ __all__ = [
     "check_dropout",
     "check_drawable",
     "check_indices",
+    "check_is_score",
     "check_mask",
     "check_of_heads",
     "check_query_key",
@@ -153,20 +154,24 @@ def check_of_heads(name: str, numbers: float | jax.Array | None, num_heads: int)
         )
 
 
-def _check_score(score: object, sizes: Sizes) -> None:
-    """Raises TypeError unless `score` is a `Score` or None, ValueError where B or N do not fit."""
-    if score is None:
-        return
-    if not isinstance(score, Score):
+def check_is_score(score: object) -> None:
+    """Raises TypeError unless `score` is a `Score` or None."""
+    if not isinstance(score, Score | None):
         kind = score.__name__ if isinstance(score, type) else checks.type_of(score)
         raise TypeError(
             f"score is {kind}; expected a Score, such as softcap(50.0), or score(fn, *arrays) of a "
             "function fn(logit, q_idx, kv_idx, *arrays)."
         )
-    for letter, size in zip("BN", score.lead, strict=False):
+
+
+def _check_score(score: Score | None, sizes: Sizes) -> None:
+    """Raises TypeError unless `score` is a `Score` or None, ValueError where B or N do not fit."""
+    check_is_score(score)
+    lead = () if score is None else score.lead
+    for letter, size in zip("BN", lead, strict=False):
         if size not in (1, sizes[letter][0]):
             raise ValueError(
-                f"score {score} has leading axes [B, N] = {list(score.lead)}; but query has "
+                f"score {score} has leading axes [B, N] = {list(lead)}; but query has "
                 f"{letter} = {sizes[letter][0]}. A single leading axis is that of heads."
             )
 

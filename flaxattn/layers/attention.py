@@ -1,7 +1,7 @@
 """Multi-head attention as a linen module: projections around `attend`."""
 
 import contextlib
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,21 +13,18 @@ from flaxattn.layers.cache import (
     CachePosition,
     Cells,
     Kept,
-    cells_for,
     check_index,
-    check_mask,
-    in_slot,
     index_positions,
     nan_where_lost,
     over_live_cells,
-    write_in_line,
 )
 from flaxattn.layers.dense_general import DenseGeneral
+from flaxattn.layers.keeping import keep, store, stored
 from flaxattn.layers.leading import flat, flat_key_value, flat_logits, flat_positions
 from flaxattn.layers.names import named
-from flaxattn.layers.ring import write_in_ring
 from flaxattn.layers.rotation import Rotary, rotary
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
 
 __all__ = ["MultiHeadAttention", "Precision"]
 
@@ -53,10 +50,13 @@ class MultiHeadAttention(nn.Module):
         scales `query_ln` and `key_ln` `[H]` (arXiv:2302.05442).
       dropout_rate: on the attention weights, drawn from the "dropout" stream.
       use_bias: whether the projections have biases.
+      use_sinks: whether each head has a logit that takes part in the sum of its softmax alone, so
+        that it may attend to nothing: a parameter `sinks` `[N]` (arXiv:2309.17453).
       dtype, param_dtype: of computation and of parameters; `dtype` None: as the inputs.
       precision: of the matrix products of the projections and of `attend`; None: jax's default.
       kernel_init, bias_init: of the projections.
       out_kernel_init, out_bias_init: of the last one; None: the same.
+      sinks_init: of the sinks.
       implementation: of `attend`.
 
     >>> layer = MultiHeadAttention(num_heads=2)
@@ -74,6 +74,7 @@ class MultiHeadAttention(nn.Module):
     normalize_qk: bool = False
     dropout_rate: float = 0.0
     use_bias: bool = True
+    use_sinks: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Precision = None
@@ -81,6 +82,7 @@ class MultiHeadAttention(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     out_kernel_init: nn.initializers.Initializer | None = None
     out_bias_init: nn.initializers.Initializer | None = None
+    sinks_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     implementation: str = "auto"
 
     @nn.compact
@@ -92,6 +94,7 @@ class MultiHeadAttention(nn.Module):
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         bias: jax.Array | None = None,
+        score: Score | None = None,
         q_positions: jax.Array | None = None,
         kv_positions: jax.Array | None = None,
         cache_position: CachePosition | None = None,
@@ -101,8 +104,8 @@ class MultiHeadAttention(nn.Module):
     ) -> jax.Array:
         """Attends from `inputs_q` to `inputs_k` and `inputs_v`, or to itself.
 
-        B stands for any leading axes, also none. To the leaves of a mask they are one axis; arrays
-        are given with all of them: a mask of booleans or a bias `[..., N, T, S]`.
+        B stands for any leading axes, also none. To the leaves of a mask or score they are one
+        axis; arrays are given with all of them: a mask of booleans or a bias `[..., N, T, S]`.
 
         With `cache_position` keys and values are kept in the "cache" collection, which must be
         mutable, as `cached_key` and `cached_value` `[B, S, K, H]`. In self-attention those of
@@ -113,8 +116,8 @@ class MultiHeadAttention(nn.Module):
           inputs_q: `[B, T, D]`.
           inputs_k: `[B, S, D]`; None: `inputs_q`; "cached": keys and values an earlier call kept.
           inputs_v: `[B, S, D]`; None: `inputs_k`.
-          mask, bias: as in `flaxattn.attend`. With a cache the mask is a `Mask` or None: that of
-            the whole sequence, the same at each call; it is shifted here.
+          mask, bias, score: as in `flaxattn.attend`. With a cache the mask is a `Mask` or None; it
+            and the score are those of the whole sequence, the same at each call, and shifted here.
           q_positions, kv_positions: int `[B, T]`, `[B, S]` for rotary; default 0, 1, 2, ...,
             counted from the index in the cache where the tokens are `inputs_q`.
           cache_position: where in the cache `inputs_q` stand; None: no cache.
@@ -151,44 +154,57 @@ class MultiHeadAttention(nn.Module):
         query = self._heads("query", inputs_q, (self.num_heads, head_dim))
         query = self._rotate(query, flat_positions("q_positions", q_positions, lead), index)
         if isinstance(inputs_k, str):
-            key, value = self._stored(inputs_k, inputs_v, cache_position)
+            key, value = stored(self, inputs_k, inputs_v, cache_position)
         else:
             inputs_k, inputs_v = flat_key_value(inputs_q, inputs_k, inputs_v, lead)
             key = self._heads("key", inputs_k, (num_kv_heads, head_dim))
             key = self._rotate(key, flat_positions("kv_positions", kv_positions, lead), start)
             value = self._heads("value", inputs_v, (num_kv_heads, head_dim))
             if cache_position is not None and start is None:
-                self._store(cache_position, Cells(key, value))
-        kept = self._keep(cache_position, Kept(key, value, mask), index, start, bias)
+                store(self, cache_position, Cells(key, value))
+        kept = keep(self, cache_position, Kept(key, value, mask, bias, score), index, start)
+        sinks = self._sinks()
         if sow_weights:
-            weights = attention_weights(query, kept.key, kept.mask, bias=bias)
+            weights = attention_weights(
+                query, kept.key, kept.mask, bias=kept.bias, score=kept.score, sinks=sinks
+            )
             weights = weights.reshape(*lead, *weights.shape[1:])
             self.sow("intermediates", "attention_weights", weights)
         drops = self.dropout_rate > 0 and not deterministic
         if drops and dropout_rng is None:
             dropout_rng = self.make_rng("dropout")
-        output = self._attend(query, kept, bias, dropout_rng if drops else None)
+        output = self._attend(query, kept, sinks, dropout_rng if drops else None)
         out = self._project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
         return out(output).reshape(*lead, -1, out_features)
 
     def _attend(
-        self, query: jax.Array, kept: Kept, bias: jax.Array | None, dropout_key: jax.Array | None
+        self, query: jax.Array, kept: Kept, sinks: jax.Array | None, dropout_key: jax.Array | None
     ) -> jax.Array:
-        def over(key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
+        def over(kept: Kept) -> jax.Array:
             return attend(
                 query,
-                key,
-                value,
+                kept.key,
+                kept.value,
                 kept.mask,
-                bias=bias,
+                bias=kept.bias,
+                score=kept.score,
+                sinks=sinks,
                 dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
                 dropout_key=dropout_key,
                 implementation=self.implementation,
             )
 
         with _matmul_precision(self.precision):
-            output = over_live_cells(over, kept, bias, query.shape[1])
+            output = over_live_cells(over, kept, query.shape[1])
         return nan_where_lost(output, kept.lost)
+
+    def _sinks(self) -> jax.Array | None:
+        """The parameter, if the layer has it."""
+        if not self.use_sinks:
+            return None
+        init = named(self.sinks_init, ("heads",))
+        sinks: jax.Array = self.param("sinks", init, (self.num_heads,), self.param_dtype)
+        return sinks
 
     def _heads(self, name: str, inputs: jax.Array, features: tuple[int, int]) -> jax.Array:
         """Queries, keys or values: [B, T, D] -> [B, T, *features]."""
@@ -212,59 +228,6 @@ class MultiHeadAttention(nn.Module):
         how = Rotary() if isinstance(self.rotary, bool) else self.rotary
         positions = index_positions(index, x.shape[1]) if positions is None else positions
         return rotary(x, positions, how)
-
-    def _stored(
-        self, inputs_k: str, inputs_v: jax.Array | None, position: CachePosition | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """The keys and values that an earlier call kept."""
-        if position is None or inputs_k != "cached" or inputs_v is not None:
-            raise ValueError(
-                f"inputs_k is {inputs_k!r} and cache_position {position}; expected an array, or "
-                '"cached" with a cache_position and no inputs_v.'
-            )
-        cells = self._cells(position)
-        if cells is None:
-            raise ValueError('inputs_k is "cached", but no earlier call has kept any.')
-        return cells.key, cells.value
-
-    def _keep(
-        self,
-        position: CachePosition | None,
-        new: Kept,
-        index: jax.Array | None,
-        start: jax.Array | None,
-        bias: jax.Array | None,
-    ) -> Kept:
-        """`new`, or with a cache all that it holds, once what is new from `start` on is written."""
-        if position is None or index is None:
-            return new
-        mask = check_mask(new.mask)
-        if start is None:
-            return new._replace(mask=None if mask is None else mask.shift(q_start=index))
-        if position.ring and bias is not None:
-            raise ValueError("bias is given, but the cells of a ring stand in no order.")
-        cells = cells_for(position, new.key, new.value, self._cells(position))
-        write = write_in_ring if position.ring else write_in_line
-        cells, kept = write(cells, new.key, new.value, start, mask)
-        self._store(position, cells)
-        return kept
-
-    def _cells(self, position: CachePosition) -> Cells | None:
-        """What the cache holds; None: there is none yet."""
-        names = (in_slot(f"cached_{name}", position) for name in Cells._fields)
-        cells: Any = [self.get_variable("cache", name) for name in names]
-        return None if cells[0] is None else Cells(*cells)
-
-    def _store(self, position: CachePosition, cells: Cells) -> None:
-        """Puts these in place of what the cache held."""
-        if not self.is_mutable_collection("cache"):
-            raise ValueError(
-                'cache_position is given, but the "cache" collection cannot be written; call '
-                'apply(..., mutable=["cache"]), which returns the new cache beside the output.'
-            )
-        for name, array in cells._asdict().items():
-            if array is not None:
-                self.put_variable("cache", in_slot(f"cached_{name}", position), array)
 
     def _head_sizes(self, features: int) -> tuple[int, int]:
         """K and H, or ValueError."""

@@ -2,7 +2,7 @@
 
 The cache is an array `[B, S, K, H]` of S cells; cell i holds the key, or value, of position i. A
 call writes T of them from an index on, the same for all examples or each its own, and attends with
-the mask that served in training, shifted to that index. Cells may also form a `ring`.
+the mask and score that served in training, shifted to that index. Cells may also form a `ring`.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flaxattn import checks
 from flaxattn.attention.costs import live_lengths
 from flaxattn.masks import BlockPlan, Mask, full, lengths
+from flaxattn.scores import Score
 
 __all__ = [
     "CachePosition",
@@ -26,6 +27,7 @@ __all__ = [
     "cells_for",
     "in_slot",
     "index_positions",
+    "mask_or_full",
     "nan_where_lost",
     "over_live_cells",
     "write_cells",
@@ -43,15 +45,25 @@ class Cells(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the queries of a call attend to, and with which mask."""
+    """What the queries of a call attend to, and how: a mask, and what is done to the logits."""
 
     key: jax.Array  # [B, S, K, H]
     value: jax.Array
     mask: Mask | BlockPlan | jax.Array | None
+    bias: jax.Array | None = None  # [B, N, T, S], 1 where shared
+    score: Score | None = None
     num_live: jax.Array | None = None
     """int32 [], how many of the first cells may be seen; None: all."""
     lost: jax.Array | None = None
     """bool [B, N, T], 1 where shared: queries that see a position whose cell holds another."""
+
+    def shifted(self, index: jax.Array) -> "Kept":
+        """The same for queries from `index` on, int [] or [B]; keys stand where they stood."""
+        mask, score = check_mask(self.mask), self.score
+        return self._replace(
+            mask=None if mask is None else mask.shift(q_start=index),
+            score=None if score is None else score.shift(q_start=index),
+        )
 
 
 @functools.partial(
@@ -163,19 +175,19 @@ def _empty(position: CachePosition, key: jax.Array, value: jax.Array) -> Cells:
     return Cells(keys, values, positions)
 
 
-def write_in_line(
-    cells: Cells, key: jax.Array, value: jax.Array, index: jax.Array, mask: Mask | None
-) -> tuple[Cells, Kept]:
-    """The cells with `key` and `value` [B, T, K, H] from `index` on, and what is attended to.
+def write_in_line(cells: Cells, new: Kept, index: jax.Array) -> tuple[Cells, Kept]:
+    """The cells with the T `new` keys and values from `index` on, and what is attended to.
 
     Under jit no error can be raised; numbers computed without some of the keys would go unnoticed.
     So all is lost where tokens pass the last cell.
     """
-    end, num_cells = index + key.shape[1], cells.key.shape[1]
-    written = Cells(write_cells(cells.key, key, index), write_cells(cells.value, value, index))
-    shifted = (full() if mask is None else mask.shift(q_start=index)) & lengths(kv_lengths=end)
+    end, num_cells = index + new.key.shape[1], cells.key.shape[1]
+    key, value = write_cells(cells.key, new.key, index), write_cells(cells.value, new.value, index)
+    kept = new.shifted(index)
+    mask = mask_or_full(kept.mask) & lengths(kv_lengths=end)
     lost = (end > num_cells).reshape(-1, 1, 1)
-    return written, Kept(written.key, written.value, shifted, end.max(), lost)
+    kept = kept._replace(key=key, value=value, mask=mask, num_live=end.max(), lost=lost)
+    return Cells(key, value), kept
 
 
 def write_cells(cells: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
@@ -207,26 +219,27 @@ def check_mask(mask: Mask | BlockPlan | jax.Array | None) -> Mask | None:
     )
 
 
-def over_live_cells(
-    attend: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array],
-    kept: Kept,
-    bias: jax.Array | None,
-    q_len: int,
-) -> jax.Array:
-    """`attend(key, value, bias)` over the shortest run of cells that holds all that is live."""
+def mask_or_full(mask: Mask | BlockPlan | jax.Array | None) -> Mask:
+    """The checked mask, or the one that hides nothing."""
+    mask = check_mask(mask)
+    return full() if mask is None else mask
+
+
+def over_live_cells(attend: Callable[[Kept], jax.Array], kept: Kept, q_len: int) -> jax.Array:
+    """`attend(kept)` over the shortest run of cells that holds all that is live."""
     ends = live_lengths(q_len, kept.key.shape[1])
     if kept.num_live is None or len(ends) == 1:
-        return attend(kept.key, kept.value, bias)
+        return attend(kept)
 
-    def over(end: int) -> Callable[[Kept, jax.Array | None], jax.Array]:
-        def first_cells(kept: Kept, bias: jax.Array | None) -> jax.Array:
+    def over(end: int) -> Callable[..., jax.Array]:
+        def first_cells(key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
             bias = bias if bias is None or bias.shape[-1] == 1 else bias[..., :end]
-            return attend(kept.key[:, :end], kept.value[:, :end], bias)
+            return attend(kept._replace(key=key[:, :end], value=value[:, :end], bias=bias))
 
         return first_cells
 
     which = sum(jnp.asarray(kept.num_live > end, jnp.int32) for end in ends[:-1])
-    output: jax.Array = jax.lax.switch(which, [over(end) for end in ends], kept, bias)
+    output: jax.Array = jax.lax.switch(which, [*map(over, ends)], kept.key, kept.value, kept.bias)
     return output
 
 

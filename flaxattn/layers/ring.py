@@ -8,36 +8,36 @@ silently.
 import jax
 import jax.numpy as jnp
 
-from flaxattn.layers.cache import Cells, Kept, index_positions, write_cells
-from flaxattn.masks import Blocks, Bounds, Mask, full, leaf, mask_type, valid
+from flaxattn.layers.cache import Cells, Kept, index_positions, mask_or_full, write_cells
+from flaxattn.masks import Blocks, Bounds, Mask, leaf, mask_type, valid
 from flaxattn.masks.leaves import child
 from flaxattn.types import Indices
 
 __all__ = ["write_in_ring"]
 
 
-def write_in_ring(
-    cells: Cells, key: jax.Array, value: jax.Array, index: jax.Array, mask: Mask | None
-) -> tuple[Cells, Kept]:
-    """The cells with `key` and `value` [B, T, K, H] from `index` on, and what is attended to.
+def write_in_ring(cells: Cells, new: Kept, index: jax.Array) -> tuple[Cells, Kept]:
+    """The cells with the T `new` keys and values from `index` on, and what is attended to.
 
     A single token is written first, and attends to the cells. Several may take cells that the first
     of them still see: they attend to the cells as they were, and to each other.
     """
-    positions = index_positions(index, key.shape[1])  # [1 or B, T], of the queries
-    new = Cells(key, value, jnp.broadcast_to(positions, key.shape[:2]))
-    written = jax.tree.map(lambda cells, new: _write(cells, new, index), cells, new)
-    if key.shape[1] == 1:
+    q_len = new.key.shape[1]
+    positions = index_positions(index, q_len)  # [1 or B, T], of the queries
+    fresh = Cells(new.key, new.value, jnp.broadcast_to(positions, new.key.shape[:2]))
+    written = jax.tree.map(lambda cells, fresh: _write(cells, fresh, index), cells, fresh)
+    if q_len == 1:
         wanted, held = _wanted(written, positions[:, -1:]), written
     else:
         wanted = jnp.concatenate([_wanted(cells, positions[:, :1] - 1), positions], axis=1)
-        held = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), cells, new)
-    mask = full() if mask is None else mask
+        held = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), cells, fresh)
+    mask = mask_or_full(new.mask)
     seen, known = mask.at(positions, wanted), wanted >= 0
     found = known & (held.positions == wanted)
-    lost = (seen & valid(known & ~found)).dense(positions.shape[1], wanted.shape[1]).any(-1)
-    lost = _rows(lost) | _rows(_sees_before(mask, index, positions.shape[1], wanted.min(axis=1)))
-    return written, Kept(held.key, held.value, seen & valid(found), lost=lost)
+    lost = (seen & valid(known & ~found)).dense(q_len, wanted.shape[1]).any(-1)
+    lost = _rows(lost) | _rows(_sees_before(mask, index, q_len, wanted.min(axis=1)))
+    score = None if new.score is None else new.score.at(positions, wanted)
+    return written, Kept(held.key, held.value, seen & valid(found), score=score, lost=lost)
 
 
 def _wanted(cells: Cells, last: jax.Array) -> jax.Array:

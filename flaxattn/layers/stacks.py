@@ -10,6 +10,7 @@ import jax
 from flaxattn.layers.cache import CachePosition
 from flaxattn.layers.transformer import TransformerLayer, make_norm
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
 from flaxattn.types import PyTree
 
 __all__ = ["Decoder", "Encoder"]
@@ -25,14 +26,17 @@ class _Stack(nn.Module):
         self,
         x: jax.Array,
         arguments: dict[str, PyTree],
+        score: Score | None,
         cache_position: CachePosition | None,
         **static: bool,
     ) -> jax.Array:
         """`x` through all layers, each with the same arguments, and the final norm."""
         count = 1 if self.share_layers else self.num_layers
         layers = [self.layer(name=f"layer_{i}") for i in range(count)]
+        if score is not None:  # a custom layer that knows of none need not take it
+            arguments = arguments | {"score": score}
         for i in range(self.num_layers):
-            if cache_position is not None:  # a custom layer that keeps none need not take it
+            if cache_position is not None:  # likewise
                 slot = dataclasses.replace(cache_position, slot=i // count)
                 arguments = arguments | {"cache_position": slot}
             apply = functools.partial(_apply, static)
@@ -65,6 +69,7 @@ class Encoder(_Stack):
         x: jax.Array,
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
+        score: Score | None = None,
         positions: jax.Array | None = None,
         cache_position: CachePosition | None = None,
         sow_weights: bool = False,
@@ -75,6 +80,7 @@ class Encoder(_Stack):
         return self.apply_layers(
             x,
             arguments,
+            score,
             cache_position,
             sow_weights=sow_weights,
             deterministic=deterministic,
@@ -92,6 +98,7 @@ class Decoder(_Stack):
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         cross_mask: Mask | BlockPlan | jax.Array | None = None,
+        score: Score | None = None,
         positions: jax.Array | None = None,
         cache_position: CachePosition | None = None,
         sow_weights: bool = False,
@@ -107,6 +114,7 @@ class Decoder(_Stack):
         return self.apply_layers(
             x,
             arguments,
+            score,
             cache_position,
             sow_weights=sow_weights,
             deterministic=deterministic,

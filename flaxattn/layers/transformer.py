@@ -16,6 +16,7 @@ from flaxattn.layers.feed_forward import Activation, FeedForward
 from flaxattn.layers.names import named
 from flaxattn.layers.rotation import Rotary
 from flaxattn.masks import BlockPlan, Mask
+from flaxattn.scores import Score
 
 __all__ = ["DecoderLayer", "EncoderLayer", "Norm", "NormPosition", "TransformerLayer", "make_norm"]
 
@@ -27,7 +28,7 @@ class TransformerLayer(nn.Module):
     """What encoder and decoder layers have in common.
 
     Attributes:
-      num_heads, num_kv_heads, qkv_features, rotary, normalize_qk: of the attentions; see
+      num_heads, num_kv_heads, qkv_features, rotary, normalize_qk, use_sinks: of the attentions; see
         `MultiHeadAttention`. Cross-attention is never rotated: source and target positions are not
         comparable.
       ff_features: F.
@@ -52,6 +53,7 @@ class TransformerLayer(nn.Module):
     norm: Norm = "layer"
     norm_position: NormPosition = "pre"
     use_bias: bool = True
+    use_sinks: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     activation_dropout_rate: float = 0.0
@@ -68,6 +70,7 @@ class TransformerLayer(nn.Module):
             rotary=rotary,
             normalize_qk=self.normalize_qk,
             use_bias=self.use_bias,
+            use_sinks=self.use_sinks,
             dropout_rate=self.attention_dropout_rate,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -79,6 +82,7 @@ class TransformerLayer(nn.Module):
     def _self_attention(
         self,
         mask: Mask | BlockPlan | jax.Array | None,
+        score: Score | None,
         positions: jax.Array | None,
         cache_position: CachePosition | None,
         sow_weights: bool,
@@ -87,6 +91,7 @@ class TransformerLayer(nn.Module):
         return functools.partial(
             self._attention("self_attention", rotary=self.rotary),
             mask=mask,
+            score=score,
             q_positions=positions,
             kv_positions=positions,
             cache_position=cache_position,
@@ -144,6 +149,7 @@ class EncoderLayer(TransformerLayer):
         x: jax.Array,
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
+        score: Score | None = None,
         positions: jax.Array | None = None,
         cache_position: CachePosition | None = None,
         sow_weights: bool = False,
@@ -152,10 +158,10 @@ class EncoderLayer(TransformerLayer):
         """[B, T, D] -> [B, T, D].
 
         Args:
-          mask, cache_position, sow_weights: as in `MultiHeadAttention`.
+          mask, score, cache_position, sow_weights: as in `MultiHeadAttention`.
           positions: int `[B, T]`, for rotary.
         """
-        self_attention = self._self_attention(mask, positions, cache_position, sow_weights)
+        self_attention = self._self_attention(mask, score, positions, cache_position, sow_weights)
         residual = functools.partial(self._residual, deterministic=deterministic)
         x = residual(x, self_attention, "self_attention")
         return residual(x, self._feed_forward(), "feed_forward")
@@ -175,6 +181,7 @@ class DecoderLayer(TransformerLayer):
         *,
         mask: Mask | BlockPlan | jax.Array | None = None,
         cross_mask: Mask | BlockPlan | jax.Array | None = None,
+        score: Score | None = None,
         positions: jax.Array | None = None,
         cache_position: CachePosition | None = None,
         sow_weights: bool = False,
@@ -185,9 +192,10 @@ class DecoderLayer(TransformerLayer):
         Args:
           encoded: None: what an earlier call kept of it in the same slot of the cache.
           mask, cross_mask, cache_position, sow_weights: as in `MultiHeadAttention`.
+          score: of self-attention, likewise.
           positions: int `[B, T]`, for rotary.
         """
-        self_attention = self._self_attention(mask, positions, cache_position, sow_weights)
+        self_attention = self._self_attention(mask, score, positions, cache_position, sow_weights)
         cross_attention = functools.partial(
             self._attention("cross_attention"),
             inputs_k="cached" if encoded is None else encoded,
