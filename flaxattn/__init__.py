@@ -24,6 +24,7 @@ from flaxattn.layers import LearnedPositions as LearnedPositions
 from flaxattn.layers import LinearScaling as LinearScaling
 from flaxattn.layers import Llama3Scaling as Llama3Scaling
 from flaxattn.layers import MultiHeadAttention as MultiHeadAttention
+from flaxattn.layers import RelativeBias as RelativeBias
 from flaxattn.layers import Rotary as Rotary
 from flaxattn.layers import YarnScaling as YarnScaling
 from flaxattn.layers import rotary as rotary

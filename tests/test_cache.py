@@ -81,16 +81,16 @@ def in_chunks(chunks, step, x):
     return np.concatenate(outputs, axis=1), cache
 
 
-def assert_chunks_equal_one_pass(layer, mask, chunks, *, batch=B, cache_length=T):
-    x = normal(batch, T, D)
+def assert_chunks_equal_one_pass(layer, mask, chunks, *, batch=B, cache_length=T, **given):
+    x, given = normal(batch, T, D), {"mask": mask, **given}
     params = parameters(layer, x)
 
     @jit
     def step(cache, x, index):
-        return call(layer, params, cache, x, mask=mask, **cache_at(index, cache_length))
+        return call(layer, params, cache, x, **given, **cache_at(index, cache_length))
 
     output, cache = in_chunks(chunks, step, x)
-    close(output, layer.apply({"params": params}, x, mask=mask, deterministic=True))
+    close(output, layer.apply({"params": params}, x, **given, deterministic=True))
     return cache
 
 

@@ -39,11 +39,10 @@ def one_pass(layer, params, x, mask):
     return layer.apply({"params": params}, x, mask=mask, deterministic=True)
 
 
-def through_ring(layer, params, x, mask, length, chunks):
+def through_ring(layer, params, x, mask, length, chunks, **given):
     """The outputs of one chunk after another."""
-    step = jit(
-        lambda cache, x, index: call(layer, params, cache, x, mask=mask, **ring_at(index, length))
-    )
+    step = functools.partial(call, layer, params, mask=mask, **given)
+    step = jit(lambda cache, x, index, step=step: step(cache, x, **ring_at(index, length)))
     cache, outputs, start = None, [], 0
     for size in chunks:
         output, cache = step(cache, x[:, start : start + size], jnp.asarray(start))

@@ -12,6 +12,7 @@ from flaxattn.layers.rotation import Llama3Scaling as Llama3Scaling
 from flaxattn.layers.rotation import Rotary as Rotary
 from flaxattn.layers.rotation import YarnScaling as YarnScaling
 from flaxattn.layers.rotation import rotary as rotary
+from flaxattn.layers.scores import RelativeBias as RelativeBias
 from flaxattn.layers.stacks import Decoder as Decoder
 from flaxattn.layers.stacks import Encoder as Encoder
 from flaxattn.layers.transformer import DecoderLayer as DecoderLayer
