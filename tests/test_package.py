@@ -34,6 +34,7 @@ PUBLIC = {
     "Llama3Scaling",
     "Mask",
     "MultiHeadAttention",
+    "RelativeBias",
     "Rotary",
     "YarnScaling",
     "attend",
