@@ -23,7 +23,6 @@ __all__ = [
     "Cells",
     "Kept",
     "check_index",
-    "check_mask",
     "cells_for",
     "in_slot",
     "index_positions",
@@ -59,7 +58,7 @@ class Kept(NamedTuple):
 
     def shifted(self, index: jax.Array) -> "Kept":
         """The same for queries from `index` on, int [] or [B]; keys stand where they stood."""
-        mask, score = check_mask(self.mask), self.score
+        mask, score = _check_mask(self.mask), self.score
         return self._replace(
             mask=None if mask is None else mask.shift(q_start=index),
             score=None if score is None else score.shift(q_start=index),
@@ -205,7 +204,7 @@ def write_cells(cells: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array
     return jax.vmap(lambda cells, new, index: write(cells, new, index, axis=0))(cells, new, index)
 
 
-def check_mask(mask: Mask | BlockPlan | jax.Array | None) -> Mask | None:
+def _check_mask(mask: Mask | BlockPlan | jax.Array | None) -> Mask | None:
     """The mask, which must be one that can be read from another index, or None.
 
     Raises ValueError for an array or a `BlockPlan`.
@@ -221,7 +220,7 @@ def check_mask(mask: Mask | BlockPlan | jax.Array | None) -> Mask | None:
 
 def mask_or_full(mask: Mask | BlockPlan | jax.Array | None) -> Mask:
     """The checked mask, or the one that hides nothing."""
-    mask = check_mask(mask)
+    mask = _check_mask(mask)
     return full() if mask is None else mask
 
 

@@ -11,7 +11,6 @@ from flaxattn.layers.cache import (
     Cells,
     Kept,
     cells_for,
-    check_mask,
     in_slot,
     write_in_line,
 )
@@ -49,7 +48,6 @@ def keep(
     """
     if position is None or index is None:
         return new
-    check_mask(new.mask)
     check_is_score(new.score)
     if start is None:
         return new.shifted(index)

@@ -16,8 +16,8 @@ class RelativeBias(nn.Module):
 
     The parameter is that of T5X, `rel_embedding` `[N, num_buckets]`; that of Hugging Face is its
     transpose, `relative_attention_bias.embedding` `[num_buckets, N]`, or `.weight` in PyTorch. One
-    table serves all layers of a stack, as in T5, which does not scale its logits: see the page of
-    layers.
+    table serves all layers of a stack, as in T5. T5 does not scale its logits, as layers here do:
+    `temperature(head_dim**-0.5) >> bias()` undoes it.
 
     Attributes:
       num_heads: N.
