@@ -14,7 +14,7 @@ from flaxattn.masks import BlockPlan, Mask
 from flaxattn.scores import Score
 from flaxattn.types import Array
 
-__all__ = ["Attend", "Call", "OfHeads", "Options", "default_scale"]
+__all__ = ["Attend", "Call", "OfHeads", "Options"]
 
 
 @functools.partial(
@@ -46,7 +46,7 @@ class Options:
 
     def of_heads(self, head_dim: int, dtype: DTypeLike) -> "OfHeads":
         """Those for logits in `dtype`, of queries of `head_dim` features."""
-        scale = default_scale(head_dim) if self.scale is None else self.scale
+        scale = _default_scale(head_dim) if self.scale is None else self.scale
         sinks = None if self.sinks is None else jnp.asarray(self.sinks, dtype).reshape(1, -1)
 
         def cast(x: Array) -> jax.Array:
@@ -79,7 +79,7 @@ Attend: TypeAlias = Callable[[*Call], tuple[jax.Array, jax.Array]]
 """An implementation: the output and the log-sum-exp of a call, see `attend_with_stats`."""
 
 
-def default_scale(head_dim: int) -> float:
+def _default_scale(head_dim: int) -> float:
     """`H**-0.5`; 1 for H = 0, where all logits are 0. Raises ValueError for a symbolic H."""
     if is_symbolic_dim(head_dim):
         raise ValueError(

@@ -52,6 +52,8 @@ def short(value: object) -> str:
     """A part of a mask in words: of an array its dtype and shape."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(short, value))})"
     return repr(value)
 
 
