@@ -1,4 +1,4 @@
-"""The gallery's pictures and text show the cells and blocks of the masks, and nothing else."""
+"""The gallery's pictures and text show the masks and scores that they are of, and nothing else."""
 
 import io
 
@@ -7,12 +7,14 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import flaxattn.masks
+import flaxattn.scores
 from flaxattn.drawing.__main__ import main
 from flaxattn.drawing.explain import SYMBOLS
-from flaxattn.drawing.gallery import GALLERY, Entry, evaluate, save
-from flaxattn.drawing.picture import PARTIAL, SEEN, show, show_all
+from flaxattn.drawing.gallery import GALLERY, MASKS, SCORES, Entry, evaluate, save
+from flaxattn.drawing.picture import PARTIAL, SEEN, show, show_all, show_score
 from flaxattn.drawing.terminal import draw
-from flaxattn.masks import Mask, causal, from_dense, sliding_window
+from flaxattn.masks import Mask, causal, from_dense, full, prefix, sliding_window
+from flaxattn.scores import Score, alibi, softcap, temperature
 
 
 def first(array):
@@ -29,15 +31,19 @@ def filled(axis, color):
     )
 
 
-def test_every_pattern_is_in_the_gallery():
-    patterns = {n for n in flaxattn.masks.__dict__ if callable(getattr(flaxattn.masks, n))}
-    patterns -= {"BlockPlan", "Blocks", "Bounds", "Mask", "index_leaf", "leaf", "mask_type"}
-    assert patterns <= GALLERY.keys()
-    assert all(name in GALLERY[name].code for name in patterns)
+NO_PATTERNS = {"BlockPlan", "Blocks", "Bounds", "Mask", "index_leaf", "leaf", "mask_type"}
+NO_PATTERNS |= {"Score", "score_type", "alibi_slopes", "relative_buckets"}
+
+
+@pytest.mark.parametrize("room, entries", [(flaxattn.masks, MASKS), (flaxattn.scores, SCORES)])
+def test_every_pattern_is_in_the_gallery(room, entries):
+    patterns = {n for n in vars(room) if callable(getattr(room, n))} - NO_PATTERNS
+    assert len(patterns) > 5 and patterns <= entries.keys()
+    assert all(name in entries[name].code for name in patterns)
 
 
 @pytest.mark.thorough(quick=8)
-@pytest.mark.parametrize("name", GALLERY)
+@pytest.mark.parametrize("name", MASKS)
 def test_the_text_is_the_mask_and_its_plan(name):
     entry = GALLERY[name]
     lines = draw(name, entry).split("\n")[3:-2]
@@ -91,7 +97,11 @@ def test_a_picture_shows_itself_in_a_notebook():
 def test_any_lengths_can_be_drawn(lengths):
     mask = causal()
     show(mask, *lengths).savefig(io.BytesIO())
-    show_all({"a": (mask, *lengths)}).savefig(io.BytesIO())
+    show_all({"a": Entry("causal()", "", *lengths)}).savefig(io.BytesIO())
+    show_score(alibi(0.5), *lengths, mask=mask).savefig(io.BytesIO())
+    entry = Entry("alibi(0.5)", "", *lengths, under="causal()")
+    show_all({"a": entry}).savefig(io.BytesIO())
+    assert draw("a", entry)
 
 
 def test_arrays_that_are_too_short_are_told():
@@ -101,15 +111,18 @@ def test_arrays_that_are_too_short_are_told():
 
 def test_save_writes_a_file_for_each_entry_and_one_of_all(tmp_path):
     entries = {"causal": GALLERY["causal"], "causal() & full()": Entry("causal() & full()", "")}
+    entries |= {name: SCORES[name] for name in ("softcap", "temperature", "alibi")}
     files = save(tmp_path / "new", entries)
-    assert [file.name for file in files] == ["causal.png", "2.png", "gallery.png"]
+    names = ["causal", "2", "softcap", "temperature", "alibi", "gallery"]
+    assert [file.name for file in files] == [f"{name}.png" for name in names]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
 def test_the_command_draws_what_is_named(capsys, tmp_path):
-    own = "causal() & sliding_window(1)"
-    assert main(["longformer", own, "--length", "4"]) == 0
-    expected = [draw("longformer", GALLERY["longformer"]), draw(own, Entry(own, "", 4, 4, 1))]
+    own = ["causal() & sliding_window(1)", "alibi(0.5) >> softcap(2.0)"]
+    assert main(["longformer", *own, "--length", "4"]) == 0
+    expected = [draw("longformer", GALLERY["longformer"])]
+    expected += [draw(code, Entry(code, "", 4, 4, 1)) for code in own]
     assert capsys.readouterr().out == "\n\n\n".join(expected) + "\n"
     assert main(["causal", "--output", str(tmp_path)]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["causal.png"]
@@ -122,7 +135,10 @@ def test_the_command_draws_what_is_named(capsys, tmp_path):
         (["zebra"], "expected one of full, causal"),
         (["causal(1)"], "TypeError"),
         (["causl()"], "causl"),
-        (["len('')"], "gives a int; expected a mask"),
+        (["len('')"], "gives a int; expected a mask or a score"),
+        (["softcap(-1.0)"], "softcap: cap is -1.0"),
+        (["alibi()"], "alibi_slopes(num_heads)"),
+        (["score(lambda logit: logit)"], "fn(logit, q_idx, kv_idx"),
         (["causal(", "--length", "3"], "SyntaxError"),
         (["causal()", "--length", "0"], "--length is 0"),
         (["prefix(-1)"], "at least 0"),
@@ -137,6 +153,93 @@ def test_the_command_says_what_it_does_not_understand(words, said, capsys):
     assert not printed.out
 
 
-def test_an_expression_gives_its_mask():
+# ---- Scores ----------------------------------------------------------------------------------
+
+
+def panels(figure):
+    """Of each row the cells, NaN where nothing is drawn, and the lines drawn on top of y = x."""
+    for left, right in np.array(figure.axes).reshape(-1, 2):
+        (image,) = left.images
+        yield np.ma.filled(image.get_array().astype(float), np.nan), right.lines[1:]
+
+
+@pytest.mark.parametrize("name", ["alibi", "relative_bias", "alibi_decoding", "capped_alibi"])
+def test_the_picture_is_what_becomes_of_logits_below_the_mask(name):
+    entry = SCORES[name]
+    sizes = entry.q_len, entry.kv_len
+    seen = np.asarray(entry.mask.dense(*sizes))
+    new = lambda x: np.asarray(entry.value.dense(*sizes, logit=x)).reshape(-1, *sizes)  # noqa: E731
+    rows = list(panels(show_score(entry.value, *sizes, mask=entry.mask)))
+    assert len(rows) == len(new(0.0))
+    last = np.flatnonzero(seen[-1])
+    keys = [last[-1], last[len(last) // 2], 0]
+    for head, (cells, lines) in enumerate(rows):
+        np.testing.assert_array_equal(np.isnan(cells), ~seen)
+        np.testing.assert_allclose(cells[seen], new(0.0)[head][seen], rtol=1e-6)
+        for key, line in zip(keys, lines, strict=True):
+            x, y = line.get_xdata()[7], line.get_ydata()[7]
+            assert y == pytest.approx(new(float(x))[head, -1, key], rel=1e-6)
+
+
+def test_keys_near_and_far_are_one_curve_where_they_are_the_same():
+    ((cells, lines),) = panels(show_score(softcap(5.0), 6, 6))
+    assert (cells == 0).all() and len(lines) == 1
+    np.testing.assert_allclose(lines[0].get_ydata()[[0, 20]], [5 * np.tanh(-2.0), 0], rtol=1e-5)
+
+
+def test_a_row_of_a_score_is_an_example_and_a_head():
+    score = temperature(np.array([[1.0], [2.0]])) >> alibi(np.array([1.0, 3.0]))
+    figure = show_score(score, 4, 4, mask=causal())
+    titles = [axis.get_title("left") for axis in figure.axes[::2]]
+    places = ["example 0, head 0", "example 0, head 1", "example 1, head 0", "example 1, head 1"]
+    lows = [-3, -9, -3, -9]
+    assert titles == [f"{p}: 0 becomes {low} to 0" for p, low in zip(places, lows, strict=True)]
+    for row, (_, lines) in enumerate(panels(figure)):
+        assert lines[0].get_ydata()[-1] == (10.0, 5.0)[row // 2]
+
+
+def test_a_row_has_its_own_score_where_that_is_of_examples_and_the_mask_of_heads():
+    score, mask = temperature(np.array([[1.0], [2.0]])), prefix(np.array([[1, 2, 3]]))
+    rows = list(panels(show_score(score, 3, 3, mask=mask)))
+    assert [np.sum(~np.isnan(cells)) for cells, _ in rows] == [3, 6, 9, 3]
+    assert [lines[0].get_ydata()[-1] for _, lines in rows] == [10.0, 10.0, 10.0, 5.0]
+
+
+def test_a_score_of_which_nothing_is_seen_says_so():
+    figure = show_score(alibi(0.5), 3, 3, mask=full() & ~full())
+    assert figure.axes[0].get_title("left") == "nothing is seen"
+    assert draw("", Entry("alibi(0.5)", "", under="prefix(0)")).endswith("\n  nothing is seen")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_is_left_out():
+    entry = Entry(
+        "score(lambda x, q, k: x - jnp.float32(k) / jnp.float32(q - 1))", "", 4, 4, under="causal()"
+    )
+    ((cells, _),) = panels(show_score(entry.value, 4, 4, mask=entry.mask))
+    assert np.argwhere(~np.isnan(cells)).tolist() == [
+        [0, 0], [2, 0], [2, 1], [2, 2], [3, 0], [3, 1], [3, 2], [3, 3],
+    ]  # fmt: skip
+    assert "a logit of 0 becomes -2.00 ░ to 0.00 █" in draw("", entry)
+
+
+def test_the_text_of_a_score_is_what_becomes_of_a_logit():
+    entry = Entry("alibi(1.0)", "", 4, 4, under="causal()")
+    assert draw("", entry).split("\n") == [
+        "  alibi(1.0), under causal()",
+        "",
+        "  ▓█",
+        "  ░▒▓█",
+        "",
+        "  every second query; a logit of 0 becomes -3.00 ░ to 0.00 █",
+    ]
+    lines = draw("", Entry("temperature(np.array([2.0, 1.0]))", "", 2, 2)).split("\n")
+    assert lines[0].endswith("(the first of several)")
+    assert lines[2].split()[:2] == ["logit", "-10.00"]
+    assert lines[3].split()[:2] == ["becomes", "-5.00"]
+
+
+def test_an_expression_gives_its_mask_or_score():
+    assert isinstance(evaluate("softcap(2.0) >> score(lambda x, q, k: jnp.sqrt(x))"), Score)
     assert isinstance(evaluate("~causal()"), Mask)
     assert (evaluate("prefix(2)").dense(3, 3) == flaxattn.masks.prefix(2).dense(3, 3)).all()

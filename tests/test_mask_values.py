@@ -28,7 +28,9 @@ from flaxattn import (
     prefix,
     prepare,
     same_segment,
+    score,
     sliding_window,
+    softcap,
     valid,
     where,
 )
@@ -161,6 +163,18 @@ USES = {
     "combined": lambda mask: (causal() & ~mask).dense(3, 3),
     "shifted": lambda mask: mask.shift(1).dense(3, 3),
 }
+
+
+def test_arrays_and_functions_inside_are_named_and_not_written_out():
+    def within(q, k, reach, other):
+        return jnp.abs(q - k) <= reach[q] + other
+
+    mask = where(within, np.arange(50), np.int32(1))
+    assert repr(mask) == "where(fn=within, arrays=(int32[50], int32[]), ranks=(1, 0))"
+    rule = score(lambda logit, q, k, weight: logit * weight, np.ones(3, np.float32))
+    assert repr(rule >> softcap(2.0)) == (
+        "(score(fn=<lambda>, arrays=(float32[3],), ranks=(0,)) >> softcap(cap=2.0))"
+    )
 
 
 @pytest.mark.parametrize("use", USES)

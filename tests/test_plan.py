@@ -10,6 +10,7 @@ import pytest
 from attention_cases import older
 
 from flaxattn import (
+    alibi,
     attend,
     causal,
     chunked,
@@ -22,6 +23,7 @@ from flaxattn import (
     prepare,
     same_segment,
     sliding_window,
+    softcap,
     valid,
     where,
 )
@@ -468,6 +470,20 @@ above about 360 x 360""",
 def test_explain_says(name):
     mask, sizes, text = EXPLAINED[name]
     assert explain(mask, *sizes) == text
+
+
+def test_explain_names_the_score_and_draws_the_same_map():
+    mask, score = causal() & sliding_window(300), alibi(jnp.ones(8)) >> softcap(50.0)
+    first, *others = explain(mask, 1024, 1024).splitlines()
+    named = "score: (alibi(slopes=float32[8]) >> softcap(cap=50.0))"
+    assert explain(mask, 1024, 1024, score).splitlines() == [first, named, *others]
+    assert "\nscore: alibi()\n" in explain(mask, 6, 6, score=alibi())
+
+
+@pytest.mark.parametrize("score", [softcap, lambda logit, q, k: logit, causal(), 2.0])
+def test_explain_says_what_is_no_score(score):
+    with pytest.raises(TypeError, match=r"^score is .*; expected a Score"):
+        explain(causal(), 6, 6, score)
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0)], ids=str)

@@ -8,8 +8,8 @@ from collections import defaultdict
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ROOMS = ["attention", "drawing", "explorer", "layers", "masks", "models", "search"]
-ROOMS += ["training", "translation"]
+ROOMS = ["attention", "drawing", "explorer", "layers", "masks", "models", "scores"]
+ROOMS += ["search", "training", "translation"]
 FLOOR = ["checks", "einsum", "ranges", "types"]
 USERS = ["flaxattn", "tests", "benchmarks", "configs", "docs"]
 

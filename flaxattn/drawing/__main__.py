@@ -1,4 +1,4 @@
-"""The mask gallery: `python -m flaxattn.drawing`."""
+"""The gallery of masks and scores: `python -m flaxattn.drawing`."""
 
 import argparse
 import difflib
@@ -15,12 +15,13 @@ EXAMPLES = """examples:
   python -m flaxattn.drawing                                   the whole gallery
   python -m flaxattn.drawing causal longformer                 some of it
   python -m flaxattn.drawing "causal() & sliding_window(3)"    a mask of one's own
+  python -m flaxattn.drawing "alibi(0.5) >> softcap(9.0)"      a score
   python -m flaxattn.drawing --output pictures                 PNG files as well (needs matplotlib)
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws masks in the terminal and to PNG; returns the exit code.
+    """Draws masks and scores in the terminal and to PNG; returns the exit code.
 
     Args:
       arguments: default: those of the process.
@@ -28,16 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m flaxattn.drawing",
         description="Draws masks: what each query sees, and beside it the blocks of the plan, "
-        "where · is empty and skipped, ▒ partial and █ full.",
+        "where · is empty and skipped, ▒ partial and █ full; and scores: what becomes of a logit.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("masks", nargs="*", help=f"of: {', '.join(GALLERY)}; or an expression")
+    parser.add_argument("names", nargs="*", help=f"of: {', '.join(GALLERY)}; or an expression")
     parser.add_argument("--length", type=int, default=24, help="of expressions (default: 24)")
-    parser.add_argument("--output", type=Path, help="a folder to write a PNG of each mask to")
+    parser.add_argument("--output", type=Path, help="a folder to write a PNG of each to")
     options = parser.parse_args(arguments)
     try:
-        entries = {word: _entry(word, options.length) for word in options.masks} or GALLERY
+        entries = {word: _entry(word, options.length) for word in options.names} or GALLERY
         print("\n\n\n".join(draw(name, entry) for name, entry in entries.items()))
         if options.output:
             files = save(options.output, entries)

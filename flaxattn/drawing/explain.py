@@ -5,9 +5,10 @@ import textwrap
 import numpy as np
 
 from flaxattn.attention import table
-from flaxattn.attention.arguments import check_drawable
+from flaxattn.attention.arguments import check_drawable, check_is_score
 from flaxattn.attention.costs import draw_plan
 from flaxattn.masks import BlockPlan, Blocks, Mask
+from flaxattn.scores import Score
 from flaxattn.types import Array
 
 __all__ = ["SYMBOLS", "explain", "flat", "share_skipped"]
@@ -16,10 +17,12 @@ SYMBOLS = np.array(["·", "▒", "█"])  # empty, partial, full
 MAP_ROWS, MAP_COLUMNS = 32, 64
 
 
-def explain(mask: Mask, q_len: int, kv_len: int) -> str:
+def explain(mask: Mask, q_len: int, kv_len: int, score: Score | None = None) -> str:
     """A map of the blocks, the share of work skipped, and what "auto" chooses and why.
 
-    Raises TypeError for what is no `Mask`, or no integer; ValueError for lengths below 0.
+    A score is named; it hides nothing, and so changes no block.
+
+    Raises TypeError for what is no `Mask`, `Score` or integer; ValueError for lengths below 0.
 
     >>> print(explain(causal(), 1024, 1024))
     causal(): 1024 queries, 1024 keys, blocks of 256 x 256
@@ -33,10 +36,12 @@ def explain(mask: Mask, q_len: int, kv_len: int) -> str:
     faster above about 360 x 360
     """
     check_drawable(mask, q_len, kv_len)
+    check_is_score(score)
     plan, choice = draw_plan(mask, q_len, kv_len), table.best(q_len, kv_len)
     state = flat(plan.state)
     lines = [
         f"{mask}: {q_len} queries, {kv_len} keys, blocks of {plan.block_q} x {plan.block_kv}",
+        *([] if score is None else [f"score: {score}"]),
         *("".join(row) for row in SYMBOLS[_shrink(state[0])]),
         f"{SYMBOLS[0]} empty {_share(state == 0)}   {SYMBOLS[1]} partial {_share(state == 1)}   "
         f"{SYMBOLS[2]} full {_share(state == 2)}   "

@@ -49,12 +49,16 @@ def hash_of(mask: PyTree, arrays: Iterable[str]) -> int:
 
 
 def short(value: object) -> str:
-    """A part of a mask in words: of an array its dtype and shape."""
+    """A part of a mask in words: of an array its dtype and shape, of a function its name.
+
+    >>> short((np.arange(3), len))
+    '(int64[3], len)'
+    """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple):
-        return f"({', '.join(map(short, value))})"
-    return repr(value)
+        return f"({', '.join(map(short, value))}{',' * (len(value) == 1)})"
+    return getattr(value, "__name__", None) or repr(value)
 
 
 def register_for_export(cls: type) -> None:

@@ -171,7 +171,7 @@ def _buckets_of(distances: np.ndarray, num_buckets: int, max_distance: int) -> n
 
 def _root(power: int, degree: int) -> int:
     """The least integer x with x^degree >= power."""
-    x = round(2.0 ** (math.log2(power) / degree))
+    x: int = round(2.0 ** (math.log2(power) / degree))
     while x**degree >= power:
         x -= 1
     while x**degree < power:

@@ -56,7 +56,7 @@ class temperature(Score):
 
 @score_type
 class alibi(Score):
-    """Attention with linear biases (arXiv:2108.12409): logit - slope · |query index - key index|.
+    """Attention with linear biases (arXiv:2108.12409): `logit - slope · |q_idx - kv_idx|`.
 
     Args:
       slopes: float `[N]`, `[B, N]`, or a number for all heads; None: `alibi_slopes` of as many

@@ -61,7 +61,8 @@ class score(Score):
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
         logit = jnp.asarray(logit)
         rule = jnp.vectorize(lambda x, q, kv: self.fn(x, q, kv, *self.arrays))
-        return rule(logit, jnp.asarray(q_idx), jnp.asarray(kv_idx)).astype(logit.dtype)
+        new: jax.Array = rule(logit, jnp.asarray(q_idx), jnp.asarray(kv_idx))
+        return new.astype(logit.dtype)
 
     def leaves(self) -> Iterator[Leaf]:
         for i, (array, rank) in enumerate(zip(self.arrays, self.ranks, strict=True)):
