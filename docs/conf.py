@@ -8,7 +8,7 @@ from typing import Any
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
-from flaxattn.drawing.gallery import GALLERY, save
+from flaxattn.drawing.gallery import GALLERY, MASKS, SCORES, save
 
 HERE = Path(__file__).parent
 ABOUT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
@@ -37,10 +37,15 @@ python_maximum_signature_line_length = 100
 # Types of other packages have no page here, nor have names inside this one.
 nitpick_ignore_regex = [("py:.*", r"(?!flaxattn\.).*"), ("py:.*", r"flaxattn\.(?:\w+\.)+\w+")]
 
-ABOVE_GALLERY = """
+ABOVE_MASKS = """
 Left, what each query sees; right, the blocks that the plan knows to be empty, partial and full.
 `python -m flaxattn.drawing` draws them in a terminal, and any other mask you name. In Python:
 `flaxattn.drawing.picture.show(mask, q_len, kv_len)`, which a notebook displays.
+"""
+ABOVE_SCORES = """
+Left, what becomes of a logit of 0, the darker the higher; right, of other logits, between the last
+query and keys near and far. In Python:
+`flaxattn.drawing.picture.show_score(score, q_len, kv_len, mask=mask)`.
 """
 PICTURES = HERE / "_gallery"  # drawn at every build, ignored by git
 
@@ -48,23 +53,26 @@ PICTURES = HERE / "_gallery"  # drawn at every build, ignored by git
 def setup(app: Any) -> None:
     """Draws the gallery, and has docstrings and signatures read as they are meant."""
     save(PICTURES)
-    page = [f"## {name}\n\n{entry.words}\n\n{picture(name, '')}" for name, entry in GALLERY.items()]
-    (PICTURES / "gallery.md").write_text(
-        "\n".join(["# Mask gallery", ABOVE_GALLERY, *page]), "utf-8"
-    )
+    page = ["# Gallery"]
+    for title, above, entries in (("Masks", ABOVE_MASKS, MASKS), ("Scores", ABOVE_SCORES, SCORES)):
+        page += [f"## {title}", above]
+        page += [f"### {n}\n\n{entry.words}\n\n{picture(n, '')}" for n, entry in entries.items()]
+    (PICTURES / "gallery.md").write_text("\n".join(page), "utf-8")
     app.connect("source-read", add_pictures)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("autodoc-process-signature", shorten_signature)
 
 
 def picture(name: str, folder: str) -> str:
-    """The picture of a mask of the gallery, and below it the code that it was drawn from."""
-    return f"```{{figure}} {folder}{name}.png\n`{GALLERY[name].code}`\n```\n"
+    """The picture of an entry of the gallery, and below it the code that it was drawn from."""
+    entry = GALLERY[name]
+    under = f", under `{entry.under}`" if name in SCORES and entry.under != "full()" else ""
+    return f"```{{figure}} {folder}{name}.png\n`{entry.code}`{under}\n```\n"
 
 
 def add_pictures(app: Any, page: str, source: list[str]) -> None:
-    """Puts its picture below the heading of each pattern, which has its matrix there already."""
-    if page == "masks":
+    """Puts its picture below the heading of each pattern, which has its numbers there already."""
+    if page in ("masks", "scores"):
         headings = re.compile(rf"^### ({'|'.join(GALLERY)})$", re.MULTILINE)
         source[0] = headings.sub(lambda m: f"{m[0]}\n\n{picture(m[1], '_gallery/')}", source[0])
 

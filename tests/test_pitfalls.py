@@ -10,6 +10,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "pitfalls.md"
 PITFALLS = [
     "Weights times the mask, after the softmax",
     "A mask added before the division by √d",
+    "A soft cap after the mask",
     "A triangle turned the wrong way",
     "Dividing by the square root of the number of heads",
     "−inf added to the encoder's output",
