@@ -39,7 +39,7 @@ def check_outputs(notebook):
         assert not [o for o in cell.outputs if o.output_type == "error"], cell.id
         assert not [o for o in cell.outputs if o.get("name") == "stderr"], cell.id
     outputs = {cell.id: cell.outputs for cell in code_of(notebook)}
-    for name in ("draw", "packed", "global", "break", "speed", "train"):
+    for name in ("draw", "packed", "global", "break", "scores", "speed", "train"):
         assert any("image/png" in o.get("data", {}) for o in outputs[name]), name
     assert "srcdoc" in outputs["explorer"][-1].data["text/html"]
 
