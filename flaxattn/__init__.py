@@ -56,6 +56,7 @@ from flaxattn.models import shift_right as shift_right
 from flaxattn.scores import Score as Score
 from flaxattn.scores import alibi as alibi
 from flaxattn.scores import alibi_slopes as alibi_slopes
+from flaxattn.scores import number_leaf as number_leaf
 from flaxattn.scores import relative_bias as relative_bias
 from flaxattn.scores import relative_buckets as relative_buckets
 from flaxattn.scores import relative_positions as relative_positions

@@ -58,6 +58,7 @@ PUBLIC = {
     "lengths",
     "mask_type",
     "merge",
+    "number_leaf",
     "prefix",
     "prepare",
     "relative_bias",

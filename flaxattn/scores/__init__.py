@@ -9,4 +9,5 @@ from flaxattn.scores.patterns import softcap as softcap
 from flaxattn.scores.patterns import temperature as temperature
 from flaxattn.scores.rule import score as score
 from flaxattn.scores.score import Score as Score
+from flaxattn.scores.score import number_leaf as number_leaf
 from flaxattn.scores.score import score_type as score_type
