@@ -47,7 +47,7 @@ class Case:
     torch_mask: Callable[..., Any] | None = None  # of (b, h, q, k), for FlexAttention
     torch_causal: bool | None = None  # what SDPA is told; None: it is not asked
     score: Callable[..., Any] | None = None  # of `data`, which then are the score's
-    adds: bool = False  # whether the score only adds, as a bias in memory does
+    adds: bool = False  # whether a bias in memory does the same, which the others are given
 
 
 def documents(length: int, count: int, spread: float, seed: int = 0) -> np.ndarray:
@@ -112,16 +112,18 @@ def cases() -> list[Case]:
             (ragged,),
         ),
     ]
-    slopes, table = flaxattn.alibi_slopes(8), np.random.default_rng(3).standard_normal((8, 32))
     decoder = functools.partial(flaxattn.relative_bias, bidirectional=False)
+    table = np.random.default_rng(3).standard_normal((8, 32)).astype(np.float32)
     scored = [
         Case(
             f"score: {name}, causal T=4096", causal, (1, 4096, 8, 64), data, score=score, adds=adds
         )
         for name, score, data, adds in (
             ("soft cap", lambda: flaxattn.softcap(50.0), (), False),
-            ("ALiBi", flaxattn.alibi, (slopes,), True),
-            ("T5 table", decoder, (table.astype(np.float32),), True),
+            ("learned soft cap", flaxattn.softcap, (np.float32(50.0),), False),
+            ("ALiBi", flaxattn.alibi, (), True),
+            ("learned ALiBi", flaxattn.alibi, (flaxattn.alibi_slopes(8),), False),
+            ("T5's table", decoder, (table,), True),
         )
     ]
     both = [*small, *long, *scored]
@@ -147,7 +149,7 @@ def contenders(case: Case) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]
         def attend(q: Any, k: Any, v: Any, *data: Any) -> jax.Array:
             mask, score = parts(case, data)
             dense = mask.dense(t, t)
-            bias = None if score is None else score.dense(t, t)
+            bias = None if score is None else score.for_heads(n).dense(t, t)
             mask = jnp.expand_dims(dense, {2: (0, 1), 3: 1}[dense.ndim])
             return fn(q, k, v, mask=mask, bias=bias)
 
@@ -156,9 +158,7 @@ def contenders(case: Case) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]
     functions = {"flaxattn": ours("auto"), "flaxattn blockwise": ours("blockwise")}
     if case.score is not None:
         functions["flaxattn, no score"] = ours("auto", scored=False)
-    if case.score is not None and not case.adds:
-        pass  # the others have no way
-    elif b * n * t * t * 4 <= DENSE_BYTES:
+    if (case.score is None or case.adds) and b * n * t * t * 4 <= DENSE_BYTES:
         functions |= {
             "flaxattn dense": ours("dense"),
             "jax.nn": theirs(jax.nn.dot_product_attention),
@@ -189,7 +189,7 @@ def compiled(
     q, k, v, cotangent = arrays
 
     def both(q: Any, k: Any, v: Any, cotangent: Any, *data: Any) -> Any:
-        output, pull = jax.vjp(fn, q, k, v, *data)  # slopes and tables are learned, too
+        output, pull = jax.vjp(fn, q, k, v, *data)  # data that float are learned, too
         return output, pull(cotangent)
 
     arguments = (q, k, v, cotangent, *data) if backward else (q, k, v, *data)
