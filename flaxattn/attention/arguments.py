@@ -167,11 +167,13 @@ def check_is_score(score: object) -> None:
 def _check_score(score: Score | None, sizes: Sizes) -> None:
     """Raises TypeError unless `score` is a `Score` or None, ValueError where B or N do not fit."""
     check_is_score(score)
-    lead = () if score is None else score.lead
-    for letter, size in zip("BN", lead, strict=False):
+    if score is None:
+        return
+    score.check_length(sizes["T"][0], sizes["S"][0])
+    for letter, size in zip("BN", score.lead, strict=False):
         if size not in (1, sizes[letter][0]):
             raise ValueError(
-                f"score {score} has leading axes [B, N] = {list(lead)}; but query has "
+                f"score {score} has leading axes [B, N] = {list(score.lead)}; but query has "
                 f"{letter} = {sizes[letter][0]}. A single leading axis is that of heads."
             )
 

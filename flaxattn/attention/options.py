@@ -12,7 +12,6 @@ from jax.typing import DTypeLike
 
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.scores import Score
-from flaxattn.types import Array
 
 __all__ = ["Attend", "Call", "OfHeads", "Options"]
 
@@ -49,11 +48,7 @@ class Options:
         scale = _default_scale(head_dim) if self.scale is None else self.scale
         sinks = None if self.sinks is None else jnp.asarray(self.sinks, dtype).reshape(1, -1)
 
-        def cast(x: Array) -> jax.Array:
-            floating = jnp.issubdtype(x.dtype, jnp.floating)
-            return jnp.asarray(x, dtype if floating else x.dtype)
-
-        score = jax.tree.map(cast, self.score)
+        score = None if self.score is None else self.score.astype(dtype)
         return OfHeads(self.bias, jnp.asarray(scale, dtype).reshape(1, -1), score, sinks)
 
 

@@ -61,6 +61,8 @@ def scored(score: Score, logits: jax.Array, pairs: Pairs, seen: jax.Array | None
       seen: bool [u, t, s]; None: all.
     """
     q_idx, kv_idx, run = pairs
+    if 0 in logits.shape:
+        return logits
     if seen is not None and not score.defined:
         score, arrays = _of_seen(score, (logits, q_idx, kv_idx), seen)
         return score(*arrays)

@@ -156,7 +156,10 @@ def _scored(
 ) -> jax.Array:
     """What a score, in `halves` of arrays [k, g, ...], makes of the logits of a tile."""
     assert others is not None
-    arrays, tree = jax.tree.flatten(whole(floating, others))
+    score = whole(floating, others)
+    if not score.defined:
+        seen = _of_queries(tiling, pairs, seen)
+    arrays, tree = jax.tree.flatten(score)
     shared = [tuple(axis for axis in (0, 1) if x.shape[axis] == 1) for x in arrays]
 
     def of_head(logits: jax.Array, *arrays: jax.Array) -> jax.Array:
@@ -168,6 +171,15 @@ def _scored(
         over = jax.vmap(over, in_axes=(1, *axes), out_axes=1)
     own = (x.squeeze(axes) for x, axes in zip(arrays, shared, strict=True))
     return tiling.fold(over(tiling.unfold(logits), *own))
+
+
+def _of_queries(tiling: Tiling, pairs: Pairs, seen: jax.Array | None) -> jax.Array | None:
+    """What is seen by queries, and not by what stands past the last: nobody is to see its score."""
+    if tiling.rows * tiling.q_per_row * tiling.block_q == tiling.q_len:
+        return seen
+    shape = (*pairs.q_idx.shape[:2], pairs.kv_idx.shape[2])
+    inside = jnp.broadcast_to(pairs.q_idx < tiling.q_len, shape)
+    return inside if seen is None else seen & inside
 
 
 def before_score(

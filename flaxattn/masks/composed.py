@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
-from flaxattn.masks.leaves import Leaf, fields_of, lead_of, parts_of
+from flaxattn.masks.leaves import Leaf, Span, check_leaf, fields_of, lead_of, parts_of
 from flaxattn.masks.values import equal, hash_of, short
 
 __all__ = ["Composed"]
@@ -41,6 +41,22 @@ class Composed:
     def parts_inside(self) -> Iterator[Leaf | Self]:
         """The arrays and those of its kind that it is made of, in the order of its fields."""
         return parts_of(self)
+
+    def check_length(self, q_len: int, kv_len: int) -> None:
+        """Raises ValueError if an array inside has fewer positions than `q_len`, `kv_len`."""
+        self._check_spans(Span(0, q_len), Span(0, kv_len))
+
+    def _check_spans(self, q: Span, kv: Span) -> None:
+        """Raises ValueError where an array has fewer positions than the spans ask for."""
+        for part in self.parts_inside():
+            if isinstance(part, Leaf):
+                check_leaf(part, q, kv)
+            else:
+                part._check_spans(*self._spans_within(q, kv))
+
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        """The spans that those inside are asked about."""
+        return q, kv
 
     def __repr__(self) -> str:
         if not dataclasses.is_dataclass(self):  # its use will ask for the decorator

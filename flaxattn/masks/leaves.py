@@ -42,7 +42,7 @@ class Leaf(NamedTuple):
 
     name: str
     array: Array
-    axes: tuple[str, ...]  # for one example and head: positions "q", "kv" or "both", or "any"
+    axes: tuple[str, ...]  # for one example and head: positions "q", "kv" or "both", or others
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -204,7 +204,7 @@ def check_leaf(leaf: Leaf, q: Span, kv: Span) -> None:
     name, array, axes = leaf
     spans = {"q": [q], "kv": [kv], "both": [q, kv]}
     for axis, size in zip(axes, array.shape[array.ndim - len(axes) :], strict=True):
-        for start, length in spans[axis]:
+        for start, length in spans.get(axis, ()):  # others are of no positions
             if start is not None and size < start + length:
                 raise ValueError(
                     f"{name} has shape {tuple(array.shape)}, that is {size} positions, "

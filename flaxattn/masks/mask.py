@@ -18,10 +18,8 @@ from flaxattn.masks.blocks import Blocks, Bounds
 from flaxattn.masks.composed import Composed
 from flaxattn.masks.indices import add, lookup
 from flaxattn.masks.leaves import (
-    Leaf,
     Span,
     array_leaf,
-    check_leaf,
     child,
     index_leaf,
     leaf,
@@ -150,22 +148,6 @@ class Mask(Composed):
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         """The bounds of one example and head; blocks are `[Q, 1]` and `[1, K]`."""
         raise TypeError(f"{type(self).__name__} gives no bounds; define head_bounds(q, kv).")
-
-    def check_length(self, q_len: int, kv_len: int) -> None:
-        """Raises ValueError if an array inside has fewer positions than `q_len`, `kv_len`."""
-        self._check_spans(Span(0, q_len), Span(0, kv_len))
-
-    def _check_spans(self, q: Span, kv: Span) -> None:
-        """Raises ValueError where an array has fewer positions than the spans ask for."""
-        for part in self.parts_inside():
-            if isinstance(part, Leaf):
-                check_leaf(part, q, kv)
-            else:
-                part._check_spans(*self._spans_within(q, kv))
-
-    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
-        """The spans that the masks inside are asked about."""
-        return q, kv
 
 
 def _operand(symbol: str, other: object) -> Mask:

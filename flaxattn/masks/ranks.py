@@ -23,7 +23,7 @@ class Asked(NamedTuple):
 def find_ranks(
     asked: Asked,
     fn: Callable[..., ArrayLike],
-    arrays: tuple[jax.Array, ...],
+    arrays: tuple[jax.Array | jax.ShapeDtypeStruct, ...],
     ranks: Sequence[int] | None,
 ) -> tuple[int, ...]:
     """The given ranks if `fn` accepts them; by default those that leave the fewest leading axes.
@@ -58,7 +58,7 @@ def find_ranks(
 def _answer(
     asked: Asked,
     fn: Callable[..., ArrayLike],
-    arrays: tuple[jax.Array, ...],
+    arrays: tuple[jax.Array | jax.ShapeDtypeStruct, ...],
     ranks: Sequence[int],
 ) -> object:
     """The shape and dtype, or trees of such, that `fn` gives, or what it raises."""

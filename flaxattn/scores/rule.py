@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from flaxattn.masks.leaves import Leaf, child
+from flaxattn.masks.leaves import Leaf, Span, child
 from flaxattn.masks.ranks import Asked, find_ranks
 from flaxattn.scores.score import Score, score_type
 from flaxattn.types import Indices
@@ -15,14 +15,21 @@ from flaxattn.types import Indices
 __all__ = ["score"]
 
 Rule: TypeAlias = Callable[..., ArrayLike]  # of a logit, two indices and arrays, a logit
+_LOGIT = jax.ShapeDtypeStruct((), jnp.float32)
 _INDEX = jax.ShapeDtypeStruct((), jnp.int32)
 _ASKED = Asked(
     "score",
     "fn(logit, q_idx, kv_idx, *arrays)",
-    (jax.ShapeDtypeStruct((), jnp.float32), _INDEX, _INDEX),
+    (_LOGIT, _INDEX, _INDEX),
     "one floating number for one query and one key",
     lambda answer: bool(jnp.issubdtype(answer.dtype, jnp.floating)),
 )
+
+
+def _given(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """As `fn` is asked with it: floating numbers in the dtype of the logit."""
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(array.shape, _LOGIT.dtype if floating else array.dtype)
 
 
 @score_type
@@ -56,7 +63,9 @@ class score(Score):
     def __init__(self, fn: Rule, *arrays: ArrayLike, ranks: Sequence[int] | None = None) -> None:
         object.__setattr__(self, "fn", fn)
         object.__setattr__(self, "arrays", tuple(jnp.asarray(a) for a in arrays))
-        object.__setattr__(self, "ranks", find_ranks(_ASKED, fn, self.arrays, ranks))
+        object.__setattr__(
+            self, "ranks", find_ranks(_ASKED, fn, tuple(map(_given, self.arrays)), ranks)
+        )
 
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
         logit = jnp.asarray(logit)
@@ -68,3 +77,6 @@ class score(Score):
         for i, (array, rank) in enumerate(zip(self.arrays, self.ranks, strict=True)):
             if array is not None:  # the half that a pass holds elsewhere
                 yield Leaf(f"score: array {i}", array, ("any",) * rank)
+
+    def _check_spans(self, q: Span, kv: Span) -> None:
+        """Checks nothing: only `fn` knows what the axes of its arrays stand for."""

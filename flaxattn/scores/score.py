@@ -11,18 +11,19 @@ from typing import ClassVar, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from flaxattn import checks
 from flaxattn.masks.composed import Composed
 from flaxattn.masks.indices import add, lookup
 from flaxattn.masks.leaves import (
     Leaf,
+    Span,
     array_leaf,
     child,
     index_leaf,
     lead_of,
     leaf,
-    map_leaves,
     mask_type,
     over_heads,
 )
@@ -106,19 +107,32 @@ class Score(Composed):
     def dense(self, q_len: int, kv_len: int, *, logit: float | jax.Array = 0.0) -> jax.Array:
         """What becomes of a logit, or of `[T, S]` of them: `[T, S]`, with leading axes if any.
 
+        Raises ValueError if an array inside is shorter than the positions asked for.
+
         >>> alibi(np.array([0.5, 1.0])).dense(1, 3, logit=1.0)[0, 1].tolist()  # of the second head
         [[1.0, 0.0, -1.0]]
         """
         checks.check_length("q_len", q_len)
         checks.check_length("kv_len", kv_len)
+        self.check_length(q_len, kv_len)
         logits = jnp.broadcast_to(jnp.asarray(logit, jnp.float32), (q_len, kv_len))
         q_idx, kv_idx = (jnp.arange(n, dtype=jnp.int32) for n in (q_len, kv_len))
 
         def one_head(score: Score) -> jax.Array:
             return score(logits, q_idx[:, None], kv_idx[None, :])
 
-        score = map_leaves(lambda x, _: jnp.asarray(x), self)
+        score = self.astype(logits.dtype)
         return over_heads(one_head, score.for_heads(None) if score.lead else score)
+
+    def astype(self, dtype: DTypeLike) -> "Score":
+        """The same score, its floating arrays in `dtype`: that of the logits."""
+
+        def cast(x: Array) -> jax.Array:
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            return jnp.asarray(x, dtype if floating else x.dtype)
+
+        score: Score = jax.tree.map(cast, self)
+        return score
 
     def for_heads(self, num_heads: int | None) -> "Score":
         """The same score, all of whose arrays are `[B, N, ...]`, 1 where shared.
@@ -214,6 +228,9 @@ class Shifted(Moved):
         q_idx, kv_idx = q_idx + self.q_start, kv_idx + self.kv_start
         return self.score.tile(logits, q_idx, kv_idx, run)
 
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        return q.shifted(self.q_start), kv.shifted(self.kv_start)
+
 
 @score_type
 class Positioned(Moved):
@@ -233,6 +250,13 @@ class Positioned(Moved):
         q_idx, _ = lookup(self.q_positions, q_idx)
         kv_idx, _ = lookup(self.kv_positions, kv_idx)
         return self.score(logit, q_idx, kv_idx)
+
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        """Positions that are given are not known while tracing."""
+        return (
+            q if self.q_positions is None else Span(None, q.length),
+            kv if self.kv_positions is None else Span(None, kv.length),
+        )
 
 
 def number_leaf(score: Score, name: str, *, positive: bool = False) -> None:
