@@ -5,7 +5,6 @@ bias, before the softmax. Scores are joined by `>>`, the first one first. Arrays
 of a pytree, with gradients; Python numbers are static. No score knows a shape.
 """
 
-import dataclasses
 from typing import ClassVar, TypeVar, dataclass_transform
 
 import jax
@@ -139,10 +138,15 @@ class Score(Composed):
 
         None: of as many heads as its arrays are.
         """
-        arrays, treedef = jax.tree.flatten(self)
+
+        def for_heads(x: "Score | Array") -> "Score | Array":
+            return x.for_heads(num_heads) if isinstance(x, Score) else x
+
+        inside = jax.tree.map(for_heads, self, is_leaf=lambda x: _is_inside(x, self))
+        arrays, treedef = jax.tree.flatten(inside)
         aligned = [
             x.reshape(_four(x.shape, len(leaf.axes)))
-            for x, leaf in zip(arrays, self.leaves(), strict=True)
+            for x, leaf in zip(arrays, inside.leaves(), strict=True)
         ]
         score: Score = jax.tree.unflatten(treedef, aligned)
         return score
@@ -152,6 +156,10 @@ class Score(Composed):
         """The leading axes of the leaves together: () or (B, N), 1 where shared."""
         leaves = [leaf for leaf in self.leaves() if leaf.lead]
         return lead_of([leaf._replace(array=_aligned(leaf)) for leaf in leaves])
+
+
+def _is_inside(x: object, score: Score) -> bool:
+    return isinstance(x, Score) and x is not score
 
 
 def _four(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
@@ -192,25 +200,12 @@ class Chain(Score):
             logits = link.tile(logits, q_idx, kv_idx, run)
         return logits
 
-    def for_heads(self, num_heads: int | None) -> Score:
-        return Chain(tuple(link.for_heads(num_heads) for link in self.links))
-
     def __repr__(self) -> str:
         return f"({' >> '.join(map(repr, self.links))})"
 
 
-class Moved(Score):
-    """A score of other positions."""
-
-    score: Score
-
-    def for_heads(self, num_heads: int | None) -> Score:
-        moved = dataclasses.replace(self, score=self.score.for_heads(num_heads))
-        return super(Moved, moved).for_heads(num_heads)
-
-
 @score_type
-class Shifted(Moved):
+class Shifted(Score):
     """A score read from `q_start` and `kv_start` on; see `Score.shift`."""
 
     score: Score = child()
@@ -233,7 +228,7 @@ class Shifted(Moved):
 
 
 @score_type
-class Positioned(Moved):
+class Positioned(Score):
     """A score of positions that are given; see `Score.at`."""
 
     score: Score = child()
