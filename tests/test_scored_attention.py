@@ -7,6 +7,7 @@ numbers compile nothing, nothing is as large as T · S.
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +17,30 @@ import score_cases
 from attention_cases import (
     Shape,
     blind_rows,
+    compilations,
     enable_x64,
     inputs,
     random_mask,
     unseen_keys,
     with_garbage,
 )
-from test_blockwise import geometry
+from jax import export
+from test_blockwise import geometry, largest
 
-from flaxattn import attend, attend_with_stats, attention_weights, from_dense, score
+from flaxattn import (
+    alibi,
+    attend,
+    attend_with_stats,
+    attention_weights,
+    causal,
+    from_dense,
+    merge,
+    relative_bias,
+    relative_positions,
+    score,
+    softcap,
+    temperature,
+)
 
 KEY, RATE = jax.random.key(3), 0.3
 SHAPE = Shape(2, 7, 11, 6, 2, 3, 2)
@@ -99,7 +115,7 @@ def oracle_answer(rules, point, mask, cotangents, **dropout):
     query, key, value, bias, scale, sinks, arrays = (
         jax.tree.map(lambda x: np.asarray(x, np.float64), x) for x in point
     )
-    rules = rules._replace(arrays=arrays)
+    rules = rules._replace(arrays=arrays) if rules.rule else None
     mask = np.ones((1, 1, 1, 1), bool) if mask is None else mask
     given = {"bias": bias, "scale": scale, "sinks": sinks, "score": rules}
     cotangent, d_lse = cotangents
@@ -348,3 +364,336 @@ def test_nan_that_is_seen_stays_in_the_rows_that_see_it(what, implementation):
     np.testing.assert_array_equal(np.isnan(got.output).all(-1), sees)
     np.testing.assert_array_equal(np.isnan(got.output).any(-1), sees)
     np.testing.assert_array_equal(np.isnan(got.gradients.query).any(-1), sees)
+
+
+# ---- Sinks ---------------------------------------------------------------------------------------
+
+
+def softmax_of_sinks(sinks, mask=None, implementation="blockwise", shape=SHAPE, **given):
+    """The answer of plain attention with sinks; the score is none."""
+    point, cotangents = point_of(shape, 4, oracle.Score(None), sinks=())
+    point = point._replace(sinks=sinks, **given)
+    mask = random_mask(shape, 4) if mask is None else mask
+    make = lambda arrays: None  # noqa: E731
+    return answer(make, point, mask, cotangents, Options(implementation)), point, cotangents, mask
+
+
+@pytest.mark.thorough(quick=1)
+@IMPLEMENTATIONS
+def test_a_sink_of_minus_infinity_is_none(implementation):
+    got, _, (_, d_lse), mask = softmax_of_sinks(
+        np.full(6, -np.inf, np.float32), None, implementation
+    )
+    without, *_ = softmax_of_sinks(None, None, implementation)
+    of_blind = np.where(blind_rows(mask), d_lse, 0).sum((0, 1))  # whose log-sum-exp it is
+    np.testing.assert_allclose(got.gradients.sinks, of_blind, atol=1e-6)
+    got = got._replace(gradients=got.gradients._replace(sinks=None))
+    assert (got.lse == -np.inf).any()
+    assert_equal_to(got, without, 1e-6)
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("size", [60.0, -60.0, 3e38, -3e38])
+@IMPLEMENTATIONS
+def test_sinks_may_be_far_above_or_below_all_logits(size, implementation):
+    got, point, cotangents, mask = softmax_of_sinks(
+        np.full(6, size, np.float32), None, implementation
+    )
+    blind = blind_rows(mask)
+    assert (got.lse[blind] == np.float32(size)).all() and not got.output[blind].any()
+    if abs(size) < 100:
+        expected = oracle_answer(oracle.Score(None), point, mask, cotangents)
+        rest = (x._replace(lse=np.where(blind, 0, x.lse)) for x in (expected, got))
+        assert_equal_to(*rest)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
+    if size > 0:
+        assert np.abs(got.output).max() < 1e-20
+
+
+@pytest.mark.thorough(quick=1)
+@IMPLEMENTATIONS
+def test_rows_that_see_nothing_give_their_sink_alone_and_nothing_flows_back_but_to_it(
+    implementation,
+):
+    shape, sinks = SHAPE, np.arange(6, dtype=np.float32)
+    mask = np.zeros((2, 1, 7, 11), bool)
+    got, _, (_, d_lse), _ = softmax_of_sinks(sinks, mask, implementation)
+    np.testing.assert_array_equal(got.lse, np.broadcast_to(sinks, got.lse.shape))
+    assert not got.output.any() and got.output.shape == (*got.lse.shape, shape.H_value)
+    assert not any(x.any() for x in jax.tree.leaves(got.gradients._replace(sinks=None)))
+    np.testing.assert_allclose(got.gradients.sinks, d_lse.sum((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("shape", [(), (6,)], ids=["one", "of each head"])
+@IMPLEMENTATIONS
+def test_parts_merged_with_sinks_are_attention_with_sinks(shape, implementation):
+    """Given to `merge`, or to one part; also where a row sees nothing in some part, or in any."""
+    make, rules = own_score(5)
+    point, cotangents = point_of(SHAPE, 5, rules, sinks=shape)
+    mask = random_mask(SHAPE, 5)
+    mask[:, :, :2, :6] = False
+    expected = oracle_answer(rules, point, mask, cotangents)
+    order = np.arange(SHAPE.S)
+
+    def in_parts(point, where):
+        query, key, value, bias, scale, sinks, arrays = point
+        parts = []
+        for i, keys in enumerate((slice(0, 6), slice(6, 7), slice(7, None))):
+            given = {"sinks": sinks} if where == i else {}
+            parts.append(
+                attend_with_stats(
+                    query,
+                    *(x[:, keys] for x in (key, value)),
+                    from_dense(mask[..., keys]),
+                    bias=bias[..., keys],
+                    scale=scale,
+                    score=make(arrays).at(None, order[keys]),
+                    implementation=implementation,
+                    **given,
+                )
+            )
+        return merge(parts, sinks=sinks if where == "merge" else None)
+
+    for where in ("merge", 1):
+        results, pull = jax.vjp(jax.jit(functools.partial(in_parts, where=where)), point)
+        assert_equal_to(expected, _arrays(Answer(*results, *pull(cotangents))), 5e-5)
+
+
+def test_sinks_of_any_real_type_are_the_same():
+    data = inputs(SHAPE)
+    call = functools.partial(attend, *data[:3], implementation="dense")
+    expected = call(sinks=2.0)
+    for sinks in (2, np.int32(2), jnp.float32(2), np.full(6, 2), np.full(6, 2, jnp.bfloat16)):
+        np.testing.assert_allclose(call(sinks=sinks), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        merge([attend_with_stats(*data[:3])], sinks=2)[0], expected, atol=1e-6
+    )
+
+
+# ---- What gradients are asked for ----------------------------------------------------------------
+
+
+@pytest.mark.thorough(quick=2)
+@pytest.mark.parametrize("name", [("arrays", 0), ("sinks",), ("arrays", 3), ("query",), ("bias",)])
+def test_gradients_of_one_argument_alone_are_those_of_all(name):
+    """Forward, reverse, and along a direction."""
+    make, rules = own_score(6)
+    point, cotangents = point_of(SHAPE, 6, rules, sinks=(6,))
+    mask = random_mask(SHAPE, 6)
+    sinkless = np.where(blind_rows(mask), 0, cotangents[1])
+    expected = oracle_answer(rules, point, mask, (cotangents[0], sinkless)).gradients
+    wanted = functools.reduce(
+        lambda x, i: x[i] if isinstance(i, int) else getattr(x, i), name, expected
+    )
+    given = functools.reduce(
+        lambda x, i: x[i] if isinstance(i, int) else getattr(x, i), name, point
+    )
+
+    def replaced(x):
+        if name[0] != "arrays":
+            return point._replace(**{name[0]: x})
+        arrays = list(point.arrays)
+        arrays[name[1]] = x
+        return point._replace(arrays=tuple(arrays))
+
+    for implementation in ("blockwise", "dense"):
+        call = call_of(make, from_dense(mask), Options(implementation))
+
+        def loss(x, call=call):
+            output, lse = call(replaced(x))
+            return (output * cotangents[0]).sum() + (lse * sinkless).sum()
+
+        along = np.random.default_rng(0).standard_normal(np.shape(given)).astype(np.float32)
+        slope, pushed = jax.jit(lambda x, v: (jax.grad(loss)(x), jax.jvp(loss, (x,), (v,))[1]))(
+            given, along
+        )
+        np.testing.assert_allclose(slope, wanted, atol=2e-5 * max(np.abs(wanted).max(), 1))
+        np.testing.assert_allclose(pushed, (wanted * along).sum(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.thorough(quick=1)
+@IMPLEMENTATIONS
+def test_vmap_over_the_arrays_of_a_score_is_one_by_one(implementation):
+    data, mask = inputs(SHAPE), from_dense(random_mask(SHAPE, 1))
+    slopes = np.random.default_rng(0).random((3, 6)).astype(np.float32)
+    tables = np.random.default_rng(1).random((3, 6, 5)).astype(np.float32)
+    options = {"implementation": implementation, "sinks": 0.5}
+
+    def loss(slopes, table):
+        made = alibi(slopes) >> relative_positions(table)
+        return (attend(*data[:3], mask, score=made, **options) * data.cotangent).sum()
+
+    found = jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1))))(slopes, tables)
+    one = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    for i in range(3):
+        for a, e in zip(*map(jax.tree.leaves, (found, one(slopes[i], tables[i]))), strict=True):
+            np.testing.assert_allclose(a[i], e, rtol=2e-5, atol=2e-5)
+
+
+# ---- Programs ------------------------------------------------------------------------------------
+
+SLOPES = np.float32([0.5, 0.25, 0.1, 0.2, 0.3, 0.4])
+LARGE = {
+    "softcap": lambda: softcap(30.0),
+    "caps": lambda: softcap(SLOPES[:2]),
+    "temperature": lambda: temperature(2.0),
+    "alibi": lambda: alibi(),
+    "relative_bias": lambda: relative_bias(np.ones((2, 32), np.float32)),
+    "relative_positions": lambda: relative_positions(np.ones((2, 65), np.float32)),
+    "score": lambda: score(
+        lambda x, q, k, w: x - w * jnp.log1p((q - k).astype(x.dtype)), SLOPES[:2]
+    ),
+    "in turn": lambda: softcap(30.0) >> alibi() >> relative_positions(np.ones(65, np.float32)),
+}
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", ["in turn", *list(LARGE)[:-1]])
+@pytest.mark.parametrize("backward", [True, False], ids=["gradient", "forward"])
+def test_nothing_in_a_program_is_as_large_as_queries_times_keys(name, backward):
+    length = 4096
+    made = jax.tree.map(jnp.asarray, LARGE[name]())
+    x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+    sinks = jax.ShapeDtypeStruct((2,), jnp.float32)
+
+    def forward(query, key, value, made, sinks):
+        return attend(query, key, value, causal(), score=made, sinks=sinks)
+
+    def gradients(cotangent, *given):
+        return jax.vjp(forward, *given)[1](cotangent)
+
+    given = x, x, x, made, sinks
+    lowered = jax.jit(gradients).lower(x, *given) if backward else jax.jit(forward).lower(*given)
+    program = lowered.compile()
+    assert length * 2 * 16 <= largest(program) < length * length / 8
+    assert 0 < program.memory_analysis().temp_size_in_bytes < 2 * length * length
+
+
+def test_new_numbers_compile_nothing_new_and_other_static_ones_do():
+    data = inputs(SHAPE)
+
+    @jax.jit
+    @chex.assert_max_traces(2)
+    def call(made, sinks):
+        return attend(*data[:3], causal(), score=made, sinks=sinks)
+
+    for seed in range(4):
+        slopes = np.random.default_rng(seed).random(6).astype(np.float32)
+        call(softcap(50) >> alibi(slopes).shift(np.array(seed)), slopes)
+    call(softcap(50.0) >> alibi(slopes).shift(np.array(0)), slopes)
+    call(softcap(49.0) >> alibi(slopes).shift(np.array(0)), slopes)
+    with pytest.raises(AssertionError, match="traced"):
+        call(softcap(48.0) >> alibi(slopes).shift(np.array(0)), slopes)
+
+
+def test_new_numbers_compile_nothing_outside_of_jit_either(caplog):
+    data = inputs(SHAPE)
+    rules = [lambda x, q, k, w: x * w]
+
+    def call(seed, cap=3.0):
+        number = np.random.default_rng(seed).random(6).astype(np.float32)
+        made = softcap(cap) >> alibi(number) >> score(rules[0], number)
+        attend(*data[:3], causal(), score=made, sinks=number, implementation="dense")
+
+    call(0)
+    assert compilations(caplog, lambda: call(0, 4.0)) > 0
+    assert compilations(caplog, lambda: (call(1), call(2, 4.0))) == 0
+
+
+@pytest.mark.thorough(quick=1)
+@IMPLEMENTATIONS
+def test_attention_with_a_score_can_be_exported(implementation):
+    data = inputs(SHAPE)
+    made = softcap(5.0) >> alibi(SLOPES) >> relative_positions(np.ones((6, 5), np.float32))
+
+    def call(query, made, sinks):
+        options = {"score": made, "sinks": sinks, "implementation": implementation}
+        return attend(query, *data[1:3], causal(), **options)
+
+    exported = export.export(jax.jit(call))(data.query, made, SLOPES)
+    found = export.deserialize(exported.serialize()).call(data.query, made, SLOPES)
+    np.testing.assert_allclose(found, call(data.query, made, SLOPES), atol=1e-6)
+
+
+def test_symbolic_lengths_are_those_that_they_stand_for():
+    made = softcap(5.0) >> alibi() >> relative_positions(np.ones((6, 5), np.float32)).shift(1)
+    made >>= score(lambda x, q, k, w: x - w * jnp.log((q - k).astype(x.dtype) + 1), SLOPES)
+    data, scope = inputs(SHAPE), export.SymbolicScope()
+    shapes = [
+        jax.ShapeDtypeStruct(export.symbolic_shape(text, scope=scope), jnp.float32)
+        for text in ("b, t, 6, 3", "b, s, 2, 3", "b, s, 2, 2")
+    ]
+
+    def call(*x):
+        return attend(*x, causal(), score=made, sinks=0.5)
+
+    program = export.export(jax.jit(call))(*shapes)
+    np.testing.assert_allclose(program.call(*data[:3]), call(*data[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", ["B", "T", "S"])
+@pytest.mark.parametrize("name", ["in turn", "score"])
+def test_empty_axes_give_outputs_of_that_shape(name, axis):
+    shape = Shape(1, 5, 7, 2, 1, 3, 3)._replace(**{axis: 0})
+    data = inputs(shape)
+    for mask in (None, causal()):
+        output, lse = attend_with_stats(*data[:3], mask, score=LARGE[name](), sinks=1.0)
+        assert output.shape == data.cotangent.shape and not np.any(output)
+        assert lse.shape == output.shape[:3] and (axis != "S" or (lse == 1.0).all())
+
+
+# ---- Half precision ------------------------------------------------------------------------------
+
+
+def textbook(mask, query, key, value, made, sinks):
+    """Einsums, float32 logits and softmax, in a dozen lines; sinks are a last column."""
+    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    logits = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32)
+    cap, slopes, table = (x.astype(jnp.float32)[None] for x in made)
+    cap, slopes = (x[..., None, None] for x in (cap, slopes))
+    logits = cap * jnp.tanh(logits * query.shape[-1] ** -0.5 / cap)
+    distance = jnp.arange(key.shape[1])[None] - jnp.arange(query.shape[1])[:, None]
+    logits -= slopes * jnp.abs(distance[None, None]).astype(jnp.float32)
+    logits += table[:, :, jnp.clip(distance, -2, 2) + 2]
+    logits = jnp.where(mask, logits, -1e30)
+    last = jnp.broadcast_to(sinks.astype(jnp.float32)[None, :, None, None], (*logits.shape[:3], 1))
+    weights = jax.nn.softmax(jnp.concatenate([logits, last], -1), axis=-1)[..., :-1]
+    return jnp.einsum("bnts,bsnh->btnh", weights.astype(value.dtype), value)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("of_arrays", [np.float32, None], ids=["float32 arrays", "the same"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@IMPLEMENTATIONS
+def test_mean_error_in_half_precision_is_that_of_the_reference(
+    dtype, of_arrays, implementation, standard_promotion
+):
+    shape, errors = Shape(1, 31, 33, 16, 8, 16, 16), np.zeros((2, 8))
+    for seed in range(3):
+        rng, plain = np.random.default_rng(seed), np.tri(31, 33, 2, bool)[None, None]
+        numbers = 1 + rng.random(16), rng.random(16) / 8, rng.standard_normal((16, 5))
+        numbers = tuple(x.astype(of_arrays or dtype) for x in (*numbers, rng.standard_normal(16)))
+        data = [x.astype(dtype) for x in inputs(shape, seed)]
+        pieces = score_cases.capped, score_cases.sloped, score_cases.clipped
+        make, rules = score_cases.joined(*(piece(rng, (16,)) for piece in pieces))
+        point = Point(*data[:3], None, None, numbers[3], numbers[:3])
+        exact = oracle_answer(rules, point, plain, (data[4], None)).gradients
+        output = oracle_answer(rules, point, plain, (data[4], None)).output
+
+        def ours(mask, query, key, value, arrays, sinks, make=make):
+            plan = from_dense(mask).plan(31, 33, block_q=8, block_kv=8)
+            options = {"score": make(arrays), "sinks": sinks, "implementation": implementation}
+            return attend(query, key, value, plan, **options)
+
+        expected = [output, *exact[:3], exact.sinks, *exact.arrays]
+        for i, fn in enumerate((ours, textbook)):
+            given = *data[:3], numbers[:3], numbers[3]
+            found, pull = jax.vjp(jax.jit(functools.partial(fn, plain)), *given)
+            d_q, d_k, d_v, d_made, d_sinks = pull(jnp.asarray(data[4]))
+            got = [found, d_q, d_k, d_v, d_sinks, *d_made]
+            errors[i] += [
+                np.abs(np.asarray(g, np.float64) - e).mean()
+                for g, e in zip(got, expected, strict=True)
+            ]
+    assert (errors[0] <= 1.1 * errors[1] + 1e-7).all(), errors[0] / errors[1]

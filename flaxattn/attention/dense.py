@@ -162,7 +162,7 @@ def _with_sink(logits: jax.Array, sink: jax.Array | None) -> jax.Array:
     """The logits [T, S] with those of the sink as a last column, if there is one."""
     if sink is None:
         return logits
-    return jnp.append(logits, jnp.broadcast_to(sink, (len(logits), 1)), axis=1)
+    return jnp.append(logits, jnp.broadcast_to(sink, (logits.shape[0], 1)), axis=1)
 
 
 def _log_sum_exp_of_head(
