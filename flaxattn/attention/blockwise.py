@@ -68,6 +68,7 @@ def attend_blockwise(
     setting = Setting(plan.block_q, plan.block_kv, options.dropout_rate, mask is not None)
     inputs = Inputs(query, key, value, own.bias, own.scale[0], score, sinks)
     output, lse = _attend(setting, _varying_alike(inputs, fixed), fixed)
+    output = output.astype(query.dtype)
     # Of a row that sees nothing the sink is all there is; until here -inf tells which these are.
     return output, lse if sinks is None else jnp.where(lse == -jnp.inf, sinks[None, None], lse)
 

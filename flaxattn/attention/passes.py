@@ -74,7 +74,7 @@ def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
 
     tiling = static.tiling
     _, (output, lse) = over_levels(one, None, chunks, tiling.levels)
-    return Outputs(tiling.join_q(output).astype(inputs.query.dtype), tiling.join_q(lse))
+    return Outputs(tiling.join_q(output), tiling.join_q(lse))
 
 
 def _forward_row(static: Static, row: Row, chunk: Chunk) -> Outputs:
@@ -186,7 +186,7 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     returning = Returning(
         lse=_split_lse(tiling, outputs.lse),
         mean=tiling.split_q(mean),
-        d_output=tiling.split_q(d_outputs.output),
+        d_output=tiling.split_q(d_outputs.output.astype(inputs.value.dtype)),
     )
     chunks = cut(static, inputs, fixed, returning)
     dtype = outputs.lse.dtype
