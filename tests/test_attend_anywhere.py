@@ -16,7 +16,7 @@ import pytest
 from attention_cases import Shape, enable_x64, inputs
 from jax import export
 
-from flaxattn import attend, causal, explain, lengths, prepare, sliding_window
+from flaxattn import alibi, attend, causal, explain, lengths, prepare, sliding_window, softcap
 
 SMALL = Shape(3, 11, 13, 4, 2, 3, 2)
 LARGE = Shape(3, 367, 373, 2, 1, 2, 3)
@@ -42,23 +42,36 @@ def data_of(shape, dtype=np.float32):
 
 
 @functools.cache
-def expected(shape, dtype=np.float32):
+def expected(shape, dtype=np.float32, scored=False):
     """The oracle's output, and its gradients of query, key and value."""
     data = data_of(shape, dtype)
+    given = {}
+    if scored:
+        caps = 0.5 + data.ends
+        rules = oracle.Score(
+            lambda _, b, n: oracle.in_turn(oracle.alibi(2.0**-n), oracle.softcap(caps[b]))
+        )
+        given = {"score": rules, "sinks": np.arange(shape.N)}
     seen = np.tri(shape.T, shape.S, OFFSET, bool)
     mask = (seen & (np.arange(shape.S) < data.ends[:, None, None]))[:, None]
-    output = oracle.attend(*data[:3], mask)
-    return output, *oracle.gradients(data.cotangent, *data[:3], mask)[:3]
+    output = oracle.attend(*data[:3], mask, **given)
+    return output, *oracle.gradients(data.cotangent, *data[:3], mask, **given)[:3]
 
 
 Call = Callable[[Any, Any, Any, Any], jax.Array]
 """Attention to query, key and value with keys that end somewhere."""
 
 
-def call_of(implementation) -> Call:
+def call_of(implementation, scored=False) -> Call:
+    """With `scored` the caps are the lengths of keys, so that they go wherever these go."""
+
     def call(query, key, value, ends):
-        mask = causal().shift(q_start=OFFSET) & lengths(kv_lengths=ends)
-        return attend(query, key, value, mask, implementation=implementation)
+        mask, given = causal().shift(q_start=OFFSET) & lengths(kv_lengths=ends), {}
+        if scored:
+            heads = np.arange(SMALL.N, dtype=np.float32)
+            caps = 0.5 + jnp.asarray(ends, query.dtype)[:, None]
+            given = {"score": alibi(2.0**-heads) >> softcap(caps), "sinks": heads}
+        return attend(query, key, value, mask, **given, implementation=implementation)
 
     return call
 
@@ -234,6 +247,20 @@ def test_attention_is_the_same_wherever_it_is(place, implementation, shape):
             place(call, data_of(shape))
         return
     for a, e in zip(place(call, data_of(shape)), expected(shape), strict=False):
+        np.testing.assert_allclose(a, e, atol=2e-5 * max(np.abs(e).max(), 1))
+
+
+SCORED = [place for place in PLACES if place is not vmap_of_queries_alone]  # of all heads' slopes
+
+
+@pytest.mark.thorough(quick=2)
+@pytest.mark.parametrize("implementation", ["blockwise", "dense"])
+@pytest.mark.parametrize("place", SCORED, ids=lambda place: place.__name__)
+def test_so_it_is_with_scores_and_sinks(place, implementation):
+    if (place, implementation) == (exported_with_any_lengths, "blockwise"):
+        return
+    found = place(call_of(implementation, scored=True), data_of(SMALL))
+    for a, e in zip(found, expected(SMALL, scored=True), strict=False):
         np.testing.assert_allclose(a, e, atol=2e-5 * max(np.abs(e).max(), 1))
 
 

@@ -23,7 +23,16 @@ from attention_cases import (
     with_garbage,
 )
 
-from flaxattn import attend, attend_with_stats, causal, from_dense, same_segment
+from flaxattn import (
+    alibi,
+    attend,
+    attend_with_stats,
+    causal,
+    from_dense,
+    relative_positions,
+    same_segment,
+    softcap,
+)
 
 KEY, RATE = jax.random.key(3), 0.3
 
@@ -36,6 +45,8 @@ class Point(NamedTuple):
     value: Any
     bias: Any
     scale: Any
+    sinks: Any = None
+    numbers: Any = None  # of the score, all in one
 
 
 class Case(NamedTuple):
@@ -48,6 +59,7 @@ class Case(NamedTuple):
     rate: float = 0.0
     dirty: bool = False  # what is hidden is NaN or inf
     sizes: tuple[int, int] | None = (4, 3)  # of the blocks; None: as "auto" draws them
+    scored: bool = False  # and with sinks
 
 
 GROUPED = Shape(2, 11, 13, 4, 2, 3, 2)
@@ -58,6 +70,7 @@ CASES = {
     "all at once": Case(
         GROUPED, (1, 4, 11, 1), RANDOM, scale=(4,), rate=RATE, dirty=True, sizes=(4, 3)
     ),
+    "scores and sinks": Case(GROUPED, (1, 4, 1, 13), RANDOM, scale=(4,), scored=True),
     "mask of examples": Case(GROUPED, (2, 1, 11, 13), RANDOM[:, :1]),
     "no mask": Case(GROUPED, (1, 4, 1, 13), None, sizes=None),
     "one key head": Case(GROUPED._replace(K=1), (1, 1, 1, 1), RANDOM[:1, :1], rate=RATE),
@@ -77,24 +90,33 @@ def kept(shape):
     return np.asarray(attend(query, keys, identity, **options)).swapaxes(1, 2) > 0
 
 
-def definition(case, query, key, value, bias, scale):
+def definition(case, query, key, value, bias, scale, sinks, numbers):
     """Output and log-sum-exp, in a dozen lines; rows that see nothing are 0 and 0."""
     key, value = (jnp.repeat(x, case.shape.N // case.shape.K, axis=2) for x in (key, value))
     logits = jnp.einsum("btnh,bsnh->bnts", query, key) * scale.reshape(1, -1, 1, 1) + bias
+    if case.scored:
+        distance = np.arange(case.shape.S) - np.arange(case.shape.T)[:, None].astype(float)
+        distance, numbers = distance[None, None], numbers.T[:, None, :, None, None]
+        cap, slope, *table = numbers
+        logits = cap * jnp.tanh(logits / cap) - slope * np.abs(distance)
+        at = np.clip(distance, -1, 1)
+        logits += sum(x * (at == i - 1).astype(float) for i, x in enumerate(table))
     seen = np.broadcast_to(True if case.mask is None else case.mask, case.shape.logits)
     blind = blind_rows(seen)
-    powers = jnp.where(
-        seen, jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))), 0.0
-    )
-    total = jnp.where(seen.any(-1), powers.sum(-1), 1.0)
+    top = jax.lax.stop_gradient(logits.max(-1))
+    powers = jnp.where(seen, jnp.exp(logits - top[..., None]), 0.0)
+    of_sinks = 0.0 if sinks is None else jnp.exp(sinks[None, :, None] - top)
+    total = jnp.where(seen.any(-1), powers.sum(-1) + of_sinks, 1.0)
     weights = powers / total[..., None]
     if case.rate:
         weights = jnp.where(kept(case.shape), weights / (1.0 - case.rate), 0.0)
-    lse = jnp.log(total) + jax.lax.stop_gradient(logits.max(-1))
-    return jnp.einsum("bnts,bsnh->btnh", weights, value), jnp.where(blind, 0.0, lse.swapaxes(1, 2))
+    lse = jnp.log(total) + top
+    return jnp.einsum("bnts,bsnh->btnh", weights, value), jnp.where(
+        blind, 0.0 if sinks is None else sinks[None, None], lse.swapaxes(1, 2)
+    )
 
 
-def attended(case, implementation, query, key, value, bias, scale):
+def attended(case, implementation, query, key, value, bias, scale, sinks, numbers):
     """The same of the library."""
     mask = case.mask if case.mask is None else from_dense(case.mask)
     if mask is not None and case.sizes is not None:
@@ -102,6 +124,10 @@ def attended(case, implementation, query, key, value, bias, scale):
         mask = mask.plan(q_len, kv_len, block_q=block_q, block_kv=block_kv)
     dropout = {"dropout_rate": case.rate, "dropout_key": KEY} if case.rate else {}
     given = {"bias": bias, "scale": scale, "implementation": implementation} | dropout
+    if case.scored:
+        cap, slope, table = numbers[:, 0], numbers[:, 1], numbers[:, 2:]
+        given |= {"score": softcap(cap) >> alibi(slope) >> relative_positions(table)}
+        given |= {"sinks": sinks}
     output, lse = attend_with_stats(query, key, value, mask, **given)
     return output, jnp.where(jnp.isfinite(lse), lse, 0.0)
 
@@ -111,6 +137,9 @@ def point(case, seed, clean=None):
     data = inputs(case.shape, seed, bias=case.bias, dtype=np.float64)
     rng = np.random.default_rng(seed)
     found = Point(*data[:4], 0.4 + 0.1 * rng.standard_normal(case.scale))
+    if case.scored:
+        numbers = 2 + 0.1 * rng.standard_normal((case.shape.N, 5))
+        found = found._replace(sinks=rng.standard_normal(case.shape.N), numbers=numbers)
     if not case.dirty or clean is None:
         return found
     seen = np.broadcast_to(case.mask, case.shape.logits)
@@ -141,7 +170,8 @@ def loss_of(f, case):
 
 
 def dot(x, y):
-    return sum((a * b).sum() for a, b in zip(x, y, strict=True))
+    leaves = map(jax.tree.leaves, (x, y))
+    return sum((a * b).sum() for a, b in zip(*leaves, strict=True))
 
 
 def hvp(loss, x, v):
@@ -213,8 +243,13 @@ DERIVATIVES: list[Callable] = [
 TABLE = [("all at once", derivative, "blockwise") for derivative in DERIVATIVES]
 TABLE += [("all at once", derivative, "dense") for derivative in DERIVATIVES]
 TABLE += [
+    ("scores and sinks", derivative, implementation)
+    for derivative in DERIVATIVES
+    for implementation in ("blockwise", "dense")
+]
+TABLE += [
     (name, derivative, "auto" if name.endswith(("chooses", "auto")) else "blockwise")
-    for name in list(CASES)[1:]
+    for name in list(CASES)[2:]
     for derivative in (jvp, forward_over_reverse, gradient_of_gradient)
 ]
 
@@ -257,7 +292,7 @@ def test_first_derivatives_forward_are_those_of_the_oracle(implementation):
         f = functools.partial(attended, case, implementation)
         pushed = jax.jit(lambda x, v: jax.jvp(f, x, v)[1][0])(x, v)
         slopes = oracle.gradients(cotangent, *x[:3], case.mask, x.bias, float(x.scale))
-        np.testing.assert_allclose((pushed * cotangent).sum(), dot(slopes, v), rtol=1e-10)
+        np.testing.assert_allclose((pushed * cotangent).sum(), dot(slopes, v[:5]), rtol=1e-10)
 
 
 # ---- What they cost ------------------------------------------------------------------------------

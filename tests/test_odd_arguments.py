@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 from attention_cases import Shape, inputs
 
-from flaxattn import attend, attend_with_stats, attention_weights, causal, full, merge
+from flaxattn import (
+    alibi,
+    attend,
+    attend_with_stats,
+    attention_weights,
+    causal,
+    full,
+    merge,
+    relative_positions,
+    softcap,
+)
 
 SHAPE = Shape(2, 5, 7, 4, 2, 3, 3)
 Q, K, V, BIAS, _ = inputs(SHAPE)
 KEY = jax.random.key(0)
+ONES = np.ones(4, np.float32)
 
 
 def everything(**changes):
@@ -47,6 +58,21 @@ REFUSED = [
     ({"scale": [1.0] * 4}, TypeError, r"scale is \[1.0"),
     ({"scale": np.ones(4, bool)}, TypeError, "scale is array"),
     ({"scale": np.ones(3, np.float32)}, ValueError, r"scale has shape \(3,\).*\[N\] = \[4\]"),
+    ({"score": softcap}, TypeError, r"score is softcap; expected a Score.*softcap\(50"),
+    ({"score": abs}, TypeError, r"score is builtin_function.*expected a Score.*score\(fn"),
+    ({"score": 50.0}, TypeError, "score is float; expected a Score"),
+    ({"score": causal()}, TypeError, r"score is .*causal; expected a Score"),
+    ({"score": alibi(ONES[:3])}, ValueError, r"score alibi.*N. = \[1, 3\].*N = 4.*of heads"),
+    ({"score": alibi(ONES[:2])}, ValueError, r"score alibi.*N. = \[1, 2\].*N = 4.*of heads"),
+    ({"score": softcap(ONES[:3, None])}, ValueError, r"score softcap.*\[3, 1\].*B = 2"),
+    ({"score": relative_positions(np.eye(5))}, ValueError, r"score relative_pos.*\[1, 5\].*N = 4"),
+    ({"score": alibi(1.0).at(np.arange(4), None)}, ValueError, "q_positions has shape.*0 to 4"),
+    ({"sinks": "1"}, TypeError, "sinks is '1'; expected a real number"),
+    ({"sinks": True}, TypeError, "sinks is True"),
+    ({"sinks": 1j}, TypeError, "sinks is 1j"),
+    ({"sinks": [1.0] * 4}, TypeError, r"sinks is \[1.0"),
+    ({"sinks": np.ones(3, np.float32)}, ValueError, r"sinks has shape \(3,\).*\[N\] = \[4\]"),
+    ({"sinks": np.ones((1, 4), np.float32)}, ValueError, r"sinks has shape \(1, 4\)"),
     ({"dropout_rate": "0.1"}, TypeError, "dropout_rate is '0.1'; expected a number"),
     ({"dropout_rate": None}, TypeError, "dropout_rate is None"),
     ({"dropout_rate": True}, TypeError, "dropout_rate is True"),

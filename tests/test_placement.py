@@ -23,11 +23,15 @@ from jax.sharding import PartitionSpec as P
 from flaxattn import (
     EncoderDecoder,
     EncoderDecoderConfig,
+    alibi,
     attend,
     causal,
     dropout_keys,
+    relative_positions,
     same_segment,
+    score,
     sliding_window,
+    softcap,
 )
 from flaxattn.training.devices import data_mesh
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
@@ -66,6 +70,21 @@ class Row(NamedTuple):
     shape: Shape = SHAPE
     scale: tuple[int, ...] = ()
     rate: float = 0.0
+    score: Any = None  # of numbers [B, N, ...], 1 where shared
+    numbers: tuple[int, ...] = (1, 1)
+    sinks: tuple[int, ...] = ()
+
+
+def capped(numbers):
+    return softcap(1.0 + numbers**2)
+
+
+def tabled(numbers):
+    return relative_positions(numbers) >> softcap(9.0)
+
+
+def of_ones_own(numbers):
+    return score(lambda x, q, k, w: x - w * jnp.log((q - k + 1).astype(x.dtype)), numbers)
 
 
 IDS = np.random.default_rng(0).integers(0, 3, (8, 13)).astype(np.int32)
@@ -84,6 +103,16 @@ ROWS = {
     "dropout, one key head, no mask": Row(
         lambda leaves: None, shape=SHAPE._replace(K=1), rate=RATE
     ),
+    "slopes and sinks of every head": Row(score=alibi, numbers=(1, 8), sinks=(8,)),
+    "tables of every head": Row(
+        same_segment, IDS, "B", score=tabled, numbers=(1, 8, 5), shape=SHAPE._replace(K=2)
+    ),
+    "caps of examples": Row(score=capped, numbers=(8, 1), sinks=(8,)),
+    "a rule of examples and heads": Row(
+        score=of_ones_own, numbers=(8, 8), sinks=(8,), shape=SHAPE._replace(K=1)
+    ),
+    "one table, one sink": Row(lambda leaves: None, score=tabled, numbers=(1, 1, 5)),
+    "slopes of none": Row(score=lambda numbers: alibi() >> capped(numbers), numbers=(1, 8)),
 }
 HOMES = ("jit", "explicit", "shard_map")
 IMPLEMENTATIONS = ("blockwise", "dense")
@@ -92,7 +121,8 @@ IMPLEMENTATIONS = ("blockwise", "dense")
 def is_asked_for(name, home, layout, implementation):
     """Every row on the mesh of both, and on one of the others."""
     if home == "shard_map":  # of examples: one has no use for the leaves of all of them
-        return layout == "batch" and name != "segments on all devices"
+        alone = "segments on all devices", "slopes of none"
+        return layout == "batch" and name not in alone
     if (home, implementation, ROWS[name].shape.K) == ("jit", "dense", 2) and layout == "heads":
         return False  # the compiler gathers key heads that are fewer than devices for heads
     return layout == "both" or layout == ("heads" if list(ROWS).index(name) % 2 else "batch")
@@ -106,6 +136,8 @@ QUICK = [
     ("window of every head", "jit", "both", "blockwise"),
     ("two key heads", "explicit", "both", "blockwise"),
     ("dropout", "shard_map", "batch", "blockwise"),
+    ("slopes and sinks of every head", "jit", "both", "blockwise"),
+    ("tables of every head", "explicit", "both", "blockwise"),
 ]
 CASES = QUICK + [case for case in EVERYWHERE if case not in QUICK and is_asked_for(*case)]
 
@@ -118,13 +150,15 @@ class Call(NamedTuple):
     value: Any
     bias: Any
     scale: Any
+    sinks: Any
+    numbers: Any
     leaves: Any
     dropout_keys: Any
     cotangent: Any
 
 
 class Answer(NamedTuple):
-    """The output and all five gradients."""
+    """The output and all gradients."""
 
     output: Any
     query: Any
@@ -132,13 +166,16 @@ class Answer(NamedTuple):
     value: Any
     bias: Any
     scale: Any
+    sinks: Any
+    numbers: Any
 
 
 def shapes_of(row):
     b, t, s, n, k, h, h_value = row.shape
     of_key, floats = (b, s, k, h), jnp.float32
     of_value, of_output = (b, s, k, h_value), (b, t, n, h_value)
-    shapes = [(b, t, n, h), of_key, of_value, row.bias, row.scale, of_output]
+    shapes = [(b, t, n, h), of_key, of_value, row.bias, row.scale, row.sinks, row.numbers]
+    shapes.append(of_output)
     *data, cotangent = (jax.ShapeDtypeStruct(shape, floats) for shape in shapes)
     leaves = jax.ShapeDtypeStruct(row.leaves.shape, row.leaves.dtype)
     return Call(*data, leaves, jax.ShapeDtypeStruct((b, n, 2), jnp.uint32), cotangent)
@@ -163,13 +200,14 @@ def specs_of(row, layout):
 
     of_leaves = shared(row.leaves.shape[: len(row.lead)]) if row.lead else P()
     of_query, of_key = P(batch, None, heads), P(batch, None, key_heads)
-    of_scale, of_keys = P(*[heads] * len(row.scale)), P(batch, heads)
-    return Call(of_query, of_key, of_key, shared(row.bias), of_scale, of_leaves, of_keys, of_query)
+    of_scale, of_sinks = (P(*[heads] * len(x)) for x in (row.scale, row.sinks))
+    of_all = of_scale, of_sinks, shared(row.numbers), of_leaves, P(batch, heads)
+    return Call(of_query, of_key, of_key, shared(row.bias), *of_all, of_query)
 
 
 def answer_of(specs):
     """The specs of an answer: those of what it belongs to."""
-    return Answer(specs.cotangent, *specs[:5])
+    return Answer(specs.cotangent, *specs[:7])
 
 
 def differentiate(row, implementation, home, call):
@@ -184,11 +222,13 @@ def differentiate(row, implementation, home, call):
         key = call.dropout_keys if home == "shard_map" else KEY
         options = {"dropout_rate": row.rate, "dropout_key": key}
 
-    def output(query, key, value, bias, scale):
+    def output(query, key, value, bias, scale, sinks, numbers):
         given = {"bias": bias, "scale": scale, "implementation": implementation}
+        if row.score is not None:
+            given |= {"score": row.score(numbers), "sinks": sinks}
         return attend(query, key, value, mask, **given, **options)
 
-    result, pull = jax.vjp(output, *call[:5])
+    result, pull = jax.vjp(output, *call[:7])
     return Answer(result, *pull(call.cotangent))
 
 
@@ -294,6 +334,21 @@ def test_a_dropout_key_that_all_shards_share_is_refused_by_name():
     spread = jax.shard_map(attended, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
     with pytest.raises(ValueError, match="dropout_key is the same on devices"):
         jax.jit(spread)(jnp.ones((4, 2, 1, 3)), jax.random.key(0))
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, None, "data")], ids=str)
+def test_slopes_of_as_many_heads_as_there_are_are_not_known_in_a_shard_map(spec):
+    def attended(x, made):
+        return attend(x, x, x, score=made)
+
+    def spread(made):
+        mesh = mesh_of("shard_map", LAYOUTS["batch"])
+        call = functools.partial(attended, made=made)
+        return jax.shard_map(call, mesh=mesh, in_specs=spec, out_specs=spec)
+
+    for made in (alibi(), softcap(3.0) >> alibi().shift(1)):
+        with pytest.raises(ValueError, match=r"slopes is None inside jax.shard_map.*alibi_slopes"):
+            jax.jit(spread(made))(jnp.ones((4, 2, 4, 3)))
 
 
 LONG = Row(

@@ -217,8 +217,7 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
     d_sinks = None
     if inputs.sinks is not None:  # their value is zero
-        powers = jnp.exp(inputs.sinks[None, None] - outputs.lse)
-        weights = jnp.where(outputs.lse == -jnp.inf, 0.0, powers)
+        weights = jnp.exp(inputs.sinks[None, None] - _unless_empty(outputs.lse))
         d_sinks = _of_heads(-weights * mean, inputs.sinks)
     found = Inputs(d_query, d_key, d_value, of_all.bias, inputs.scale, of_all.score, d_sinks)
     return _joined(tiling, inputs, found)
@@ -247,11 +246,13 @@ def _of_heads(x: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _split_lse(tiling: Tiling, lse: jax.Array) -> jax.Array:
-    """Cut for the loops, inf where nothing is seen: exp(x - inf) = 0.
+    """Cut for the loops, inf also for queries past the last, whatever their bias."""
+    return tiling.split_q(_unless_empty(lse), past_end=jnp.inf)
 
-    So it is for queries past the last, whatever their bias.
-    """
-    return tiling.split_q(jnp.where(lse == -jnp.inf, jnp.inf, lse), past_end=jnp.inf)
+
+def _unless_empty(lse: jax.Array) -> jax.Array:
+    """inf where nothing is seen: exp(x - inf) = 0, and so is its derivative."""
+    return jnp.where(lse == -jnp.inf, jnp.inf, lse)
 
 
 def _joined(tiling: Tiling, inputs: Inputs, found: Inputs) -> Inputs:

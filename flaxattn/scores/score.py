@@ -5,7 +5,7 @@ bias, before the softmax. Scores are joined by `>>`, the first one first. Arrays
 of a pytree, with gradients; Python numbers are static. No score knows a shape.
 """
 
-from typing import ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -168,10 +168,9 @@ def _four(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return (*(1,) * (2 - lead), *shape)
 
 
-def _aligned(leaf: Leaf) -> Array:
-    """An array like that of the leaf, for its shape, with both leading axes."""
-    shape = _four(leaf.array.shape, len(leaf.axes))
-    return np.broadcast_to(np.zeros((), bool), shape)
+def _aligned(leaf: Leaf) -> Any:
+    """What has the shape of the leaf's array with both leading axes, sizes being any."""
+    return jax.ShapeDtypeStruct(_four(leaf.array.shape, len(leaf.axes)), leaf.array.dtype)
 
 
 def _with_head_axis(given: Indices, rank: int) -> Array:
