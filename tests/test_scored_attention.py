@@ -236,6 +236,10 @@ def test_weights_of_chosen_rows_and_heads_are_those_of_the_oracle(kind):
 # ---- What is hidden is deleted -------------------------------------------------------------------
 
 APART = {  # rules that are nothing, or have no derivative, where a key is not before its query
+    "to the end": (  # nothing past the last query, which blocks go beyond
+        lambda x, q, k, w: x + w * jnp.sqrt((6 - q).astype(x.dtype) + 1e-3),
+        lambda x, t, s, w: x + w * np.sqrt(6 - t + 1e-3),
+    ),
     "log": (
         lambda x, q, k, w: x - w * jnp.log((q - k).astype(x.dtype)),
         lambda x, t, s, w: x - w * np.log(t - s),
@@ -247,10 +251,6 @@ APART = {  # rules that are nothing, or have no derivative, where a key is not b
     "root": (
         lambda x, q, k, w: x - w * jnp.sqrt((q - k - 1).astype(x.dtype) + w**2),
         lambda x, t, s, w: x - w * np.sqrt(t - s - 1 + w**2),
-    ),
-    "to the end": (  # nothing past the last query, which blocks go beyond
-        lambda x, q, k, w: x + w * jnp.sqrt((6 - q).astype(x.dtype) + 1e-3),
-        lambda x, t, s, w: x + w * np.sqrt(6 - t + 1e-3),
     ),
     "of the logit": (  # no slope at 0, which is what stands in place of what is hidden
         lambda x, q, k, w: w * jnp.sqrt(x * x),
@@ -276,7 +276,7 @@ def before(shape):
     return random_mask(shape, 3, 0.8) & np.tri(shape.T, shape.S, -1, dtype=bool)
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", APART)
 def test_what_a_score_makes_of_hidden_pairs_is_never_seen(name):
     make, rules = apart(name)
@@ -427,9 +427,10 @@ def test_rows_that_see_nothing_give_their_sink_alone_and_nothing_flows_back_but_
 
 
 @pytest.mark.thorough(quick=1)
-@pytest.mark.parametrize("shape", [(), (6,)], ids=["one", "of each head"])
-@IMPLEMENTATIONS
-def test_parts_merged_with_sinks_are_attention_with_sinks(shape, implementation):
+@pytest.mark.parametrize("shape", [(6,), ()], ids=["of each head", "one"])
+@pytest.mark.parametrize("where", ["merge", 1])
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_parts_merged_with_sinks_are_attention_with_sinks(shape, where, implementation):
     """Given to `merge`, or to one part; also where a row sees nothing in some part, or in any."""
     make, rules = own_score(5)
     point, cotangents = point_of(SHAPE, 5, rules, sinks=shape)
@@ -438,7 +439,7 @@ def test_parts_merged_with_sinks_are_attention_with_sinks(shape, implementation)
     expected = oracle_answer(rules, point, mask, cotangents)
     order = np.arange(SHAPE.S)
 
-    def in_parts(point, where):
+    def in_parts(point):
         query, key, value, bias, scale, sinks, arrays = point
         parts = []
         for i, keys in enumerate((slice(0, 6), slice(6, 7), slice(7, None))):
@@ -457,9 +458,8 @@ def test_parts_merged_with_sinks_are_attention_with_sinks(shape, implementation)
             )
         return merge(parts, sinks=sinks if where == "merge" else None)
 
-    for where in ("merge", 1):
-        results, pull = jax.vjp(jax.jit(functools.partial(in_parts, where=where)), point)
-        assert_equal_to(expected, _arrays(Answer(*results, *pull(cotangents))), 5e-5)
+    results, pull = jax.vjp(jax.jit(in_parts), point)
+    assert_equal_to(expected, _arrays(Answer(*results, *pull(cotangents))), 5e-5)
 
 
 def test_sinks_of_any_real_type_are_the_same():
@@ -476,7 +476,7 @@ def test_sinks_of_any_real_type_are_the_same():
 # ---- What gradients are asked for ----------------------------------------------------------------
 
 
-@pytest.mark.thorough(quick=2)
+@pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", [("arrays", 0), ("sinks",), ("arrays", 3), ("query",), ("bias",)])
 def test_gradients_of_one_argument_alone_are_those_of_all(name):
     """Forward, reverse, and along a direction."""
@@ -515,7 +515,7 @@ def test_gradients_of_one_argument_alone_are_those_of_all(name):
 
 
 @pytest.mark.thorough(quick=1)
-@IMPLEMENTATIONS
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 def test_vmap_over_the_arrays_of_a_score_is_one_by_one(implementation):
     data, mask = inputs(SHAPE), from_dense(random_mask(SHAPE, 1))
     slopes = np.random.default_rng(0).random((3, 6)).astype(np.float32)
