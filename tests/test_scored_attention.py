@@ -34,6 +34,7 @@ from flaxattn import (
     attention_weights,
     causal,
     from_dense,
+    full,
     merge,
     prefix,
     relative_bias,
@@ -236,10 +237,6 @@ def test_weights_of_chosen_rows_and_heads_are_those_of_the_oracle(kind):
 # ---- What is hidden is deleted -------------------------------------------------------------------
 
 APART = {  # rules that are nothing, or have no derivative, where a key is not before its query
-    "to the end": (  # nothing past the last query, which blocks go beyond
-        lambda x, q, k, w: x + w * jnp.sqrt((6 - q).astype(x.dtype) + 1e-3),
-        lambda x, t, s, w: x + w * np.sqrt(6 - t + 1e-3),
-    ),
     "log": (
         lambda x, q, k, w: x - w * jnp.log((q - k).astype(x.dtype)),
         lambda x, t, s, w: x - w * np.log(t - s),
@@ -255,6 +252,10 @@ APART = {  # rules that are nothing, or have no derivative, where a key is not b
     "of the logit": (  # no slope at 0, which is what stands in place of what is hidden
         lambda x, q, k, w: w * jnp.sqrt(x * x),
         lambda x, t, s, w: w * (x if x.real > 0 else -x),
+    ),
+    "to the end": (  # nothing past the last query, which blocks go beyond
+        lambda x, q, k, w: x + w * jnp.sqrt((6 - q).astype(x.dtype) + 1e-3),
+        lambda x, t, s, w: x + w * np.sqrt(6 - t + 1e-3),
     ),
 }
 
@@ -297,6 +298,19 @@ def test_what_a_score_makes_of_hidden_pairs_is_never_seen(name):
     for implementation in ("blockwise", "dense"):
         got = answer(make, dirty, mask, cotangents, Options(implementation))
         assert_equal_to(expected, got)
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", ["to the end", "of the logit"])
+@pytest.mark.parametrize("rule", [causal().shift(1), full()], ids=repr)
+def test_nothing_past_the_last_query_is_asked_about(name, rule):
+    """A block of queries goes beyond it, and these masks see from there."""
+    make, rules = apart(name)
+    point, cotangents = point_of(SHAPE, 0, rules, sinks=(6,))
+    point = point._replace(bias=None)  # what stands there has logits of 0
+    mask = np.asarray(rule.dense(SHAPE.T, SHAPE.S))[None, None]
+    got = answer(make, point, rule, cotangents)
+    assert_equal_to(oracle_answer(rules, point, mask, cotangents), got)
 
 
 @pytest.mark.thorough
@@ -346,7 +360,7 @@ def nan_at_a_key():
 
 @pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("what", ["key", "value", "score"])
-@IMPLEMENTATIONS
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 def test_nan_that_is_seen_stays_in_the_rows_that_see_it(what, implementation):
     mask = random_mask(SHAPE, 2)
     make, rules = own_score(2)
@@ -381,7 +395,7 @@ def softmax_of_sinks(sinks, mask=None, implementation="blockwise", shape=SHAPE, 
 
 
 @pytest.mark.thorough(quick=1)
-@IMPLEMENTATIONS
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 def test_a_sink_of_minus_infinity_is_none(implementation):
     got, _, (_, d_lse), mask = softmax_of_sinks(
         np.full(6, -np.inf, np.float32), None, implementation
@@ -476,7 +490,7 @@ def test_sinks_of_any_real_type_are_the_same():
 # ---- What gradients are asked for ----------------------------------------------------------------
 
 
-@pytest.mark.thorough(quick=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [("arrays", 0), ("sinks",), ("arrays", 3), ("query",), ("bias",)])
 def test_gradients_of_one_argument_alone_are_those_of_all(name):
     """Forward, reverse, and along a direction."""
