@@ -24,6 +24,7 @@ from flaxattn.attention.chunks import (
     static_of,
 )
 from flaxattn.attention.dense import softmax_dtype
+from flaxattn.attention.scored_tiles import before_score
 from flaxattn.attention.tiles import At, Tiling, add_blocks, over_levels, take_blocks
 from flaxattn.attention.visits import (
     Changes,
@@ -32,7 +33,6 @@ from flaxattn.attention.visits import (
     Running,
     Tile,
     add_bias,
-    before_score,
     over_visits,
     place,
     tile_of,
@@ -293,7 +293,9 @@ def _backward_row(
             without_dropped(static, tile, weights, x) for x in (weights, d_weights)
         )
         d_logits = where_seen(seen, weights * (d_weights - mean[..., None]))
-        d_logits, d_own = before_score(static, chunk, tile, d_logits)
+        d_logits, d_own = before_score(
+            static.tiling, chunk, tile.unscored, tile.pairs, tile.seen, d_logits
+        )
         mixing, narrow = mixing.astype(value.dtype), d_logits.astype(value.dtype)
         d_query += wide_einsum("nts,nsh->nth", narrow, tile.key, dtype)
         d_k = wide_einsum("nht,nts->nhs", columns[0], narrow, dtype)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flaxattn.attention.chunks import Chunk, Row, Static, count
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import keep
-from flaxattn.attention.scoring import Pairs, scored, whole
+from flaxattn.attention.scored_tiles import score_tile
+from flaxattn.attention.scoring import Pairs
 from flaxattn.attention.tiles import At, Carry, Tiling, take_blocks
 from flaxattn.einsum import wide_einsum
 from flaxattn.masks import Mask
@@ -25,7 +26,6 @@ __all__ = [
     "Running",
     "Tile",
     "add_bias",
-    "before_score",
     "over_visits",
     "place",
     "tile_of",
@@ -135,7 +135,9 @@ def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool)
     # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
     seen = jax.lax.optimization_barrier(_seen(static, row, fixed.mask, places)) if partial else None
     if chunk.inputs.score is not None:
-        logits = _scored(tiling, chunk.inputs.score, fixed.score, logits, pairs, seen)
+        # In the forward pass nothing is derived: it is enough that what is hidden is so in the end.
+        derived = chunk.returning is not None or static.setting.smooth
+        logits = score_tile(tiling, chunk, logits, pairs, seen, derived=derived)
     tile = Tile(logits, unscored, pairs, seen, blocks, key, kept)
     if seen is None:
         return tile
@@ -144,57 +146,6 @@ def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool)
         logits += row.q_nan[:, :, None] + kv_nan[:, None, :]
     logits = jnp.where(tiling.for_heads(seen), logits, -jnp.inf)
     return tile._replace(logits=jax.lax.optimization_barrier(logits))
-
-
-def _scored(
-    tiling: Tiling,
-    floating: Score,
-    others: Score | None,
-    logits: jax.Array,
-    pairs: Pairs,
-    seen: jax.Array | None,
-) -> jax.Array:
-    """What a score, in `halves` of arrays [k, g, ...], makes of the logits of a tile."""
-    assert others is not None
-    score = whole(floating, others)
-    if not score.defined:
-        seen = _of_queries(tiling, pairs, seen)
-    arrays, tree = jax.tree.flatten(score)
-    shared = [tuple(axis for axis in (0, 1) if x.shape[axis] == 1) for x in arrays]
-
-    def of_head(logits: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return scored(jax.tree.unflatten(tree, arrays), logits, pairs, seen)
-
-    over = of_head
-    for level in (1, 0):  # query heads of a group, key heads
-        axes = [None if level in axes else 0 for axes in shared]
-        over = jax.vmap(over, in_axes=(1, *axes), out_axes=1)
-    own = (x.squeeze(axes) for x, axes in zip(arrays, shared, strict=True))
-    return tiling.fold(over(tiling.unfold(logits), *own))
-
-
-def _of_queries(tiling: Tiling, pairs: Pairs, seen: jax.Array | None) -> jax.Array | None:
-    """What is seen by queries, and not by what stands past the last: nobody is to see its score."""
-    if tiling.rows * tiling.q_per_row * tiling.block_q == tiling.q_len:
-        return seen
-    shape = (*pairs.q_idx.shape[:2], pairs.kv_idx.shape[2])
-    inside = jnp.broadcast_to(pairs.q_idx < tiling.q_len, shape)
-    return inside if seen is None else seen & inside
-
-
-def before_score(
-    static: Static, chunk: Chunk, tile: Tile, d_logits: jax.Array
-) -> tuple[jax.Array, Score | None]:
-    """Gradients of the logits before the score, and of its floating arrays, from those after it."""
-    if chunk.inputs.score is None:
-        return d_logits, None
-
-    def of_both(floating: Score, unscored: jax.Array) -> jax.Array:
-        others = chunk.fixed.score
-        return _scored(static.tiling, floating, others, unscored, tile.pairs, tile.seen)
-
-    d_score, d_logits = jax.vjp(of_both, chunk.inputs.score, tile.unscored)[1](d_logits)
-    return d_logits, d_score
 
 
 def _places(tiling: Tiling, row: Row, j: jax.Array) -> Places:
