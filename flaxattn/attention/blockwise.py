@@ -24,9 +24,10 @@ from flaxattn.attention.costs import draw_plan
 from flaxattn.attention.dense import attend_dense, softmax_dtype
 from flaxattn.attention.operation import Operation, Pass, bind
 from flaxattn.attention.options import Options
-from flaxattn.attention.passes import Outputs, Residuals, backward, forward, tangents
+from flaxattn.attention.passes import backward, forward, tangents
 from flaxattn.attention.placement import Flat
 from flaxattn.attention.repair import repair
+from flaxattn.attention.residuals import Outputs, Residuals
 from flaxattn.attention.scoring import halves, whole
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
@@ -109,16 +110,7 @@ def _attend_jvp(
 ) -> tuple[Outputs, Outputs]:
     (inputs, fixed), (d_inputs, _) = primals, along
     outputs = _attend(setting, inputs, fixed)
-    if inputs.score is not None and fixed.score is not None:  # of what stays none is asked for
-        along_score = jax.tree.leaves(d_inputs.score, is_leaf=_stays)
-        score, still = halves(inputs.score, [not _stays(x) for x in along_score])
-        inputs = inputs._replace(score=score)
-        fixed = fixed._replace(score=whole(still, fixed.score))
-        moving = [x for x in along_score if not _stays(x)]
-        d_inputs = d_inputs._replace(score=jax.tree.unflatten(jax.tree.structure(score), moving))
-    d_inputs = jax.tree.map(
-        lambda x, d: _zeros(x) if _stays(d) else d, inputs, d_inputs, is_leaf=_stays
-    )
+    inputs, fixed, d_inputs = _moving(inputs, fixed, d_inputs)
     residuals = Residuals(inputs, fixed, outputs)
     operation = Operation(
         forward=_pass(tangents, setting, jax.tree.structure((residuals, inputs))),
@@ -128,6 +120,25 @@ def _attend_jvp(
         output_axes=OUTPUT_AXES,
     )
     return outputs, Outputs(*bind(operation, *jax.tree.leaves((residuals, d_inputs))))
+
+
+def _moving(inputs: Inputs, fixed: Fixed, along: Inputs) -> tuple[Inputs, Fixed, Inputs]:
+    """The same, with arrays of the score that stay as they are among the fixed ones.
+
+    So no gradient of theirs is looked for. All other inputs have a tangent, of zeros if they stay.
+    """
+    if inputs.score is not None and fixed.score is not None:
+        tangents = jax.tree.leaves(along.score, is_leaf=_stays)
+        score, still = halves(inputs.score, [not _stays(x) for x in tangents])
+        inputs = inputs._replace(score=score)
+        fixed = fixed._replace(score=whole(still, fixed.score))
+        moving = [x for x in tangents if not _stays(x)]
+        along = along._replace(score=jax.tree.unflatten(jax.tree.structure(score), moving))
+
+    def tangent(x: jax.Array, d: jax.Array) -> jax.Array:
+        return _zeros(x) if _stays(d) else d
+
+    return inputs, fixed, jax.tree.map(tangent, inputs, along, is_leaf=_stays)
 
 
 def _stays(tangent: object) -> bool:

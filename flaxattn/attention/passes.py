@@ -24,8 +24,9 @@ from flaxattn.attention.chunks import (
     static_of,
 )
 from flaxattn.attention.dense import softmax_dtype
+from flaxattn.attention.residuals import Outputs, Residuals, joined, returned, split_lse
 from flaxattn.attention.scored_tiles import before_score
-from flaxattn.attention.tiles import At, Tiling, add_blocks, over_levels, take_blocks
+from flaxattn.attention.tiles import At, add_blocks, over_levels, take_blocks
 from flaxattn.attention.visits import (
     Changes,
     Gradients,
@@ -43,22 +44,7 @@ from flaxattn.einsum import wide_einsum
 from flaxattn.scores import Score
 from flaxattn.varying import zero_varying_like
 
-__all__ = ["Outputs", "Residuals", "backward", "forward", "tangents"]
-
-
-class Outputs(NamedTuple):
-    """Of attention, or tangents or cotangents of them."""
-
-    output: jax.Array  # [B, T, N, H']
-    lse: jax.Array  # [B, T, N], -inf where nothing is seen
-
-
-class Residuals(NamedTuple):
-    """What the derivative has of the forward pass."""
-
-    inputs: Inputs
-    fixed: Fixed
-    outputs: Outputs
+__all__ = ["backward", "forward", "tangents"]
 
 
 def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
@@ -117,7 +103,7 @@ def tangents(setting: Setting, residuals: Residuals, d_inputs: Inputs) -> Output
     inputs, fixed, (output, lse) = residuals
     static = static_of(setting, inputs, fixed)
     tiling = static.tiling
-    chunks = cut(static, inputs, fixed, Returning(_split_lse(tiling, lse)), d_inputs)
+    chunks = cut(static, inputs, fixed, Returning(split_lse(tiling, lse)), d_inputs)
 
     def one(_: None, chunk: Chunk, at: At) -> tuple[None, Changes]:
         def row_of(_: None, rows: tuple[Row, Row]) -> tuple[None, Changes]:
@@ -182,11 +168,11 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     inputs, fixed, outputs = residuals
     static = static_of(setting, inputs, fixed)
     tiling = static.tiling
-    d_outputs, mean = _returned(outputs, d_outputs)
+    d_output, mean = returned(outputs, d_outputs)
     returning = Returning(
-        lse=_split_lse(tiling, outputs.lse),
+        lse=split_lse(tiling, outputs.lse),
         mean=tiling.split_q(mean),
-        d_output=tiling.split_q(d_outputs.output.astype(inputs.value.dtype)),
+        d_output=tiling.split_q(d_output.astype(inputs.value.dtype)),
     )
     chunks = cut(static, inputs, fixed, returning)
     dtype = outputs.lse.dtype
@@ -215,12 +201,8 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     of_all, (d_query, d_key, d_value) = over_levels(one, of_all, chunks, tiling.levels)
     d_query = tiling.join_q(d_query)
     d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
-    d_sinks = None
-    if inputs.sinks is not None:  # their value is zero
-        weights = jnp.exp(inputs.sinks[None, None] - _unless_empty(outputs.lse))
-        d_sinks = _of_heads(-weights * mean, inputs.sinks)
-    found = Inputs(d_query, d_key, d_value, of_all.bias, inputs.scale, of_all.score, d_sinks)
-    return _joined(tiling, inputs, found)
+    found = Inputs(d_query, d_key, d_value, of_all.bias, inputs.scale, of_all.score)
+    return joined(tiling, residuals, found, mean)
 
 
 class OfAll(NamedTuple):
@@ -228,43 +210,6 @@ class OfAll(NamedTuple):
 
     bias: jax.Array | None
     score: Score | None
-
-
-def _returned(outputs: Outputs, d_outputs: Outputs) -> tuple[Outputs, jax.Array]:
-    """What flows back, and what the softmax's Jacobian subtracts from each row: [B, T, N]."""
-    (output, lse), (d_output, d_lse) = outputs, d_outputs
-    empty = lse == -jnp.inf  # nothing flows back from these rows, not even NaN
-    d_output = jnp.where(empty[..., None], 0.0, d_output).astype(d_output.dtype)
-    # The Jacobian subtracts the row's mean; that of the log-sum-exp adds to the row.
-    mean = (d_output.astype(lse.dtype) * output.astype(lse.dtype)).sum(axis=-1) - d_lse
-    return Outputs(d_output, d_lse), mean
-
-
-def _of_heads(x: jax.Array, like: jax.Array) -> jax.Array:
-    """[B, T, N] added up as an array [N], 1 where shared."""
-    return x.sum().reshape(1) if like.size == 1 else x.sum(axis=(0, 1))
-
-
-def _split_lse(tiling: Tiling, lse: jax.Array) -> jax.Array:
-    """Cut for the loops, inf also for queries past the last, whatever their bias."""
-    return tiling.split_q(_unless_empty(lse), past_end=jnp.inf)
-
-
-def _unless_empty(lse: jax.Array) -> jax.Array:
-    """inf where nothing is seen: exp(x - inf) = 0, and so is its derivative."""
-    return jnp.where(lse == -jnp.inf, jnp.inf, lse)
-
-
-def _joined(tiling: Tiling, inputs: Inputs, found: Inputs) -> Inputs:
-    """The gradients, put together and scaled, in the dtypes of the inputs."""
-    d_query, d_bias, scale = found.query, found.bias, inputs.scale
-    d_scale = _of_heads((d_query * inputs.query.astype(d_query.dtype)).sum(axis=-1), scale)
-    if d_bias is not None and inputs.bias is not None:
-        d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)
-    gradients = (d_query * scale[None, None, :, None], found.key, found.value)
-    d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
-    d_score = jax.tree.map(lambda x, d: tiling.join_heads(d, x.shape), inputs.score, found.score)
-    return Inputs(d_query, d_key, d_value, d_bias, d_scale, d_score, found.sinks)
 
 
 def _backward_row(
