@@ -476,15 +476,19 @@ def test_parts_merged_with_sinks_are_attention_with_sinks(shape, where, implemen
     assert_equal_to(expected, _arrays(Answer(*results, *pull(cotangents))), 5e-5)
 
 
-def test_sinks_of_any_real_type_are_the_same():
+@IMPLEMENTATIONS
+def test_sinks_of_any_real_type_are_the_same(implementation):
     data = inputs(SHAPE)
-    call = functools.partial(attend, *data[:3], implementation="dense")
+    call = functools.partial(attend, *data[:3], implementation=implementation)
     expected = call(sinks=2.0)
     for sinks in (2, np.int32(2), jnp.float32(2), np.full(6, 2), np.full(6, 2, jnp.bfloat16)):
         np.testing.assert_allclose(call(sinks=sinks), expected, atol=1e-6)
     np.testing.assert_allclose(
         merge([attend_with_stats(*data[:3])], sinks=2)[0], expected, atol=1e-6
     )
+    output, lse = merge([(jnp.ones(3), jnp.zeros(()))] * 2, sinks=0.0)  # of a single row
+    np.testing.assert_allclose(output, 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(lse, np.log(3), rtol=1e-6)
 
 
 # ---- What gradients are asked for ----------------------------------------------------------------
@@ -586,13 +590,16 @@ def test_nothing_in_a_program_is_as_large_as_queries_times_keys(name, backward):
     assert 0 < program.memory_analysis().temp_size_in_bytes < 2 * length * length
 
 
-def test_new_numbers_compile_nothing_new_and_other_static_ones_do():
+@IMPLEMENTATIONS
+def test_new_numbers_compile_nothing_new_and_other_static_ones_do(implementation):
+    chex.clear_trace_counter()
     data = inputs(SHAPE)
 
     @jax.jit
     @chex.assert_max_traces(2)
     def call(made, sinks):
-        return attend(*data[:3], causal(), score=made, sinks=sinks)
+        options = {"score": made, "sinks": sinks, "implementation": implementation}
+        return attend(*data[:3], causal(), **options)
 
     for seed in range(4):
         slopes = np.random.default_rng(seed).random(6).astype(np.float32)

@@ -21,6 +21,7 @@ from flaxattn import (
     alibi,
     alibi_slopes,
     attend,
+    attend_with_stats,
     causal,
     relative_bias,
     relative_buckets,
@@ -210,6 +211,45 @@ class Twice(Score):
 
 
 @score_type
+class NearerThan(Score):
+    """Made of another, with a rule of its own that makes no sense after the query."""
+
+    inner: Score = child()
+    weight: jax.Array = leaf()
+
+    def __call__(self, logit, q_idx, kv_idx):
+        distance = jnp.asarray(q_idx - kv_idx + 1).astype(logit.dtype)
+        return self.inner(logit, q_idx, kv_idx) - self.weight * jnp.log(distance)
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "dense"])
+def test_a_class_made_of_scores_that_are_defined_everywhere_need_not_be_so(implementation):
+    made = NearerThan(softcap(5.0), np.ones(2, np.float32))
+    assert not made.defined and (softcap(5.0) >> alibi(1.0)).shift(3).defined
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9, 2, 4)), jnp.float32)
+
+    def loss(made):
+        return attend(rows, rows, rows, causal(), score=made, implementation=implementation).sum()
+
+    assert jnp.isfinite(jax.grad(loss)(made).weight).all()
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "dense"])
+def test_positions_end_in_attention_too(implementation):
+    """Query and key are farther apart than int32 tells: as far as there is, and not before."""
+    far = relative_positions(np.array([5.0, 0.0, -3.0], np.float32)).shift(2**31 - 90, -(2**30))
+    rows = jnp.zeros((1, 5, 1, 2))
+    options = {"score": far, "implementation": implementation}
+    lse = attend_with_stats(rows, rows, rows, **options)[1]
+    np.testing.assert_allclose(lse, 5 + np.log(5), rtol=1e-6)
+
+
+def test_a_score_that_holds_a_mask_is_refused():
+    with pytest.raises(TypeError, match="Twice holds causal, a mask"):
+        attend(*[jnp.ones((1, 3, 1, 2))] * 3, score=Twice(causal()))
+
+
+@score_type
 class Weighed(Score):
     """Of arrays of positions."""
 
@@ -294,7 +334,7 @@ WITH_ARRAYS = [
     lambda: softcap(np.float32([1, 2])),
     lambda: softcap(np.float32([1, 3])),
     lambda: temperature(np.float32([1, 2])),
-    lambda: alibi(np.float32(0.5)),
+    lambda: alibi(jnp.float32(0.5)),
     lambda: relative_positions(ONES(3)),
     lambda: relative_bias(ONES((2, 8)), 8),
     lambda: relative_bias(ONES((2, 8)), 8, bidirectional=False),
@@ -328,7 +368,7 @@ def test_scores_without_arrays_are_static_and_those_with_say_why_not():
         if "alibi()" not in repr(make()):
             asked(0, make())
     for make in WITH_ARRAYS:
-        with pytest.raises(TypeError, match=r"with arrays has no hash \(.*static"):
+        with pytest.raises(TypeError, match=r"a score with arrays has no hash \(.*static"):
             hash(make())
 
 
@@ -363,7 +403,19 @@ def test_gradients_of_arrays_are_those_of_the_rule(make):
 
 # ---- What is odd is refused by name --------------------------------------------------------------
 
-NOT_POSITIVE = [0, -1, np.nan, np.inf, np.float32([1, 0]), np.float32([[-1]]), jnp.float32(np.nan)]
+NOT_POSITIVE = [
+    0,
+    -1,
+    np.nan,
+    np.inf,
+    10**400,
+    1e39,
+    1e-40,
+    np.float32(-1),
+    np.float32([1, 0]),
+    np.float32([[-1]]),
+    jnp.float32(np.nan),
+]
 NOT_FLOATS = [True, "x", 1j, np.array([1, 2]), np.ones(2, bool), [None], jnp.int32(3)]
 REFUSED = {
     **{
@@ -379,6 +431,13 @@ REFUSED = {
     "heads 0": (lambda: alibi_slopes(0), ValueError, "num_heads is 0"),
     "heads 4.0": (lambda: alibi_slopes(4.0), TypeError, "num_heads is 4.0"),
     "drawn for no heads": (lambda: alibi().dense(2, 2), ValueError, "slopes is None"),
+    "direction no": (
+        lambda: relative_bias(ONES(32), bidirectional="no"),
+        TypeError,
+        "bidirectional",
+    ),
+    "very far": (lambda: relative_bias(ONES(32), max_distance=2**30), ValueError, "max_distance"),
+    "logit [T]": (lambda: softcap(1.0).dense(2, 2, logit=ONES(2)), ValueError, "logit has shape"),
     "even table": (lambda: relative_positions(ONES(4)), ValueError, "table has shape.*odd"),
     "no table": (lambda: relative_positions(ONES(0)), ValueError, "table has shape.*odd"),
     "number": (lambda: relative_positions(1.0), ValueError, r"table has shape \(\)"),

@@ -174,7 +174,8 @@ def _check_score(score: Score | None, sizes: Sizes) -> None:
         if size not in (1, sizes[letter][0]):
             raise ValueError(
                 f"score {score} has leading axes [B, N] = {list(score.lead)}; but query has "
-                f"{letter} = {sizes[letter][0]}. A single leading axis is that of heads."
+                f"{letter} = {sizes[letter][0]}. A single leading axis of numbers or tables is "
+                "that of heads."
             )
 
 

@@ -111,6 +111,8 @@ def attend_head(
     chex.assert_rank([query, key], 2)
     chex.assert_rank(value, 2)
     chex.assert_equal_shape_prefix([key, value], 1)
+    if score is not None and score.lead:
+        raise ValueError(f"score {score} has leading axes {score.lead}; expected that of one head.")
     of_query, of_key = repaired(query, key, value, mask)
     options = Options(bias, scale, score, sink)
     of_head = options.of_heads(query.shape[-1], softmax_dtype(query.dtype)).of_one()

@@ -96,7 +96,8 @@ def _merge(
 ) -> Part:
     """The mean of the outputs, weighted by the exponentials of the log-sum-exps."""
     if sinks is not None:  # a part whose values are zero
-        sinks = jnp.asarray(sinks, lses[0].dtype).reshape((1,) * max(lses[0].ndim - 1, 0) + (-1,))
+        sinks, rank = jnp.asarray(sinks, lses[0].dtype), lses[0].ndim
+        sinks = sinks.reshape((*(1,) * (rank - 1), -1) if rank else ())
         outputs = (*outputs, jnp.zeros_like(outputs[0]))
         lses = (*lses, jnp.broadcast_to(sinks, lses[0].shape))
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, lses))

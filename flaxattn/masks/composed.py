@@ -14,8 +14,8 @@ class Composed:
     """A value: equal parts make equal ones, and those without arrays can be hashed."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # made by `mask_type`
-    decorator: ClassVar[str]
-    """What is to stand above a class derived from this one."""
+    kind: ClassVar[str]
+    """"mask" or "score"."""
     leading: ClassVar[str]
     """What the axes of an array are that stand before those of one example and head."""
 
@@ -23,7 +23,7 @@ class Composed:
         return equal(self, other) if isinstance(other, Composed) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash_of(self, (leaf.name for leaf in self.leaves()))
+        return hash_of(self, self.kind, (leaf.name for leaf in self.leaves()))
 
     @property
     def lead(self) -> tuple[int, ...]:

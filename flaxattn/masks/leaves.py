@@ -67,7 +67,7 @@ class HasLeaves(Protocol):
     """A dataclass and pytree that describes its arrays: a mask."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-    decorator: ClassVar[str]
+    kind: ClassVar[str]
     leading: ClassVar[str]
 
     def leaves(self) -> Iterator[Leaf]:
@@ -134,7 +134,7 @@ def parts_of(mask: SomeMask) -> Iterator[Leaf | SomeMask]:
     """
     if "_is_mask_type" not in vars(type(mask)):
         name = type(mask).__name__
-        raise TypeError(f"{name} is not registered: put @{mask.decorator} above `class {name}`.")
+        raise TypeError(f"{name} is not registered: put @{mask.kind}_type above `class {name}`.")
     for field, value in fields_of(mask):
         if "child" in field.metadata:
             yield from value if isinstance(value, tuple) else (value,)

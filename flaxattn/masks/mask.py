@@ -47,7 +47,7 @@ class Mask(Composed):
     (True, 2)
     """
 
-    decorator, leading = "mask_type", "batch, or batch and head,"
+    kind, leading = "mask", "batch, or batch and head,"
     __array_ufunc__ = None  # `numpy_array & mask` asks `Mask.__rand__`, not each element
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:

@@ -33,16 +33,16 @@ def _same(x: Array, y: Array) -> bool:
     return x.dtype == y.dtype and np.array_equal(x, y)
 
 
-def hash_of(mask: PyTree, arrays: Iterable[str]) -> int:
+def hash_of(mask: PyTree, kind: str, arrays: Iterable[str]) -> int:
     """The hash of its structure and static parts.
 
-    Raises TypeError for a mask with arrays, whose names are `arrays`.
+    Raises TypeError for one with arrays, whose names are `arrays`; `kind` is what it is called.
     """
     leaves, structure = jax.tree.flatten(mask)
     if leaves:
         raise TypeError(
-            f"a mask with arrays has no hash ({', '.join(arrays)}): their values may change or be "
-            "traced. Pass it as an ordinary argument, not as a static one; new values do not "
+            f"a {kind} with arrays has no hash ({', '.join(arrays)}): their values may change or "
+            "be traced. Pass it as an ordinary argument, not as a static one; new values do not "
             "recompile."
         )
     return hash(structure)

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxattn.masks.indices import subtract
+from flaxattn.masks.indices import add, subtract
 from flaxattn.masks.leaves import leaf, static_index
 from flaxattn.scores.score import Score, score_type, table_leaf
 from flaxattn.types import Array, Indices
 
 __all__ = ["relative_bias", "relative_buckets", "relative_positions"]
+
+
+FARTHEST = 2**20  # the buckets of so many distances are known while tracing
 
 
 class OfDistance(Score):
@@ -29,10 +32,9 @@ class OfDistance(Score):
     def tile(self, logits: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, run: int) -> jax.Array:
         """Looks up each distance of a run once: t + run - 1, not t · run."""
         u, t, _ = logits.shape
-        first = kv_idx.reshape(u, -1, run)[:, :, 0] - q_idx[:, -1]
-        added = self.of_distance(
-            first[..., None] + jnp.arange(t + run - 1, dtype=jnp.int32)[None, None]
-        )
+        first = jnp.asarray(subtract(kv_idx.reshape(u, -1, run)[:, :, 0], q_idx[:, -1]))
+        steps = jnp.arange(t + run - 1, dtype=jnp.int32)[None, None]
+        added = self.of_distance(jnp.asarray(add(first[..., None], steps)))
         return logits + jnp.moveaxis(_diagonals(added, t), 1, 2).reshape(logits.shape)
 
 
@@ -117,6 +119,15 @@ class relative_bias(OfDistance):
             raise ValueError(
                 f"relative_bias: table has shape {tuple(self.table.shape)}; expected "
                 f"[N, num_buckets] = [N, {self.num_buckets}]. One [num_buckets, N] is transposed."
+            )
+        if not isinstance(self.bidirectional, bool | np.bool_):
+            raise TypeError(
+                f"relative_bias: bidirectional is {self.bidirectional!r}; expected True or False."
+            )
+        object.__setattr__(self, "bidirectional", bool(self.bidirectional))
+        if self.max_distance > FARTHEST:
+            raise ValueError(
+                f"relative_bias: max_distance is {self.max_distance}; expected at most {FARTHEST}."
             )
         self._buckets(np.zeros(1, np.int32))  # which may make no sense
 

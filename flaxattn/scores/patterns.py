@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn import checks
+from flaxattn.masks.indices import subtract
 from flaxattn.masks.leaves import leaf
 from flaxattn.scores.score import Score, number_leaf, score_type
 from flaxattn.types import Array, Indices
@@ -79,8 +80,8 @@ class alibi(Score):
                 "alibi: slopes is None, and how many heads there are is not known here; give "
                 "alibi_slopes(num_heads)."
             )
-        distance = jnp.abs(jnp.asarray(q_idx) - kv_idx)
-        return logit - self.slopes * distance.astype(logit.dtype)
+        distance = jnp.asarray(subtract(jnp.asarray(q_idx), kv_idx)).astype(logit.dtype)
+        return logit - self.slopes * jnp.abs(distance)
 
     def for_heads(self, num_heads: int | None) -> Score:
         if self.slopes is not None or num_heads is None:

@@ -5,7 +5,9 @@ bias, before the softmax. Scores are joined by `>>`, the first one first. Arrays
 of a pytree, with gradients; Python numbers are static. No score knows a shape.
 """
 
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ class Score(Composed):
     or those of examples and heads, `[B, N, ...]`, either being 1 where shared.
     """
 
-    decorator, leading = "score_type", "head, or batch and head,"
+    kind, leading = "score", "head, or batch and head,"
     everywhere: ClassVar[bool] = False
     """Whether any two positions, also those of a hidden pair, and the logit 0 give something
     finite, with finite derivatives. Other scores are not asked about hidden pairs, at some cost."""
@@ -75,9 +77,20 @@ class Score(Composed):
 
     @property
     def defined(self) -> bool:
-        """Whether it is, or all scores inside are, defined `everywhere`."""
-        inside = [part for part in self.parts_inside() if isinstance(part, Score)]
-        return all(score.defined for score in inside) if inside else self.everywhere
+        """Whether it is, and all scores inside are, defined `everywhere`."""
+        inside = (part for part in self.parts_inside() if isinstance(part, Score))
+        return self.everywhere and all(score.defined for score in inside)
+
+    def parts_inside(self) -> Iterator[Leaf | Self]:
+        """The arrays and scores that it is made of; raises TypeError for a mask.
+
+        The leading axes of a mask are others: it would be misread.
+        """
+        for part in super().parts_inside():
+            if isinstance(part, Composed) and not isinstance(part, Score):
+                name, kind = type(self).__name__, type(part).__name__
+                raise TypeError(f"{name} holds {kind}, a {part.kind}; a score holds scores alone.")
+            yield part
 
     def __rshift__(self, other: "Score") -> "Score":
         if not isinstance(other, Score):
@@ -114,14 +127,17 @@ class Score(Composed):
         checks.check_length("q_len", q_len)
         checks.check_length("kv_len", kv_len)
         self.check_length(q_len, kv_len)
-        logits = jnp.broadcast_to(jnp.asarray(logit, jnp.float32), (q_len, kv_len))
+        given = jnp.asarray(logit, jnp.float32)
+        if given.ndim not in (0, 2):
+            raise ValueError(f"logit has shape {given.shape}; expected one number, or [T, S].")
+        logits = jnp.broadcast_to(given, (q_len, kv_len))
         q_idx, kv_idx = (jnp.arange(n, dtype=jnp.int32) for n in (q_len, kv_len))
 
         def one_head(score: Score) -> jax.Array:
             return score(logits, q_idx[:, None], kv_idx[None, :])
 
-        score = self.astype(logits.dtype)
-        return over_heads(one_head, score.for_heads(None) if score.lead else score)
+        score, lead = self.astype(logits.dtype), self.lead
+        return over_heads(one_head, score.for_heads(lead[1]) if lead else score)
 
     def astype(self, dtype: DTypeLike) -> "Score":
         """The same score, its floating arrays in `dtype`: that of the logits."""
@@ -188,6 +204,7 @@ class Chain(Score):
     """Scores one after another, the first one first."""
 
     links: tuple[Score, ...] = child()
+    everywhere = True  # if they are
 
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
         for link in self.links:
@@ -207,6 +224,8 @@ class Chain(Score):
 class Shifted(Score):
     """A score read from `q_start` and `kv_start` on; see `Score.shift`."""
 
+    leading = "batch, or batch and head,"
+    everywhere = True  # if that is
     score: Score = child()
     q_start: Indices = leaf(default=0)
     kv_start: Indices = leaf(default=0)
@@ -219,7 +238,7 @@ class Shifted(Score):
         return self.score(logit, add(q_idx, self.q_start), add(kv_idx, self.kv_start))
 
     def tile(self, logits: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, run: int) -> jax.Array:
-        q_idx, kv_idx = q_idx + self.q_start, kv_idx + self.kv_start
+        q_idx, kv_idx = map(jnp.asarray, (add(q_idx, self.q_start), add(kv_idx, self.kv_start)))
         return self.score.tile(logits, q_idx, kv_idx, run)
 
     def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
@@ -230,6 +249,8 @@ class Shifted(Score):
 class Positioned(Score):
     """A score of positions that are given; see `Score.at`."""
 
+    leading = "batch, or batch and head,"
+    everywhere = True  # if that is
     score: Score = child()
     q_positions: Array | None = leaf("q")
     kv_positions: Array | None = leaf("kv")
@@ -253,26 +274,33 @@ class Positioned(Score):
         )
 
 
+_MOST = 1e37  # float32 holds it, and its inverse
+
+
 def number_leaf(score: Score, name: str, *, positive: bool = False) -> None:
     """Checks and stores field `name`: a number stays static, an array must be floating.
 
-    Raises TypeError for what is no real number, ValueError for one that is not finite, or where
-    `positive` is asked for not above 0; of an array where its values are known.
+    Raises TypeError for what is no real number, ValueError for one that float32 cannot hold, or
+    where `positive` is asked for not above 0; of an array where its values are known.
     """
     value, owner = getattr(score, name), f"{type(score).__name__}: {name}"
-    if isinstance(value, int | float | np.integer) and not isinstance(value, bool):
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        try:
+            value = np.float64(value)
+        except OverflowError:  # of an integer beyond float64
+            value = np.float64(math.inf)
         object.__setattr__(score, name, float(value))
-        value = np.float64(value)
     else:
         table_leaf(score, name)
         value = getattr(score, name)
     if not checks.is_known(value):
         return
     known = np.asarray(value)
-    wanted = "above 0 and finite" if positive else "finite"
-    fine = np.isfinite(known) & ((known > 0) | (not positive))
+    fine = np.abs(known.astype(np.float64)) <= _MOST  # of NaN it is not so
+    fine &= (known >= 1 / _MOST) | (not positive)
     if not fine.all():
-        raise ValueError(f"{owner} is {known[~fine].flat[0]}; expected a number {wanted}.")
+        wanted = f"from {1 / _MOST:.0e} to" if positive else "of at most"
+        raise ValueError(f"{owner} is {known[~fine].flat[0]}; expected a number {wanted} {_MOST}.")
 
 
 def table_leaf(score: Score, name: str) -> None:
