@@ -32,7 +32,7 @@ def filled(axis, color):
 
 
 NO_PATTERNS = {"BlockPlan", "Blocks", "Bounds", "Mask", "index_leaf", "leaf", "mask_type"}
-NO_PATTERNS |= {"Score", "score_type", "alibi_slopes", "relative_buckets"}
+NO_PATTERNS |= {"Score", "number_leaf", "score_type", "alibi_slopes", "relative_buckets"}
 
 
 @pytest.mark.parametrize("room, entries", [(flaxattn.masks, MASKS), (flaxattn.scores, SCORES)])
