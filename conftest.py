@@ -1,6 +1,7 @@
 """What holds for all tests: which are run, shared compiled programs, names for the examples.
 
-`pytest` runs those that together touch every subject in a few minutes, `pytest --thorough` all.
+`pytest` runs those that together touch every subject in a few minutes, `pytest --thorough` all, and
+`pytest --rest` those alone that the first leaves out.
 """
 
 import collections
@@ -25,9 +26,12 @@ import flaxattn  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option that runs all tests."""
+    """Adds the options that run all tests, and those left out without them."""
     parser.addoption(
         "--thorough", action="store_true", help="run all tests, those marked thorough, too"
+    )
+    parser.addoption(
+        "--rest", action="store_true", help="run those alone that are left out without --thorough"
     )
 
 
@@ -51,6 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         quick = mark is None or cases[test] < mark.kwargs.get("quick", 0)
         cases[test] += 1
         (kept if quick else left_out).append(item)
+    if config.getoption("--rest"):
+        kept, left_out = left_out, kept
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 

@@ -103,12 +103,7 @@ def check_mask(mask: Mask | BlockPlan | Array | None, sizes: Sizes) -> Mask | Bl
     if not isinstance(mask, Mask):
         mask = _mask_of_array(mask, sizes)
     mask.check_length(sizes["T"][0], sizes["S"][0])
-    for letter, size in zip("BN", mask.lead, strict=False):
-        if size not in (1, sizes[letter][0]):
-            raise ValueError(
-                f"mask {mask} has leading axes {mask.lead}, that is {letter} = {size}; "
-                f"but query has {letter} = {sizes[letter][0]}."
-            )
+    _check_lead("mask", mask, sizes)
     return mask
 
 
@@ -170,12 +165,17 @@ def _check_score(score: Score | None, sizes: Sizes) -> None:
     if score is None:
         return
     score.check_length(sizes["T"][0], sizes["S"][0])
-    for letter, size in zip("BN", score.lead, strict=False):
+    _check_lead("score", score, sizes)
+
+
+def _check_lead(name: str, given: Mask | Score, sizes: Sizes) -> None:
+    """Raises ValueError where the arrays inside are of other examples or heads than the query."""
+    for letter, size in zip("BN", given.lead, strict=False):
         if size not in (1, sizes[letter][0]):
             raise ValueError(
-                f"score {score} has leading axes [B, N] = {list(score.lead)}; but query has "
-                f"{letter} = {sizes[letter][0]}. A single leading axis of numbers or tables is "
-                "that of heads."
+                f"{name} {given} has leading axes {given.lead}, that is {letter} = {size}; but "
+                f"query has {letter} = {sizes[letter][0]}. A single leading axis is that of "
+                "examples in a mask, of heads in the numbers and tables of a score."
             )
 
 

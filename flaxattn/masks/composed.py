@@ -4,10 +4,23 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
-from flaxattn.masks.leaves import Leaf, Span, check_leaf, fields_of, lead_of, parts_of
-from flaxattn.masks.values import equal, hash_of, short
+import numpy as np
 
-__all__ = ["Composed"]
+from flaxattn import checks
+from flaxattn.masks.leaves import (
+    Leaf,
+    Span,
+    array_leaf,
+    check_leaf,
+    fields_of,
+    index_leaf,
+    lead_of,
+    parts_of,
+)
+from flaxattn.masks.values import equal, hash_of, short
+from flaxattn.types import Array, Indices
+
+__all__ = ["Composed", "OfPositions", "OfShift"]
 
 
 class Composed:
@@ -63,3 +76,37 @@ class Composed:
             return object.__repr__(self)
         parts = (f"{f.name}={short(v)}" for f, v in fields_of(self) if v is not f.default)
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class OfShift(Composed):
+    """What is read from `q_start` and `kv_start` on."""
+
+    q_start: Indices
+    kv_start: Indices
+
+    def __post_init__(self) -> None:
+        index_leaf(self, "q_start")
+        index_leaf(self, "kv_start")
+
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        return q.shifted(self.q_start), kv.shifted(self.kv_start)
+
+
+class OfPositions(Composed):
+    """What is read at positions that are given, or, where they are None, at those that it has."""
+
+    q_positions: Array | None
+    kv_positions: Array | None
+
+    def __post_init__(self) -> None:
+        for name in ("q_positions", "kv_positions"):
+            if getattr(self, name) is not None:
+                array = array_leaf(self, name, checks.check_integer, np.int32)
+                object.__setattr__(self, name, array)
+
+    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
+        """Those of positions that are given are not known while tracing."""
+        return (
+            q if self.q_positions is None else Span(None, q.length),
+            kv if self.kv_positions is None else Span(None, kv.length),
+        )

@@ -11,17 +11,13 @@ from typing import Any, ClassVar
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flaxattn import checks
 from flaxattn.masks.blocks import Blocks, Bounds
-from flaxattn.masks.composed import Composed
+from flaxattn.masks.composed import Composed, OfPositions, OfShift
 from flaxattn.masks.indices import add, lookup
 from flaxattn.masks.leaves import (
-    Span,
-    array_leaf,
     child,
-    index_leaf,
     leaf,
     mask_type,
     over_heads,
@@ -218,16 +214,12 @@ class Not(Mask):
 
 
 @mask_type
-class Shifted(Mask):
+class Shifted(OfShift, Mask):
     """A mask read from `q_start` and `kv_start` on; see `Mask.shift`."""
 
     mask: Mask = child()
     q_start: Indices = leaf(default=0)
     kv_start: Indices = leaf(default=0)
-
-    def __post_init__(self) -> None:
-        index_leaf(self, "q_start")
-        index_leaf(self, "kv_start")
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         return self.mask(add(q_idx, self.q_start), add(kv_idx, self.kv_start))
@@ -235,23 +227,14 @@ class Shifted(Mask):
     def head_bounds(self, q: Blocks, kv: Blocks) -> Bounds:
         return self.mask.head_bounds(q.shift(self.q_start), kv.shift(self.kv_start))
 
-    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
-        return q.shifted(self.q_start), kv.shifted(self.kv_start)
-
 
 @mask_type
-class Positioned(Mask):
+class Positioned(OfPositions, Mask):
     """A mask of positions that are given; see `Mask.at`. An index that has none sees nothing."""
 
     mask: Mask = child()
     q_positions: Array | None = leaf("q")
     kv_positions: Array | None = leaf("kv")
-
-    def __post_init__(self) -> None:
-        for name in ("q_positions", "kv_positions"):
-            if getattr(self, name) is not None:
-                array = array_leaf(self, name, checks.check_integer, np.int32)
-                object.__setattr__(self, name, array)
 
     def __call__(self, q_idx: Indices, kv_idx: Indices) -> Booleans:
         q_idx, q_inside = lookup(self.q_positions, q_idx)
@@ -262,10 +245,3 @@ class Positioned(Mask):
         q, q_inside = q.at(self.q_positions)
         kv, kv_inside = kv.at(self.kv_positions)
         return self.mask.head_bounds(q, kv) & q_inside & kv_inside
-
-    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
-        """As after a shift by an array: what no array has is hidden."""
-        return (
-            q if self.q_positions is None else Span(None, q.length),
-            kv if self.kv_positions is None else Span(None, kv.length),
-        )

@@ -15,14 +15,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flaxattn import checks
-from flaxattn.masks.composed import Composed
+from flaxattn.masks.composed import Composed, OfPositions, OfShift
 from flaxattn.masks.indices import add, lookup
 from flaxattn.masks.leaves import (
     Leaf,
-    Span,
     array_leaf,
     child,
-    index_leaf,
     lead_of,
     leaf,
     mask_type,
@@ -221,7 +219,7 @@ class Chain(Score):
 
 
 @score_type
-class Shifted(Score):
+class Shifted(OfShift, Score):
     """A score read from `q_start` and `kv_start` on; see `Score.shift`."""
 
     leading = "batch, or batch and head,"
@@ -230,10 +228,6 @@ class Shifted(Score):
     q_start: Indices = leaf(default=0)
     kv_start: Indices = leaf(default=0)
 
-    def __post_init__(self) -> None:
-        index_leaf(self, "q_start")
-        index_leaf(self, "kv_start")
-
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
         return self.score(logit, add(q_idx, self.q_start), add(kv_idx, self.kv_start))
 
@@ -241,12 +235,9 @@ class Shifted(Score):
         q_idx, kv_idx = map(jnp.asarray, (add(q_idx, self.q_start), add(kv_idx, self.kv_start)))
         return self.score.tile(logits, q_idx, kv_idx, run)
 
-    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
-        return q.shifted(self.q_start), kv.shifted(self.kv_start)
-
 
 @score_type
-class Positioned(Score):
+class Positioned(OfPositions, Score):
     """A score of positions that are given; see `Score.at`."""
 
     leading = "batch, or batch and head,"
@@ -255,23 +246,10 @@ class Positioned(Score):
     q_positions: Array | None = leaf("q")
     kv_positions: Array | None = leaf("kv")
 
-    def __post_init__(self) -> None:
-        for name in ("q_positions", "kv_positions"):
-            if getattr(self, name) is not None:
-                array = array_leaf(self, name, checks.check_integer, np.int32)
-                object.__setattr__(self, name, array)
-
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
         q_idx, _ = lookup(self.q_positions, q_idx)
         kv_idx, _ = lookup(self.kv_positions, kv_idx)
         return self.score(logit, q_idx, kv_idx)
-
-    def _spans_within(self, q: Span, kv: Span) -> tuple[Span, Span]:
-        """Positions that are given are not known while tracing."""
-        return (
-            q if self.q_positions is None else Span(None, q.length),
-            kv if self.kv_positions is None else Span(None, kv.length),
-        )
 
 
 _MOST = 1e37  # float32 holds it, and its inverse

@@ -39,6 +39,7 @@ def score(
     Raises:
       ValueError if there are not as many of the one as of the other, or none.
 
+    >>> from flaxattn.translation.text.scoring import score  # not the one of attention
     >>> [round(s.value) for s in score(["Das ist gut so ."], ["Das ist gut so ."])]
     [100, 100, 100]
     """
