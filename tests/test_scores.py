@@ -244,6 +244,13 @@ def test_positions_end_in_attention_too(implementation):
     np.testing.assert_allclose(lse, 5 + np.log(5), rtol=1e-6)
 
 
+def test_alibi_beside_arrays_of_heads_is_drawn_for_as_many():
+    drawn = (alibi() >> softcap(np.full(4, 1e6, np.float32))).dense(1, 2)
+    np.testing.assert_allclose(drawn[0, :, 0, 1], -(4.0 ** -np.arange(1, 5)), rtol=1e-5)
+    with pytest.raises(ValueError, match="slopes is None"):  # shared by heads: by how many?
+        (alibi() >> softcap(np.full((4, 1), 9.0, np.float32))).dense(1, 2)
+
+
 def test_a_score_that_holds_a_mask_is_refused():
     with pytest.raises(TypeError, match="Twice holds causal, a mask"):
         attend(*[jnp.ones((1, 3, 1, 2))] * 3, score=Twice(causal()))

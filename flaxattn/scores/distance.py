@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxattn.masks.indices import add, subtract
+from flaxattn.masks.indices import LAST, subtract
 from flaxattn.masks.leaves import leaf, static_index
 from flaxattn.scores.score import Score, score_type, table_leaf
 from flaxattn.types import Array, Indices
@@ -23,8 +23,8 @@ class OfDistance(Score):
     everywhere = True
 
     def of_distance(self, distance: jax.Array) -> jax.Array:
-        """What is added, for int32 distances of any shape."""
-        raise NotImplementedError
+        """What is added, for int32 distances of any shape, in that shape."""
+        raise TypeError(f"{type(self).__name__} adds nothing; define of_distance(distance).")
 
     def __call__(self, logit: jax.Array, q_idx: Indices, kv_idx: Indices) -> jax.Array:
         return logit + self.of_distance(jnp.asarray(subtract(jnp.asarray(kv_idx), q_idx)))
@@ -33,8 +33,10 @@ class OfDistance(Score):
         """Looks up each distance of a run once: t + run - 1, not t · run."""
         u, t, _ = logits.shape
         first = jnp.asarray(subtract(kv_idx.reshape(u, -1, run)[:, :, 0], q_idx[:, -1]))
-        steps = jnp.arange(t + run - 1, dtype=jnp.int32)[None, None]
-        added = self.of_distance(jnp.asarray(add(first[..., None], steps)))
+        first = jnp.minimum(first, LAST - (t + run))  # at the end of int32 all are the farthest
+        added = self.of_distance(
+            first[..., None] + jnp.arange(t + run - 1, dtype=jnp.int32)[None, None]
+        )
         return logits + jnp.moveaxis(_diagonals(added, t), 1, 2).reshape(logits.shape)
 
 

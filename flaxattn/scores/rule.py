@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from flaxattn.masks.leaves import Leaf, Span, child
 from flaxattn.masks.ranks import Asked, find_ranks
-from flaxattn.scores.score import Score, score_type
+from flaxattn.scores.score import Score, dtype_beside, score_type
 from flaxattn.types import Indices
 
 __all__ = ["score"]
@@ -27,9 +27,8 @@ _ASKED = Asked(
 
 
 def _given(array: jax.Array) -> jax.ShapeDtypeStruct:
-    """As `fn` is asked with it: floating numbers in the dtype of the logit."""
-    floating = jnp.issubdtype(array.dtype, jnp.floating)
-    return jax.ShapeDtypeStruct(array.shape, _LOGIT.dtype if floating else array.dtype)
+    """As `fn` is asked with it."""
+    return jax.ShapeDtypeStruct(array.shape, dtype_beside(array, _LOGIT.dtype))
 
 
 @score_type

@@ -28,7 +28,7 @@ from flaxattn.masks.leaves import (
 )
 from flaxattn.types import Array, Indices
 
-__all__ = ["Score", "number_leaf", "score_type", "table_leaf"]
+__all__ = ["Score", "dtype_beside", "number_leaf", "score_type", "table_leaf"]
 
 SomeScore = TypeVar("SomeScore", bound="Score")
 
@@ -135,22 +135,19 @@ class Score(Composed):
             return score(logits, q_idx[:, None], kv_idx[None, :])
 
         score, lead = self.astype(logits.dtype), self.lead
-        return over_heads(one_head, score.for_heads(lead[1]) if lead else score)
+        num_heads = lead[1] if lead and lead[1] > 1 else None  # 1: shared
+        return over_heads(one_head, score.for_heads(num_heads) if lead else score)
 
     def astype(self, dtype: DTypeLike) -> "Score":
         """The same score, its floating arrays in `dtype`: that of the logits."""
 
-        def cast(x: Array) -> jax.Array:
-            floating = jnp.issubdtype(x.dtype, jnp.floating)
-            return jnp.asarray(x, dtype if floating else x.dtype)
-
-        score: Score = jax.tree.map(cast, self)
+        score: Score = jax.tree.map(lambda x: jnp.asarray(x, dtype_beside(x, dtype)), self)
         return score
 
     def for_heads(self, num_heads: int | None) -> "Score":
         """The same score, all of whose arrays are `[B, N, ...]`, 1 where shared.
 
-        None: of as many heads as its arrays are.
+        None: how many is not known, and what asks for it, `alibi()`, stays as it is.
         """
 
         def for_heads(x: "Score | Array") -> "Score | Array":
@@ -170,6 +167,11 @@ class Score(Composed):
         """The leading axes of the leaves together: () or (B, N), 1 where shared."""
         leaves = [leaf for leaf in self.leaves() if leaf.lead]
         return lead_of([leaf._replace(array=_aligned(leaf)) for leaf in leaves])
+
+
+def dtype_beside(array: Array, dtype: DTypeLike) -> DTypeLike:
+    """That of an array of a score beside logits of `dtype`: the same if it is floating."""
+    return dtype if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype
 
 
 def _is_inside(x: object, score: Score) -> bool:
