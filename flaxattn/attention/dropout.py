@@ -15,7 +15,7 @@ import numpy as np
 from flaxattn.types import Array
 from flaxattn.varying import zero_varying_like
 
-__all__ = ["check_rate", "check_varies", "dropout_keys", "keep", "seeds_for"]
+__all__ = ["check_rate", "check_varies", "dropout_keys", "keep", "keep_pair", "seeds_for"]
 
 HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers that a weight may draw keeps it
 
@@ -91,9 +91,14 @@ def keep(seeds: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, rate: float) -> 
     """
     chex.assert_shape(seeds, (2,))
     chex.assert_rank([q_idx, kv_idx], 1)
+    return keep_pair(seeds, q_idx[:, None], kv_idx[None, :], rate)
+
+
+def keep_pair(seeds: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, rate: float) -> jax.Array:
+    """`keep` of indices that are broadcast against each other."""
     rows = _hash(q_idx.astype(jnp.uint32) ^ seeds[0])
     columns = _hash(kv_idx.astype(jnp.uint32) ^ seeds[1])
-    bits = _hash(rows[:, None] ^ columns[None, :])
+    bits = _hash(rows ^ columns)
     return bits >= np.uint32(round(rate * 2**32))
 
 

@@ -1,0 +1,108 @@
+"""What the kernels of all chips are given: whole blocks, live lists, and rules split in parts."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.attention.chunks import Fixed, Inputs, Setting
+from flaxattn.attention.fused.rules import TileRule, tile_rule
+from flaxattn.attention.fused.split import Outside
+from flaxattn.attention.tiles import pad_to
+
+__all__ = ["Given", "Lists", "Returned", "Rules", "columns_of", "given_to", "rules_of"]
+
+
+class Rules(NamedTuple):
+    """What tiles ask, known while tracing."""
+
+    full: TileRule
+    partial: TileRule
+    rate: float
+    """Of dropout."""
+
+
+class Lists(NamedTuple):
+    """For each row of blocks the columns that hold work: first full blocks, then partial ones."""
+
+    blocks: jax.Array  # int32 [b, n, rows, columns]
+    num_full: jax.Array  # int32 [b, n, rows]
+    num_live: jax.Array
+
+
+class Given(NamedTuple):
+    """The arrays of a pass; lengths are multiples of its blocks.
+
+    b and n stand for examples and query heads, 1 where shared.
+    """
+
+    query: jax.Array  # [B, T, N, H]
+    key: jax.Array  # [B, S, K, H]
+    value: jax.Array  # [B, S, K, H']
+    scale: jax.Array  # float32 [1, n]
+    sinks: jax.Array | None  # float32 [1, n]
+    rows: Lists  # the key blocks of each query block
+    full: Outside
+    partial: Outside
+
+
+class Returned(NamedTuple):
+    """What the backward passes are given besides."""
+
+    d_output: jax.Array  # [B, T, N, H']
+    lse: jax.Array  # float32 [B, N, T], inf where nothing is seen and past the last query
+    mean: jax.Array  # float32 [B, N, T], what the softmax's Jacobian subtracts
+
+
+def rules_of(setting: Setting, inputs: Inputs, fixed: Fixed, *, derived: bool) -> Rules:
+    """What full and partial tiles ask; `derived`: also the derivative of the score."""
+    full, partial = (
+        tile_rule(setting, inputs, fixed, partial=partial, derived=derived)
+        for partial in (False, True)
+    )
+    return Rules(full, partial, setting.rate)
+
+
+def given_to(setting: Setting, inputs: Inputs, fixed: Fixed, rules: Rules, lanes: int) -> Given:
+    """The arrays of a pass, padded by zeros to whole blocks and to widths that `lanes` divides."""
+    query = _padded(inputs.query, setting.block_q, lanes)
+    key, value = (_padded(x, setting.block_kv, lanes) for x in (inputs.key, inputs.value))
+    q_idx, kv_idx = (jnp.arange(x.shape[1], dtype=jnp.int32) for x in (query, key))
+    full, partial = (
+        rule.split.outside(rule.arrays, q_idx, kv_idx) for rule in (rules.full, rules.partial)
+    )
+    return Given(
+        query=query,
+        key=key,
+        value=value,
+        scale=inputs.scale[None].astype(jnp.float32),
+        sinks=None if inputs.sinks is None else inputs.sinks[None].astype(jnp.float32),
+        rows=Lists(
+            _led(fixed.blocks, 2), _led(fixed.num_full, 1), _led(fixed.num_live, 1)
+        ),
+        full=full,
+        partial=partial,
+    )
+
+
+def _padded(x: jax.Array, block: int, lanes: int) -> jax.Array:
+    length, width = (-(-x.shape[i] // size) * size for i, size in ((1, block), (3, lanes)))
+    return pad_to(pad_to(x, 1, length), 3, width)
+
+
+def _led(x: jax.Array, rank: int) -> jax.Array:
+    """The same with both axes, of examples and of heads, before its last `rank`."""
+    lead = x.shape[: x.ndim - rank]
+    return x.reshape(*lead, *(1,) * (2 - len(lead)), *x.shape[x.ndim - rank :])
+
+
+def columns_of(rows: Lists) -> Lists:
+    """The query blocks of each key block, by the key blocks of each query block."""
+    place = jnp.argsort(rows.blocks, axis=-1)  # of each column in its row
+    partial, empty = (place >= x[..., None] for x in (rows.num_full, rows.num_live))
+    kind = (partial.astype(jnp.int32) + empty).swapaxes(-1, -2)  # 0 full, 1 partial, 2 empty
+    count = kind.shape[-1]
+    order = jnp.sort(kind * count + jnp.arange(count, dtype=jnp.int32), axis=-1)
+    return Lists(
+        order % count, *((kind < below).sum(axis=-1, dtype=jnp.int32) for below in (1, 2))
+    )

@@ -1,0 +1,110 @@
+"""What a tile of logits asks: the score, the mask and dropout, as one rule that a kernel can do."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.attention.chunks import Fixed, Inputs, Setting
+from flaxattn.attention.dropout import keep_pair
+from flaxattn.attention.fused.split import Split, split
+from flaxattn.attention.scoring import whole
+from flaxattn.masks.leaves import HasLeaves
+from flaxattn.types import PyTree
+
+__all__ = ["Answers", "TileRule", "tile_rule"]
+
+
+class Answers(NamedTuple):
+    """What becomes of a logit; None: what there is none of."""
+
+    logit: jax.Array | None = None
+    """After the score."""
+    slope: jax.Array | None = None
+    """The derivative of that by the logit; None: one."""
+    seen: jax.Array | None = None
+    """bool; None: always."""
+    kept: jax.Array | None = None
+    """bool, by dropout."""
+
+
+class TileRule(NamedTuple):
+    """A rule of a logit and two indices, and the arrays that it reads."""
+
+    split: Split
+    names: tuple[str, ...]
+    """Those of `Answers` that it gives."""
+    arrays: list[jax.Array]
+    """[b, n, ...] each, 1 where shared."""
+
+    def answers(self, tiles: list[jax.Array]) -> Answers:
+        """What `Split.tile` gave, by name."""
+        return Answers(**dict(zip(self.names, tiles, strict=True)))
+
+
+def tile_rule(
+    setting: Setting, inputs: Inputs, fixed: Fixed, *, partial: bool, derived: bool
+) -> TileRule:
+    """The rule of tiles that hold hidden pairs, or of full ones.
+
+    Args:
+      setting, inputs, fixed: of the pass.
+      partial: whether anything may be hidden.
+      derived: whether the derivative of the score is asked for.
+    """
+    arrays: dict[str, PyTree] = {"mask": _led(fixed.mask)} if partial else {}
+    if inputs.score is not None and fixed.score is not None:
+        arrays["score"] = whole(inputs.score, fixed.score)
+    if fixed.seeds is not None:
+        arrays["seeds"] = fixed.seeds
+    if partial and fixed.q_nan is not None and fixed.kv_nan is not None:
+        group = fixed.q_nan.shape[2] // fixed.kv_nan.shape[2]
+        arrays["q_nan"] = fixed.q_nan.swapaxes(1, 2)
+        arrays["kv_nan"] = jnp.repeat(fixed.kv_nan, group, axis=2).swapaxes(1, 2)
+    leaves, tree = jax.tree.flatten(arrays)
+    kv_len, names = inputs.key.shape[1], list[str]()
+
+    def rule(
+        logit: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, *leaves: jax.Array
+    ) -> list[jax.Array]:
+        own = jax.tree.unflatten(tree, leaves)
+        found = Answers(logit)
+        if "score" in own:
+            score, one = own["score"], jnp.ones_like(logit)
+            new, slope = jax.jvp(lambda x: score(x, q_idx, kv_idx), (logit,), (one,))
+            found = Answers(new, slope if derived else None)
+        if "q_nan" in own:
+            found = found._replace(logit=found.logit + own["q_nan"][q_idx] + own["kv_nan"][kv_idx])
+        if partial:
+            seen = jnp.asarray(own["mask"](q_idx, kv_idx)) if setting.has_mask else None
+            if kv_len % setting.block_kv or seen is None:
+                inside = kv_idx < kv_len
+                seen = inside if seen is None else seen & inside
+            found = found._replace(seen=seen)
+        if "seeds" in own:
+            found = found._replace(kept=keep_pair(own["seeds"], q_idx, kv_idx, setting.rate))
+        answers = {k: x for k, x in found._asdict().items() if x is not None and x is not logit}
+        names[:] = answers
+        return list(answers.values())
+
+    shapes = [jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for x in leaves]
+    parts = split(rule, [jnp.float32], shapes)
+    told = [
+        (name, out)
+        for i, (name, out) in enumerate(zip(names, parts.outputs, strict=True))
+        if not (name == "slope" and parts.constant(i) == 1.0)
+    ]
+    parts = dataclasses.replace(parts, outputs=[out for _, out in told])
+    return TileRule(parts, tuple(name for name, _ in told), leaves)
+
+
+def _led(tree: HasLeaves) -> HasLeaves:
+    """The same with both axes, of examples and of heads, before each of its arrays."""
+    leads = [len(leaf.lead) for leaf in tree.leaves()]
+    arrays, structure = jax.tree.flatten(tree)
+    led = [
+        jnp.asarray(x).reshape(*x.shape[:n], *(1,) * (2 - n), *x.shape[n:])
+        for x, n in zip(arrays, leads, strict=True)
+    ]
+    return jax.tree.unflatten(structure, led)
