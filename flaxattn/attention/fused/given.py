@@ -1,5 +1,6 @@
 """What the kernels of all chips are given: whole blocks, live lists, and rules split in parts."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -53,6 +54,10 @@ class Returned(NamedTuple):
     lse: jax.Array  # float32 [B, N, T], inf where nothing is seen and past the last query
     mean: jax.Array  # float32 [B, N, T], what the softmax's Jacobian subtracts
 
+    def in_base_2(self) -> "Returned":
+        """The same with a log-sum-exp of base 2."""
+        return self._replace(lse=self.lse * math.log2(math.e))
+
 
 def rules_of(setting: Setting, inputs: Inputs, fixed: Fixed, *, derived: bool) -> Rules:
     """What full and partial tiles ask; `derived`: also the derivative of the score."""
@@ -77,9 +82,7 @@ def given_to(setting: Setting, inputs: Inputs, fixed: Fixed, rules: Rules, lanes
         value=value,
         scale=inputs.scale[None].astype(jnp.float32),
         sinks=None if inputs.sinks is None else inputs.sinks[None].astype(jnp.float32),
-        rows=Lists(
-            _led(fixed.blocks, 2), _led(fixed.num_full, 1), _led(fixed.num_live, 1)
-        ),
+        rows=Lists(_led(fixed.blocks, 2), _led(fixed.num_full, 1), _led(fixed.num_live, 1)),
         full=full,
         partial=partial,
     )
@@ -103,6 +106,4 @@ def columns_of(rows: Lists) -> Lists:
     kind = (partial.astype(jnp.int32) + empty).swapaxes(-1, -2)  # 0 full, 1 partial, 2 empty
     count = kind.shape[-1]
     order = jnp.sort(kind * count + jnp.arange(count, dtype=jnp.int32), axis=-1)
-    return Lists(
-        order % count, *((kind < below).sum(axis=-1, dtype=jnp.int32) for below in (1, 2))
-    )
+    return Lists(order % count, *((kind < below).sum(axis=-1, dtype=jnp.int32) for below in (1, 2)))

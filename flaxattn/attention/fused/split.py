@@ -82,9 +82,7 @@ class Split:
         out = self.outputs[i]
         return float(out.val) if isinstance(out, Literal) else None
 
-    def outside(
-        self, arrays: Sequence[jax.Array], q_idx: jax.Array, kv_idx: jax.Array
-    ) -> Outside:
+    def outside(self, arrays: Sequence[jax.Array], q_idx: jax.Array, kv_idx: jax.Array) -> Outside:
         """What is computed outside of a kernel, for indices int32 [T] and [S].
 
         Args:
