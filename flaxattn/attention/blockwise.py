@@ -22,6 +22,7 @@ from flaxattn.attention.axes import (
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.costs import draw_plan
 from flaxattn.attention.dense import attend_dense, softmax_dtype
+from flaxattn.attention.fused import passes as fused
 from flaxattn.attention.operation import Operation, Pass, bind
 from flaxattn.attention.options import Options
 from flaxattn.attention.passes import backward, forward, tangents
@@ -33,7 +34,7 @@ from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
 from flaxattn.varying import zero_varying_like
 
-__all__ = ["attend_blockwise"]
+__all__ = ["attend_blockwise", "attend_plan"]
 
 
 def attend_blockwise(
@@ -49,11 +50,46 @@ def attend_blockwise(
     """
     if 0 in (*query.shape, *value.shape):  # there are no blocks; dense returns at once
         return attend_dense(query, key, value, mask, options)
+    if not isinstance(mask, BlockPlan):
+        plan = draw_plan(full() if mask is None else mask, query.shape[1], key.shape[1])
+    else:
+        plan = mask
+    return attend_plan(query, key, value, plan, options, has_mask=mask is not None)
+
+
+def attend_plan(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    plan: BlockPlan,
+    options: Options,
+    *,
+    has_mask: bool,
+    kernels: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The same over the blocks of a plan, by loops or by the kernels of a chip."""
+    call = prepared(query, key, value, plan, options, has_mask=has_mask, kernels=kernels)
+    output, lse = _attend(*call)
+    output, sinks = output.astype(query.dtype), call[1].sinks
+    # Of a row that sees nothing the sink is all there is; until here -inf tells which these are.
+    return output, lse if sinks is None else jnp.where(lse == -jnp.inf, sinks[None, None], lse)
+
+
+def prepared(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    plan: BlockPlan,
+    options: Options,
+    *,
+    has_mask: bool,
+    kernels: str | None = None,
+) -> tuple[Setting, Inputs, Fixed]:
+    """What the passes are given."""
     dtype = softmax_dtype(query.dtype)
-    plan = _plan_of(mask, query.shape[1], key.shape[1])
     blocks, num_full, num_live = (jnp.asarray(x) for x in plan.live)
     fixed = Fixed(jax.tree.map(jnp.asarray, plan.mask), blocks, num_full, num_live)
-    if mask is not None:
+    if has_mask:
         query, key, value, q_nan, kv_nan = repair(query, key, value, dtype)
         # If anything is not finite, full blocks are treated as partial ones, which repair it.
         broken = jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any()
@@ -66,18 +102,10 @@ def attend_blockwise(
         score, others = halves(score, floating)
     fixed = fixed._replace(score=others, seeds=options.seeds)
     sinks = None if own.sinks is None else own.sinks[0]
-    setting = Setting(plan.block_q, plan.block_kv, options.dropout_rate, mask is not None)
+    sizes = (plan.block_q, plan.block_kv)
+    setting = Setting(*sizes, options.dropout_rate, has_mask, kernels=kernels)
     inputs = Inputs(query, key, value, own.bias, own.scale[0], score, sinks)
-    output, lse = _attend(setting, _varying_alike(inputs, fixed), fixed)
-    output = output.astype(query.dtype)
-    # Of a row that sees nothing the sink is all there is; until here -inf tells which these are.
-    return output, lse if sinks is None else jnp.where(lse == -jnp.inf, sinks[None, None], lse)
-
-
-def _plan_of(mask: Mask | BlockPlan | None, q_len: int, kv_len: int) -> BlockPlan:
-    if isinstance(mask, BlockPlan):
-        return mask
-    return draw_plan(full() if mask is None else mask, q_len, kv_len)
+    return setting, _varying_alike(inputs, fixed), fixed
 
 
 def _varying_alike(inputs: Inputs, fixed: Fixed) -> Inputs:
@@ -94,8 +122,9 @@ def _varying_alike(inputs: Inputs, fixed: Fixed) -> Inputs:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
     arguments, tree = jax.tree.flatten((inputs, fixed))
+    fast = forward if setting.kernels is None else fused.forward
     operation = Operation(
-        forward=_pass(forward, setting, tree),
+        forward=_pass(fast, forward, setting, tree),
         backward=None,
         residual_axes=(*_input_axes(inputs), *_fixed_axes(fixed)),
         argument_axes=(),
@@ -109,12 +138,15 @@ def _attend_jvp(
     setting: Setting, primals: tuple[Inputs, Fixed], along: tuple[Inputs, Fixed]
 ) -> tuple[Outputs, Outputs]:
     (inputs, fixed), (d_inputs, _) = primals, along
+    setting = setting._replace(wide=True)
     outputs = _attend(setting, inputs, fixed)
     inputs, fixed, d_inputs = _moving(inputs, fixed, d_inputs)
     residuals = Residuals(inputs, fixed, outputs)
+    there, back = (jax.tree.structure((residuals, x)) for x in (inputs, outputs))
+    fast = backward if setting.kernels is None else fused.backward
     operation = Operation(
-        forward=_pass(tangents, setting, jax.tree.structure((residuals, inputs))),
-        backward=_pass(backward, setting, jax.tree.structure((residuals, outputs))),
+        forward=_pass(tangents, tangents, setting, there),
+        backward=_pass(fast, backward, setting, back),
         residual_axes=(*_input_axes(inputs), *_fixed_axes(fixed), *OUTPUT_AXES),
         argument_axes=_input_axes(inputs),
         output_axes=OUTPUT_AXES,
@@ -150,21 +182,26 @@ def _zeros(x: jax.Array) -> jax.Array:
     return ((x != x) & False).astype(x.dtype)  # noqa: PLR0124
 
 
-def _pass(fn: Callable[..., PyTree], setting: Setting, tree: jax.tree_util.PyTreeDef) -> Pass:
-    """`fn(setting, *trees)` as a function of the leaves of the trees.
+def _pass(
+    fast: Callable[..., PyTree],
+    smooth: Callable[..., PyTree],
+    setting: Setting,
+    tree: jax.tree_util.PyTreeDef,
+) -> Pass:
+    """A pass `fn(setting, *trees)`, and it in loops, as functions of the leaves of the trees.
 
     Whenever it is traced, matrices are multiplied as precisely as jax is asked to now.
     """
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
-    def flat(setting: Setting) -> Flat:
+    def flat(fn: Callable[..., PyTree], setting: Setting) -> Flat:
         def of_leaves(*leaves: jax.Array) -> list[jax.Array]:
             with jax.default_matmul_precision(precision):
                 return jax.tree.leaves(fn(setting, *jax.tree.unflatten(tree, leaves)))
 
         return of_leaves
 
-    return Pass(flat(setting), flat(setting._replace(smooth=True)))
+    return Pass(flat(fast, setting), flat(smooth, setting._replace(smooth=True)))
 
 
 def _input_axes(inputs: Inputs) -> tuple[Axes, ...]:

@@ -38,6 +38,8 @@ class Setting(NamedTuple):
     rate: float
     has_mask: bool  # False: every query sees every key, and the mask is not asked
     smooth: bool = False  # whether jax is to differentiate the loops
+    kernels: str | None = None  # the chip whose kernels do it; None: loops
+    wide: bool = False  # whether kernels keep the output in float32, as gradients need it
 
 
 class Static(NamedTuple):

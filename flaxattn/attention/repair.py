@@ -45,9 +45,23 @@ def not_finite(rows: jax.Array) -> jax.Array:
     return ~jnp.isfinite(rows).all(axis=-1)
 
 
+@jax.custom_jvp
 def _without(rows: jax.Array, broken: jax.Array) -> jax.Array:
-    """Rows [..., H] with zeros where `broken`, bool [...]."""
-    return jnp.where(broken[..., None], 0.0, rows).astype(rows.dtype)
+    """Rows [..., H] with zeros for what is not finite; no derivative of rows that are `broken`.
+
+    Element by element, so that it can be done where rows are made or looked at. A value next to a
+    broken key may stay as it is: what sees them becomes NaN by its logit.
+    """
+    finite = jnp.isfinite(rows) | (broken & False)[..., None]  # varies over devices as both do
+    return jnp.where(finite, rows, jnp.zeros_like(rows))
+
+
+@_without.defjvp
+def _without_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (rows, broken), (d_rows, _) = primals, tangents
+    return _without(rows, broken), jnp.where(broken[..., None], 0.0, d_rows).astype(d_rows.dtype)
 
 
 def _nan_where(broken: jax.Array, dtype: DTypeLike) -> jax.Array:

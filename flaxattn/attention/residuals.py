@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flaxattn.attention.chunks import Fixed, Inputs
 from flaxattn.attention.tiles import Tiling
 
-__all__ = ["Outputs", "Residuals", "joined", "returned", "split_lse"]
+__all__ = ["Outputs", "Residuals", "joined", "returned", "split_lse", "unless_empty"]
 
 
 class Outputs(NamedTuple):
@@ -30,10 +30,10 @@ class Residuals(NamedTuple):
 
 def split_lse(tiling: Tiling, lse: jax.Array) -> jax.Array:
     """Cut for the loops, inf also for queries past the last, whatever their bias."""
-    return tiling.split_q(_unless_empty(lse), past_end=jnp.inf)
+    return tiling.split_q(unless_empty(lse), past_end=jnp.inf)
 
 
-def _unless_empty(lse: jax.Array) -> jax.Array:
+def unless_empty(lse: jax.Array) -> jax.Array:
     """inf where nothing is seen: exp(x - inf) = 0, and so is its derivative."""
     return jnp.where(lse == -jnp.inf, jnp.inf, lse)
 
@@ -57,7 +57,7 @@ def joined(tiling: Tiling, residuals: Residuals, found: Inputs, mean: jax.Array)
     d_query, d_bias, d_sinks, scale = found.query, found.bias, None, inputs.scale
     d_scale = _of_heads((d_query * inputs.query.astype(d_query.dtype)).sum(axis=-1), scale)
     if inputs.sinks is not None:  # a logit like others, whose value is zero
-        weights = jnp.exp(inputs.sinks[None, None] - _unless_empty(outputs.lse))
+        weights = jnp.exp(inputs.sinks[None, None] - unless_empty(outputs.lse))
         d_sinks = _of_heads(-weights * mean, inputs.sinks)
     if d_bias is not None and inputs.bias is not None:
         d_bias = tiling.join_bias(d_bias, inputs.bias.shape).astype(inputs.bias.dtype)

@@ -13,6 +13,7 @@ from flaxattn.attention.arguments import check_drawable
 from flaxattn.attention.blockwise import attend_blockwise
 from flaxattn.attention.costs import blocks_pay, draw_plan
 from flaxattn.attention.dense import attend_dense
+from flaxattn.attention.fused.attend import attend_fused, draw_fused_plan, why_not_fused
 from flaxattn.attention.options import Attend, Call
 from flaxattn.masks import BlockPlan, Mask
 
@@ -50,6 +51,7 @@ class Implementation(NamedTuple):
 IMPLEMENTATIONS = {
     "dense": Implementation(attend_dense),
     "blockwise": Implementation(attend_blockwise, plan=draw_plan, why_not=_blocks_need_sizes),
+    "fused": Implementation(attend_fused, plan=draw_fused_plan, why_not=why_not_fused),
 }
 
 

@@ -17,14 +17,23 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
 from flaxattn.attention.fused.given import Given, Lists, Returned, Rules
 from flaxattn.attention.fused.rules import Answers, TileRule
 from flaxattn.attention.fused.split import Outside
 
-__all__ = ["LANES", "backward_keys", "backward_query", "forward"]
+__all__ = [
+    "LANES",
+    "WIDEST_WITH_GRADIENT",
+    "backward_keys",
+    "backward_query",
+    "forward",
+    "why_not",
+]
 
 LANES = 64  # what the widths of heads are multiples of
+WIDEST, WIDEST_WITH_GRADIENT = 256, 128  # as registers and shared memory allow
 LOG2E = math.log2(math.e)
 COMPUTING, ROWS = 2, 64  # warpgroups that compute, and rows of each
 STEP = 64  # columns of a step of the backward passes
@@ -35,6 +44,15 @@ ROW, COLUMN, TILE = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0), 
 Ref: TypeAlias = Any
 
 
+def why_not(dtype: DTypeLike, width: int) -> str | None:
+    """Why there is no kernel for arrays of a dtype, and heads so wide; None: there is one."""
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the arrays are {jnp.dtype(dtype)}, and its tensor cores take bfloat16 and float16"
+    if width > WIDEST:
+        return f"heads have {width} features, and its shared memory holds tiles of up to {WIDEST}"
+    return None
+
+
 def forward(
     given: Given, rules: Rules, *, block_q: int, block_kv: int, wide: bool = False
 ) -> tuple[jax.Array, jax.Array]:
@@ -43,7 +61,8 @@ def forward(
     `wide`: the output is float32, as gradients need it.
     """
     (batch, q_len, heads, width), (_, _, kv_heads, v_width) = given.query.shape, given.value.shape
-    dtype, shape = given.query.dtype, (ROWS, block_kv)
+    columns = block_kv if max(width, v_width) <= 128 else STEP  # of a step, as registers allow
+    dtype, parts, shape = given.query.dtype, block_kv // columns, (ROWS, columns)
 
     def compute(at: Here, given: Given, outputs: Sequence[Ref], memory: ForwardMemory) -> None:
         o_memory = memory.q if width == v_width else memory.o
@@ -59,7 +78,7 @@ def forward(
         )
         scale = number(given.scale, at)
         sink = None if given.sinks is None else number(given.sinks, at) * LOG2E
-        num_full, num_live = at.full(given.rows), at.live(given.rows)
+        num_full, num_live = at.full(given.rows) * parts, at.live(given.rows) * parts
         reading = reading_of(given, num_full, first=1)
         plgpu.barrier_wait(memory.q_ready.at[at.wg])
 
@@ -146,24 +165,25 @@ def forward(
 
     def copy(at: Here, given: Given, memory: ForwardMemory) -> None:
         kv_head = lax.div(at.head, jnp.int32(heads // kv_heads))
-        reading = reading_of(given, at.full(given.rows), first=1)
+        num_full, num_live = at.full(given.rows) * parts, at.live(given.rows) * parts
+        reading = reading_of(given, num_full, first=1)
 
-        @pl.loop(0, at.live(given.rows))
+        @pl.loop(0, num_live)
         def _(j: jax.Array) -> None:
-            columns = pl.ds(at.column(given.rows, j) * block_kv, block_kv)
-            cells = (at.batch, columns, kv_head)
+            own = pl.ds(at.column(given.rows, j, parts) * columns, columns)
+            cells = (at.batch, own, kv_head)
             copy_when_free(given.key.at[cells], memory.k, memory.k_ready, memory.k_free, j)
-            memory.columns.copy(key_columns(given), at, columns, j, reading)
+            memory.columns.copy(key_columns(given), at, own, j, reading)
             copy_when_free(given.value.at[cells], memory.v, memory.v_ready, memory.v_free, j)
 
-        memory.columns.drain(reading.number(at.live(given.rows)))
-        drain(memory.k_free, at.live(given.rows))
-        drain(memory.v_free, at.live(given.rows))
+        memory.columns.drain(reading.number(num_live))
+        drain(memory.k_free, num_live)
+        drain(memory.v_free, num_live)
 
     memory = ForwardMemory(
         q=tiles(dtype, COMPUTING, ROWS, width),
-        k=tiles(dtype, STAGES, block_kv, width),
-        v=tiles(dtype, STAGES, block_kv, v_width),
+        k=tiles(dtype, STAGES, columns, width),
+        v=tiles(dtype, STAGES, columns, v_width),
         o=None if width == v_width else tiles(dtype, COMPUTING, ROWS, v_width),
         lse=plgpu.SMEM((COMPUTING, ROWS), jnp.float32),
         q_ready=barriers(COMPUTING),
@@ -171,7 +191,7 @@ def forward(
         v_ready=barriers(STAGES),
         k_free=barriers(STAGES, COMPUTING),
         v_free=barriers(STAGES, COMPUTING),
-        columns=Columns.of(key_columns(given), STAGES, block_kv),
+        columns=Columns.of(key_columns(given), STAGES, columns),
     )
     outs = [
         jax.ShapeDtypeStruct((batch, q_len, heads, v_width), jnp.float32 if wide else dtype),
@@ -330,7 +350,7 @@ def backward_keys(
     group, shared_scale = heads // kv_heads, given.scale.shape[1] == 1
 
     def compute(at: Here, arrays: Any, outputs: Sequence[Ref], memory: KeyMemory) -> None:
-        given, returned, columns = arrays
+        given, _, columns = arrays
         k_smem, v_smem = (x.at[at.wg] for x in (memory.k, memory.v))
         rows = pl.ds(at.row * block_kv + at.wg * ROWS, ROWS)
         rows_of = (at.batch, rows, at.head)

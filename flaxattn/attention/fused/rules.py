@@ -74,8 +74,10 @@ def tile_rule(
             score, one = own["score"], jnp.ones_like(logit)
             new, slope = jax.jvp(lambda x: score(x, q_idx, kv_idx), (logit,), (one,))
             found = Answers(new, slope if derived else None)
-        if "q_nan" in own:
-            found = found._replace(logit=found.logit + own["q_nan"][q_idx] + own["kv_nan"][kv_idx])
+        if "q_nan" in own and found.logit is not None:
+            found = found._replace(
+                logit=found.logit + (own["q_nan"][q_idx] + own["kv_nan"][kv_idx])
+            )
         if partial:
             seen = jnp.asarray(own["mask"](q_idx, kv_idx)) if setting.has_mask else None
             if kv_len % setting.block_kv or seen is None:

@@ -1,0 +1,88 @@
+"""Attention by kernels: which calls they serve, and the plan that they need."""
+
+import jax
+import jax.numpy as jnp
+from jax.export import is_symbolic_dim
+
+from flaxattn.attention.blockwise import attend_plan
+from flaxattn.attention.chunks import Fixed, Inputs, Setting
+from flaxattn.attention.dense import attend_dense, softmax_dtype
+from flaxattn.attention.fused.chip import BLOCK_KV, BLOCK_Q, chip
+from flaxattn.attention.fused.passes import kernels_of
+from flaxattn.attention.fused.rules import tile_rule
+from flaxattn.attention.options import Call, Options
+from flaxattn.attention.scoring import halves
+from flaxattn.masks import BlockPlan, Mask, full
+
+__all__ = ["attend_fused", "draw_fused_plan", "why_not_fused"]
+
+
+def attend_fused(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask | BlockPlan | None,
+    options: Options,
+) -> tuple[jax.Array, jax.Array]:
+    """The output [B, T, N, H'] and the float32 log-sum-exp [B, T, N], by kernels of the chip.
+
+    A plan in blocks of other sizes is drawn anew.
+    """
+    if 0 in (*query.shape, *value.shape):
+        return attend_dense(query, key, value, mask, options)
+    plan = mask
+    if not isinstance(plan, BlockPlan):
+        plan = draw_fused_plan(full() if plan is None else plan, query.shape[1], key.shape[1])
+    elif (plan.block_q, plan.block_kv) != (BLOCK_Q, BLOCK_KV):
+        plan = draw_fused_plan(plan.mask, plan.q_len, plan.kv_len)
+    return attend_plan(query, key, value, plan, options, has_mask=mask is not None, kernels=chip())
+
+
+def draw_fused_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:
+    """The plan of `mask` in the blocks of the kernels."""
+    return mask.plan(q_len, kv_len, block_q=BLOCK_Q, block_kv=BLOCK_KV)
+
+
+def why_not_fused(*call: *Call) -> str | None:
+    """Why the kernels of the chip do not serve a call; None: they do."""
+    query, key, value, _, options = call
+    if any(is_symbolic_dim(n) for x in (query, key, value) for n in x.shape):
+        return "a size is symbolic, and kernels need known ones"
+    name = chip()
+    if name is None:
+        kind = jax.devices()[0].device_kind
+        return f"there are kernels for Hopper GPUs and TPUs, and the device is {kind}"
+    if options.bias is not None:
+        return "kernels read no bias; a score computes it in their tiles"
+    width = max(query.shape[3], value.shape[3])
+    reason: str | None = kernels_of(name).why_not(query.dtype, width)
+    return reason or _why_no_rule(*call)
+
+
+def _why_no_rule(*call: *Call) -> str | None:
+    """Why what tiles ask is not to be done in a kernel."""
+    query, key, value, mask, options = call
+    options = options.for_heads(query.shape[2])
+    own = options.of_heads(query.shape[-1], softmax_dtype(query.dtype))
+    score, others = own.score, None
+    if score is not None:
+        score, others = halves(score, [True] * len(jax.tree.leaves(score)))
+    inner = mask.mask if isinstance(mask, BlockPlan) else full() if mask is None else mask
+    nothing = jnp.zeros((0,), jnp.int32)
+    fixed = Fixed(inner, nothing, nothing, nothing, score=others)
+    inputs = Inputs(query, key, value, None, own.scale[0], score)
+    setting = Setting(BLOCK_Q, BLOCK_KV, 0.0, has_mask=mask is not None)
+    rules = {
+        "mask": tile_rule(
+            setting,
+            inputs._replace(score=None),
+            fixed._replace(score=None),
+            partial=True,
+            derived=False,
+        ),
+        "score": tile_rule(setting, inputs, fixed, partial=False, derived=True),
+    }
+    for name, rule in rules.items():
+        if rule.split.why_not:
+            return f"of the {name}: {rule.split.why_not}"
+    return None

@@ -1,0 +1,27 @@
+"""The chip that programs are made for, as far as there are kernels for it."""
+
+import jax
+
+__all__ = ["BLOCK_KV", "BLOCK_Q", "chip"]
+
+BLOCK_Q, BLOCK_KV = 128, 128  # of plans
+
+_HOPPER = ("H100", "H200", "H800", "H20", "GH200")
+
+
+def chip() -> str | None:
+    """The name of the kernels for it; None: there are none.
+
+    It is that of the mesh in use if this names a device, as when programs are compiled where there
+    is none, and else the first device of jax's default backend.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    kind = device.device_kind if device is not None else _kind_here()
+    if kind.startswith("TPU"):
+        return "tpu"
+    return "hopper" if any(name in kind.split() for name in _HOPPER) else None
+
+
+def _kind_here() -> str:
+    kind: str = jax.devices()[0].device_kind
+    return kind

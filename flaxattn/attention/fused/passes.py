@@ -1,0 +1,67 @@
+"""The passes of attention by kernels, in place of those of loops in `attention/passes.py`."""
+
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxattn.attention import passes
+from flaxattn.attention.chunks import Fixed, Inputs, Setting, static_of
+from flaxattn.attention.fused.given import Returned, columns_of, given_to, rules_of
+from flaxattn.attention.residuals import Outputs, Residuals, joined, returned, unless_empty
+from flaxattn.attention.tiles import pad_to
+
+__all__ = ["backward", "forward", "kernels_of"]
+
+
+def kernels_of(chip: str) -> Any:
+    """The module with the kernels of a chip, which is imported where they are used."""
+    return importlib.import_module(f"flaxattn.attention.fused.{chip}")
+
+
+def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
+    """The output and the log-sum-exp, by a kernel."""
+    assert setting.kernels is not None
+    kernels = kernels_of(setting.kernels)
+    rules = rules_of(setting, inputs, fixed, derived=False)
+    given = given_to(setting, inputs, fixed, rules, kernels.LANES)
+    sizes = {"block_q": setting.block_q, "block_kv": setting.block_kv}
+    output, lse = kernels.forward(given, rules, **sizes, wide=setting.wide)
+    length, width = inputs.query.shape[1], inputs.value.shape[3]
+    output = output[:, :length, :, :width].astype(jnp.float32)
+    return Outputs(output, lse[:, :, :length].swapaxes(1, 2))
+
+
+def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inputs:
+    """The gradients of the inputs, by kernels; by loops where arrays of a score have some."""
+    assert setting.kernels is not None
+    inputs, fixed, outputs = residuals
+    kernels = kernels_of(setting.kernels)
+    widths = inputs.query.shape[3], inputs.value.shape[3]
+    if jax.tree.leaves(inputs.score) or max(widths) > kernels.WIDEST_WITH_GRADIENT:
+        return passes.backward(setting, residuals, d_outputs)
+    d_output, mean = returned(outputs, d_outputs)
+    rules = rules_of(setting, inputs, fixed, derived=True)
+    given = given_to(setting, inputs, fixed, rules, kernels.LANES)
+    length, width = given.query.shape[1], given.value.shape[3]
+    back = Returned(
+        d_output=pad_to(pad_to(d_output.astype(inputs.value.dtype), 1, length), 3, width),
+        lse=pad_to(_by_heads(unless_empty(outputs.lse)), 2, length, jnp.inf),
+        mean=pad_to(_by_heads(mean), 2, length),
+    )
+    sizes = {"block_q": setting.block_q, "block_kv": setting.block_kv}
+    d_query = kernels.backward_query(given, back, rules, **sizes)
+    columns = columns_of(given.rows)
+    d_keys = kernels.backward_keys(given, back, rules, columns=columns, **sizes)
+    found = (
+        d[:, : x.shape[1], :, : x.shape[3]]
+        for d, x in zip((d_query, *d_keys), inputs[:3], strict=True)
+    )
+    tiling = static_of(setting, inputs, fixed).tiling
+    return joined(tiling, residuals, Inputs(*found, None, inputs.scale, inputs.score), mean)
+
+
+def _by_heads(x: jax.Array) -> jax.Array:
+    """[B, T, N] -> float32 [B, N, T]."""
+    return x.swapaxes(1, 2).astype(jnp.float32)
