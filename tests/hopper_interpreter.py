@@ -4,6 +4,7 @@ It follows barriers and copies, each warpgroup in a thread of its own, and not t
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from flaxattn.attention.fused import hopper
+from flaxattn.attention.fused.hopper import machine, steps
+
+# By name: those of the package are the functions.
+forward, queries, keys = (
+    importlib.import_module(f"flaxattn.attention.fused.hopper.{name}")
+    for name in ("forward", "queries", "keys")
+)
 
 
 def _parameters() -> Any:
@@ -30,38 +37,41 @@ def _dot(a: jax.Array, b: jax.Array, contracting: int) -> jax.Array:
 
 
 def _multiply(
-    fresh: Sequence[hopper.Fresh],
-    added: Sequence[hopper.Added],
+    fresh: Sequence[machine.Fresh],
+    added: Sequence[machine.Added],
     then: Callable[..., Sequence[jax.Array]],
     like: Sequence[jax.Array],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    loads, sums = [], []
-    for of in fresh:
-        of.ready()
-        loads.append(functools.partial(lambda x: x, _dot(of.a[...], of.b[...], 1)))
-    for of in added:
-        if of.ready is not None:
-            of.ready()
-        sums.append(of.total + _dot(of.a, of.b[...], 0))
-    return sums, list(then(*loads))
+    products, sums = [], []
+    for new in fresh:
+        new.ready()
+        products.append(_dot(new.a[...], new.b[...], 1))
+    for more in added:
+        more.ready()
+        sums.append(more.total + _dot(more.a, more.b[...], 0))
+    return sums, list(then(*(functools.partial(jnp.asarray, x) for x in products)))
+
+
+_INSTEAD: dict[str, Any] = {
+    "multiply": _multiply,
+    "add_product": lambda total, a, b: total + _dot(a, b[...], 0),
+    "product": lambda a, b, shape: _dot(a[...], b[...], 1),
+    "vector": lambda x, at, where, layout: x[(*at.of(x), where)],
+    "column": lambda x: x[...],
+    "whole": lambda x: x[...],
+    "filled": lambda value: jnp.full((machine.ROWS,), value, jnp.float32),
+    "zeros": lambda shape: jnp.zeros(shape, jnp.float32),
+}
 
 
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Inside, kernels for Hopper run here."""
-    instead = {
-        "multiply": _multiply,
-        "add_product": lambda total, a, b: total + _dot(a, b[...], 0),
-        "product": lambda a, b, shape: _dot(a[...], b[...], 1),
-        "vector": lambda x, at, where, layout: x[(*at.of(x), where)],
-        "column": lambda x, j: hopper.slot(x, j)[...],
-        "whole": lambda x: x[...],
-        "filled": lambda value: jnp.full((hopper.ROWS,), value, jnp.float32),
-        "zeros": lambda shape: jnp.zeros(shape, jnp.float32),
-    }
     with ExitStack() as stack:
-        for name, fn in instead.items():
-            stack.enter_context(mock.patch.object(hopper, name, fn))
+        for module in (machine, steps, forward, queries, keys):
+            for name, fn in _INSTEAD.items():
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, fn))
         kernel = functools.partial(plgpu.kernel, interpret=_parameters())
         stack.enter_context(mock.patch.object(plgpu, "kernel", kernel))
         yield

@@ -7,7 +7,7 @@ from jax.export import is_symbolic_dim
 from flaxattn.attention.blockwise import attend_plan
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.dense import attend_dense, softmax_dtype
-from flaxattn.attention.fused.chip import BLOCK_KV, BLOCK_Q, chip
+from flaxattn.attention.fused.chip import chip
 from flaxattn.attention.fused.passes import kernels_of
 from flaxattn.attention.fused.rules import tile_rule
 from flaxattn.attention.options import Call, Options
@@ -30,17 +30,26 @@ def attend_fused(
     """
     if 0 in (*query.shape, *value.shape):
         return attend_dense(query, key, value, mask, options)
-    plan = mask
+    name, plan = chip(), mask
+    assert name is not None
     if not isinstance(plan, BlockPlan):
         plan = draw_fused_plan(full() if plan is None else plan, query.shape[1], key.shape[1])
-    elif (plan.block_q, plan.block_kv) != (BLOCK_Q, BLOCK_KV):
+    elif (plan.block_q, plan.block_kv) != _sizes(name):
         plan = draw_fused_plan(plan.mask, plan.q_len, plan.kv_len)
-    return attend_plan(query, key, value, plan, options, has_mask=mask is not None, kernels=chip())
+    return attend_plan(query, key, value, plan, options, has_mask=mask is not None, kernels=name)
 
 
 def draw_fused_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:
-    """The plan of `mask` in the blocks of the kernels."""
-    return mask.plan(q_len, kv_len, block_q=BLOCK_Q, block_kv=BLOCK_KV)
+    """The plan of `mask` in the blocks of the kernels of the chip."""
+    name = chip()
+    assert name is not None
+    block_q, block_kv = _sizes(name)
+    return mask.plan(q_len, kv_len, block_q=block_q, block_kv=block_kv)
+
+
+def _sizes(name: str) -> tuple[int, int]:
+    kernels = kernels_of(name)
+    return kernels.BLOCK_Q, kernels.BLOCK_KV
 
 
 def why_not_fused(*call: *Call) -> str | None:
@@ -71,7 +80,7 @@ def _why_no_rule(*call: *Call) -> str | None:
     nothing = jnp.zeros((0,), jnp.int32)
     fixed = Fixed(inner, nothing, nothing, nothing, score=others)
     inputs = Inputs(query, key, value, None, own.scale[0], score)
-    setting = Setting(BLOCK_Q, BLOCK_KV, 0.0, has_mask=mask is not None)
+    setting = Setting(1, 1, 0.0, has_mask=mask is not None)
     rules = {
         "mask": tile_rule(
             setting,

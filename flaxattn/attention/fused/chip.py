@@ -2,9 +2,7 @@
 
 import jax
 
-__all__ = ["BLOCK_KV", "BLOCK_Q", "chip"]
-
-BLOCK_Q, BLOCK_KV = 128, 128  # of plans
+__all__ = ["chip"]
 
 _HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 

@@ -54,12 +54,12 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     d_query = kernels.backward_query(given, back, rules, **sizes)
     columns = columns_of(given.rows)
     d_keys = kernels.backward_keys(given, back, rules, columns=columns, **sizes)
-    found = (
+    d_query, d_key, d_value = (
         d[:, : x.shape[1], :, : x.shape[3]]
         for d, x in zip((d_query, *d_keys), inputs[:3], strict=True)
     )
     tiling = static_of(setting, inputs, fixed).tiling
-    return joined(tiling, residuals, Inputs(*found, None, inputs.scale, inputs.score), mean)
+    return joined(tiling, residuals, inputs._replace(query=d_query, key=d_key, value=d_value), mean)
 
 
 def _by_heads(x: jax.Array) -> jax.Array:

@@ -109,4 +109,5 @@ def _led(tree: HasLeaves) -> HasLeaves:
         jnp.asarray(x).reshape(*x.shape[:n], *(1,) * (2 - n), *x.shape[n:])
         for x, n in zip(arrays, leads, strict=True)
     ]
-    return jax.tree.unflatten(structure, led)
+    with_both: HasLeaves = jax.tree.unflatten(structure, led)
+    return with_both

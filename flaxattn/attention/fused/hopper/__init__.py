@@ -1,0 +1,26 @@
+"""Attention on Hopper GPUs, by kernels of Mosaic GPU.
+
+Two warpgroups compute, 64 rows of a tile each, and a third copies, by the plan's lists of live
+blocks, as in FlashAttention-3 (arXiv:2407.08608). Products of a warpgroup go on while it computes
+weights. Only partial tiles ask the mask, by its rule in registers.
+"""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flaxattn.attention.fused.hopper.forward import forward as forward
+from flaxattn.attention.fused.hopper.keys import backward_keys as backward_keys
+from flaxattn.attention.fused.hopper.queries import backward_query as backward_query
+
+LANES = 64  # what the widths of heads are multiples of
+WIDEST, WIDEST_WITH_GRADIENT = 256, 128  # as registers and shared memory allow
+BLOCK_Q, BLOCK_KV = 128, 128  # of plans
+
+
+def why_not(dtype: DTypeLike, width: int) -> str | None:
+    """Why there is no kernel for arrays of a dtype, and heads so wide; None: there is one."""
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the arrays are {jnp.dtype(dtype)}, and its tensor cores take bfloat16 and float16"
+    if width > WIDEST:
+        return f"heads have {width} features, and its shared memory holds tiles of up to {WIDEST}"
+    return None

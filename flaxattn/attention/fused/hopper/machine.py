@@ -1,0 +1,331 @@
+"""What kernels for Hopper are made of: products, numbers in registers, buffers and warpgroups.
+
+All that depends on the version of Mosaic GPU is here.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+__all__ = [
+    "COLUMN",
+    "COMPUTING",
+    "ROW",
+    "ROWS",
+    "STAGES",
+    "Added",
+    "Fresh",
+    "Here",
+    "Load",
+    "Own",
+    "Ref",
+    "Ring",
+    "Shape",
+    "across",
+    "add_product",
+    "column",
+    "everywhere",
+    "filled",
+    "launch",
+    "multiply",
+    "product",
+    "slot",
+    "tiles",
+    "vector",
+    "whole",
+    "zeros",
+]
+
+COMPUTING, ROWS = 2, 64  # warpgroups that compute, and rows of each
+STAGES = 2
+REGISTERS, COPYING_REGISTERS = 232, 40  # of a thread that computes, and of one that copies
+ROW, COLUMN, TILE = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA
+
+Ref: TypeAlias = Any  # of an array, or barriers, inside of a kernel
+Load: TypeAlias = Callable[[], jax.Array]
+Shape: TypeAlias = tuple[int, int]
+
+
+class Here(NamedTuple):
+    """Where a warpgroup is."""
+
+    row: jax.Array  # of blocks
+    head: jax.Array
+    batch: jax.Array
+    wg: jax.Array
+
+    def of(self, x: Ref) -> tuple[Any, Any]:
+        """The example and head of `x` [b, n, ...], 1 where shared."""
+        batch, head = x.shape[:2]
+        return self.batch if batch > 1 else 0, self.head if head > 1 else 0
+
+    def rows(self, block: int) -> Any:
+        """The positions of the warpgroup's rows, in blocks of so many."""
+        return pl.ds(self.row * block + self.wg * ROWS, ROWS)
+
+
+class Fresh(NamedTuple):
+    """A product a bᵀ of two tiles in shared memory."""
+
+    a: Ref
+    b: Ref
+    shape: Shape
+    ready: Callable[[], None]
+    """Waits for b."""
+
+
+class Added(NamedTuple):
+    """A product of a tile of weights and one in shared memory, added to a sum."""
+
+    total: jax.Array
+    a: jax.Array
+    b: Ref
+    ready: Callable[[], None] = lambda: None
+    """Waits for b."""
+
+
+def multiply(
+    fresh: Sequence[Fresh],
+    added: Sequence[Added],
+    then: Callable[..., Sequence[jax.Array]],
+    like: Sequence[jax.Array],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Products, and what is computed from the fresh ones while the others go on.
+
+    Args:
+      fresh: come first.
+      added: to sums. Their weights must not be made inside, or ptxas does one after the other.
+      then: what is computed, of functions that wait for the fresh products.
+      like: arrays as those that it gives.
+
+    Returns:
+      The sums, and what `then` gave.
+    """
+
+    def run(refs: Sequence[Ref]) -> None:
+        sums, outs = refs[: len(added)], refs[len(added) :]
+
+        def scoped(*products: Ref) -> None:
+            for new, ref in zip(fresh, products, strict=True):
+                new.ready()
+                plgpu.wgmma(ref, new.a, _transposed(new.b))
+            for more, ref in zip(added, sums, strict=True):
+                more.ready()
+                plgpu.wgmma(ref, more.a, more.b)
+            last = len(fresh) + len(added) - 1
+            loads = (functools.partial(_load, ref, last - i) for i, ref in enumerate(products))
+            for out, x in zip(outs, then(*loads), strict=True):
+                out[...] = x
+
+        pl.run_scoped(scoped, *(plgpu.ACC(new.shape, jnp.float32) for new in fresh))
+
+    results = pl.run_state(run)((*(plgpu.ACC.init(more.total) for more in added), *like))
+    return list(results[: len(added)]), list(results[len(added) :])
+
+
+def _load(product: Ref, after: int) -> jax.Array:
+    """A product, once no more than `after` that were begun after it go on."""
+    loaded: jax.Array = plgpu.wgmma_accumulator_load(product, wait_n=after)
+    return loaded
+
+
+def add_product(total: jax.Array, a: jax.Array, b: Ref) -> jax.Array:
+    """total + a b."""
+    found: jax.Array = pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))(plgpu.ACC.init(total))
+    return found
+
+
+def product(a: Ref, b: Ref, shape: Shape) -> jax.Array:
+    """a bᵀ."""
+
+    def of(ref: Ref) -> jax.Array:
+        plgpu.wgmma(ref, a, _transposed(b))
+        loaded: jax.Array = ref[...]
+        return loaded
+
+    found: jax.Array = pl.run_scoped(of, plgpu.ACC(shape, jnp.float32))
+    return found
+
+
+def _transposed(ref: Ref) -> Ref:
+    return ref.transpose((1, 0))
+
+
+def vector(x: Ref, at: Here, where: Any, layout: Any) -> jax.Array:
+    """Numbers of rows or columns, of [b, n, positions], in registers."""
+    found: jax.Array = plgpu.load(x.at[(*at.of(x), where)], (), layout=layout, optimized=False)
+    return found
+
+
+def column(x: Ref) -> jax.Array:
+    """Numbers of columns, of shared memory, in registers."""
+    found: jax.Array = plgpu.load(x, (), layout=COLUMN)
+    return found
+
+
+def whole(x: Ref) -> jax.Array:
+    """A tile of shared memory in registers."""
+    found: jax.Array = plgpu.load(x, (), layout=TILE)
+    return found
+
+
+def filled(value: float) -> jax.Array:
+    """A number for each row of a warpgroup."""
+    found: jax.Array = plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), ROW)
+    return found
+
+
+def zeros(shape: Shape) -> jax.Array:
+    """A tile of them."""
+    found: jax.Array = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), TILE)
+    return found
+
+
+def across(x: jax.Array, shape: Shape, axis: int = 0) -> jax.Array:
+    """Numbers of rows, or of columns, as a tile."""
+    return lax.broadcast_in_dim(x, shape, [axis])
+
+
+def everywhere(x: jax.Array, shape: Shape) -> jax.Array:
+    """A number as a tile."""
+    return lax.broadcast_in_dim(x, shape, [])
+
+
+def slot(x: Ref, j: jax.Array) -> Ref:
+    """The one of several that step `j` uses."""
+    return x.at[lax.rem(j, jnp.int32(x.shape[0]))]
+
+
+class Ring(NamedTuple):
+    """Buffers that one warpgroup fills, step by step, and the others use."""
+
+    buffers: Sequence[Any]  # [stages, ...] each
+    ready: Any
+    free: Any
+
+    @classmethod
+    def of(cls, stages: int, *buffers: Any) -> "Ring":
+        """Of memory for so many steps; it may be none."""
+        if not buffers:
+            return cls((), None, None)
+        ready, free = (
+            plgpu.Barrier(num_barriers=stages, num_arrivals=n) for n in (len(buffers), COMPUTING)
+        )
+        return cls(buffers, ready, free)
+
+    def of_step(self, j: jax.Array) -> Ref:
+        """What step `j` uses, of a ring with one buffer."""
+        return slot(self.buffers[0], j)
+
+    def fill(self, j: jax.Array, *sources: Ref) -> None:
+        """Copies what step `j` uses, once there is room."""
+        if self.buffers:
+            pl.when(j >= self.free.shape[0])(lambda: plgpu.barrier_wait(slot(self.free, j)))
+            for source, buffer in zip(sources, self.buffers, strict=True):
+                plgpu.copy_gmem_to_smem(source, slot(buffer, j), slot(self.ready, j))
+
+    def wait(self, j: jax.Array) -> None:
+        """Waits for what step `j` uses."""
+        if self.buffers:
+            plgpu.barrier_wait(slot(self.ready, j))
+
+    def release(self, j: jax.Array) -> None:
+        """Says that a warpgroup has used that of step `j`."""
+        if self.buffers:
+            plgpu.barrier_arrive(slot(self.free, j))
+
+    def drain(self, steps: jax.Array) -> None:
+        """Waits until that of so many steps is used."""
+        if self.buffers:
+
+            @pl.loop(jnp.maximum(steps - self.free.shape[0], 0), steps)
+            def _(j: jax.Array) -> None:
+                plgpu.barrier_wait(slot(self.free, j))
+
+
+class Own(NamedTuple):
+    """A tile of each warpgroup that computes."""
+
+    buffers: Any  # [COMPUTING, ROWS, width]
+    ready: Any
+
+    @classmethod
+    def of(cls, buffers: Any) -> "Own":
+        """Of memory for all warpgroups."""
+        return cls(buffers, plgpu.Barrier(num_barriers=COMPUTING))
+
+    def load(self, at: Here, source: Ref) -> Ref:
+        """Begins to copy it; gives where it will be."""
+        plgpu.copy_gmem_to_smem(source, self.buffers.at[at.wg], self.ready.at[at.wg])
+        return self.buffers.at[at.wg]
+
+    def wait(self, at: Here) -> None:
+        """Waits for it."""
+        plgpu.barrier_wait(self.ready.at[at.wg])
+
+
+def tiles(dtype: Any, count: int, rows: int, width: int) -> Any:
+    """Shared memory for tiles, as tensor cores read it."""
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM((count, rows, width), dtype, transforms=transforms)
+
+
+class Kernel(Protocol):
+    """What the warpgroups do."""
+
+    def memory(self) -> Any:
+        """The shared memory that they need."""
+
+    def compute(self, at: Here, arrays: Any, outputs: Sequence[Ref], memory: Any) -> None:
+        """What those do that compute."""
+
+    def copy(self, at: Here, arrays: Any, memory: Any) -> None:
+        """What the one does that copies."""
+
+
+def launch(
+    kernel: Kernel, grid: tuple[int, int, int], outputs: Sequence[jax.ShapeDtypeStruct], arrays: Any
+) -> list[jax.Array]:
+    """Runs a kernel over rows of blocks, heads and examples; the last row comes first."""
+    leaves, tree = jax.tree.flatten(arrays)
+    memory = kernel.memory()
+
+    def body(*refs: Ref) -> None:
+        given, outs = jax.tree.unflatten(tree, refs[: len(leaves)]), refs[len(leaves) :]
+
+        def scoped(*memory_refs: Any) -> None:
+            own = type(memory)(*memory_refs)
+            head, batch, wg = (lax.axis_index(name) for name in ("head", "batch", "wg"))
+            at = Here(grid[0] - 1 - lax.axis_index("row"), head, batch, wg)
+
+            @pl.when(wg < COMPUTING)
+            def _() -> None:
+                plgpu.set_max_registers(REGISTERS, action="increase")
+                kernel.compute(at, given, outs, own)
+
+            @pl.when(wg == COMPUTING)
+            def _() -> None:
+                plgpu.set_max_registers(COPYING_REGISTERS, action="decrease")
+                kernel.copy(at, given, own)
+
+        pl.run_scoped(scoped, *memory, collective_axes="wg")
+
+    named = inspect.signature(plgpu.kernel).parameters
+    options: dict[str, Any] = {"out_type" if "out_type" in named else "out_shape": list(outputs)}
+    call = plgpu.kernel(
+        body,
+        grid=grid,
+        grid_names=("row", "head", "batch"),
+        num_threads=COMPUTING + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **options,
+    )
+    return list(call(*leaves))
