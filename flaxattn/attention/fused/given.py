@@ -103,7 +103,9 @@ def columns_of(rows: Lists) -> Lists:
     """The query blocks of each key block, by the key blocks of each query block."""
     place = jnp.argsort(rows.blocks, axis=-1)  # of each column in its row
     partial, empty = (place >= x[..., None] for x in (rows.num_full, rows.num_live))
-    kind = (partial.astype(jnp.int32) + empty).swapaxes(-1, -2)  # 0 full, 1 partial, 2 empty
+    kind = (partial.astype(jnp.int32) + empty.astype(jnp.int32)).swapaxes(
+        -1, -2
+    )  # 0 full, 1 partial, 2 empty
     count = kind.shape[-1]
     order = jnp.sort(kind * count + jnp.arange(count, dtype=jnp.int32), axis=-1)
     return Lists(order % count, *((kind < below).sum(axis=-1, dtype=jnp.int32) for below in (1, 2)))
