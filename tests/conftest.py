@@ -6,10 +6,15 @@ import hypothesis
 import jax
 import pytest
 
-# Half of the tests' time is LLVM's optimisation of programs that run once. To test those that users
-# get: XLA_FLAGS=--xla_backend_optimization_level=3 pytest --thorough
+# Most of the tests' time would be optimisation of programs that run once: LLVM's, and MLIR's
+# of their fusions. To test those that users get:
+# XLA_FLAGS=--xla_backend_optimization_level=3 pytest --thorough
+QUICK = (
+    "--xla_backend_optimization_level=0"
+    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
 if "xla_backend_optimization_level" not in (flags := os.environ.get("XLA_FLAGS", "")):
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
 
 hypothesis.settings.register_profile("fuzz", max_examples=2000)  # five tests: 10,000 cases
 

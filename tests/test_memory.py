@@ -47,7 +47,8 @@ def test_parameters_are_counted_as_they_are_made(changes):
 @pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
-    model = dataclasses.replace(BASE, vocab_size=500, features=48, ff_features=64)
+    sizes = {"features": 48, "ff_features": 64, "decoder_layers": 1}
+    model = dataclasses.replace(BASE, vocab_size=500, **sizes)
     config = RunConfig("", model, training=TranslationTraining(batch_size=16, sequence_length=32))
     module = EncoderDecoder(model)
     params = init_params(module, 0)
