@@ -107,5 +107,6 @@ def columns_of(rows: Lists) -> Lists:
         -1, -2
     )  # 0 full, 1 partial, 2 empty
     count = kind.shape[-1]
-    order = jnp.sort(kind * count + jnp.arange(count, dtype=jnp.int32), axis=-1)
+    index = jax.lax.broadcasted_iota(jnp.int32, kind.shape, kind.ndim - 1)
+    order = jnp.sort(kind * count + index, axis=-1)
     return Lists(order % count, *((kind < below).sum(axis=-1, dtype=jnp.int32) for below in (1, 2)))
