@@ -5,9 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxattn import attend, attend_with_stats, causal, explain, prepare
-from flaxattn.attention import table
+from flaxattn import (
+    attend,
+    attend_with_stats,
+    causal,
+    explain,
+    from_dense,
+    prepare,
+    relative_bias,
+    softcap,
+    where,
+)
+from flaxattn.attention import costs, table
+from flaxattn.attention.arguments import make_options
 from flaxattn.attention.dense import attend_dense
+from flaxattn.attention.fused import attend as fused
 from flaxattn.attention.table import IMPLEMENTATIONS, Choice, Implementation
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2, 4)), jnp.float32)
@@ -54,7 +66,7 @@ def test_it_says_why_it_cannot_and_nothing_is_taken_in_its_place(third):
 
 
 def test_a_name_that_is_not_there_is_told_of_all_that_are(third):
-    with pytest.raises(ValueError, match=r"'auto', 'dense', 'blockwise', 'doubled'"):
+    with pytest.raises(ValueError, match=r"'auto', 'dense', 'blockwise', 'fused', 'doubled'"):
         attend(X, X, X, causal(), implementation="double")
 
 
@@ -71,6 +83,57 @@ def test_up_to_so_many_logits_the_definition_is_best(monkeypatch, backend, lengt
     assert table.best(length, length).name == "dense"
     assert table.best(length + 1, length + 1).name == "blockwise"
     assert ("off the CPU" in table.best(1, 1).why) == (backend != "cpu")
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """As if there were such a GPU."""
+    for module in (costs, fused):
+        monkeypatch.setattr(module, "chip", lambda: "hopper")
+
+
+HALVES = jnp.ones((1, 512, 2, 64), jnp.bfloat16)
+TABLE = from_dense(np.ones((512, 512), bool))
+
+
+@pytest.mark.parametrize(
+    ("array", "mask", "options", "taken"),
+    [
+        (HALVES, causal(), {}, "fused"),
+        (HALVES, None, {"score": softcap(3.0)}, "fused"),
+        (HALVES, causal().plan(512, 512, block_q=64, block_kv=64), {}, "fused"),
+        (HALVES[:, :256], causal(), {}, "dense"),
+        (HALVES, TABLE, {}, "blockwise"),
+        (HALVES[:, :300], from_dense(np.ones((300, 300), bool)), {}, "dense"),
+        (HALVES.astype(jnp.float32), causal(), {}, "blockwise"),
+        (HALVES, causal(), {"bias": jnp.ones((1, 1, 1, 512))}, "blockwise"),
+        (HALVES, causal(), {"score": relative_bias(jnp.ones((2, 32)))}, "blockwise"),
+        (jnp.ones((1, 512, 2, 320), jnp.bfloat16), causal(), {}, "blockwise"),
+    ],
+)
+def test_auto_takes_kernels_where_they_serve_and_pay(hopper, array, mask, options, taken):
+    asked = {name: options.get(name) for name in ("bias", "scale", "score", "sinks")}
+    options = make_options(array, array, **asked, dropout_rate=0.0)
+    assert table.choose("auto", array, array, array, mask, options) == taken
+
+
+@pytest.mark.parametrize(
+    ("array", "mask", "why"),
+    [
+        (HALVES, TABLE, r"of the mask: .* at once"),
+        (HALVES, where(lambda q, k, x: (x[q] * x[k]).sum() > 0, jnp.ones((512, 3))), "of the mask"),
+        (X, causal(), "float32, and its tensor cores take bfloat16"),
+        (jnp.ones((1, 6, 2, 320), jnp.float16), causal(), "320 features"),
+    ],
+)
+def test_kernels_say_why_they_do_not_serve(hopper, array, mask, why):
+    with pytest.raises(ValueError, match=f'"fused" cannot serve this call: .*{why}'):
+        attend(array, array, array, mask, implementation="fused")
+
+
+def test_without_kernels_the_device_is_named():
+    with pytest.raises(ValueError, match="Hopper GPUs and TPUs, and the device is cpu"):
+        attend(HALVES, HALVES, HALVES, causal(), implementation="fused")
 
 
 def test_auto_takes_a_plan_to_blocks(best):

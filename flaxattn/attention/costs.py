@@ -4,10 +4,11 @@ import jax
 import numpy as np
 from jax.export import is_symbolic_dim
 
+from flaxattn.attention.fused.chip import chip
 from flaxattn.checks import check_known
 from flaxattn.masks import BlockPlan, Mask
 
-__all__ = ["blocks_pay", "draw_plan", "live_lengths"]
+__all__ = ["blocks_pay", "draw_plan", "kernels_pay", "live_lengths"]
 
 # Measured on two CPU cores (benchmarks/attention.py): a visit takes about as long as its cells and
 # this many more queries, which is what fetching the keys of the visit costs.
@@ -15,6 +16,8 @@ BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 256, 100
 # Up to so many logits per head the dense definition is taken. On a CPU it is as fast or faster
 # there, on the same machine; elsewhere XLA's products are, as long as the memory is borne.
 DENSE_CELLS, DENSE_CELLS_OFF_CPU = 2**17, 2**24
+# Kernels are taken unasked on chips on which they were timed (benchmarks/accelerator.py).
+TIMED, FUSED_CELLS = ("hopper",), 2**16
 # Of a cache, runs of cells no longer than this are not told apart: each is a program to compile.
 LIVE_CELLS = 256
 
@@ -39,6 +42,14 @@ def blocks_pay(q_len: int, kv_len: int) -> tuple[bool, str]:
         pays = q_len * kv_len > DENSE_CELLS_OFF_CPU
         return pays, f"{cells}; off the CPU blocks are for memory alone, above 4096 x 4096"
     return q_len * kv_len > DENSE_CELLS, f"{cells}; blocks are faster above about 360 x 360"
+
+
+def kernels_pay(q_len: int, kv_len: int) -> tuple[bool, str]:
+    """Whether kernels of the chip have been timed and pay at these lengths, and why."""
+    cells, name = f"{q_len} x {kv_len} logits per head", chip()
+    if name not in TIMED:
+        return False, f"{cells}; kernels have not been timed on this device"
+    return q_len * kv_len > FUSED_CELLS, f"{cells}; kernels are faster above 256 x 256"
 
 
 def draw_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:

@@ -4,14 +4,14 @@ All have one signature: `(query, key, value, mask or plan, options) -> (output, 
 the shapes of `attend_with_stats`. A new one is a file with that function, and a line here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from jax.export import is_symbolic_dim
 
 from flaxattn.attention.arguments import check_drawable
 from flaxattn.attention.blockwise import attend_blockwise
-from flaxattn.attention.costs import blocks_pay, draw_plan
+from flaxattn.attention.costs import blocks_pay, draw_plan, kernels_pay
 from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.fused.attend import attend_fused, draw_fused_plan, why_not_fused
 from flaxattn.attention.options import Attend, Call
@@ -63,9 +63,15 @@ class Choice(NamedTuple):
 
 
 def best(q_len: int, kv_len: int) -> Choice:
-    """What `implementation="auto"` chooses at these lengths, unless it is given a plan."""
+    """What `implementation="auto"` takes at these lengths, if it serves the call.
+
+    Else, and where a plan is given, it takes the next that does, see `choose`.
+    """
     if is_symbolic_dim(q_len) or is_symbolic_dim(kv_len):
         return Choice("dense", f"{q_len} x {kv_len} logits per head; blocks need known lengths")
+    pays, why = kernels_pay(q_len, kv_len)
+    if pays:
+        return Choice("fused", why)
     pays, why = blocks_pay(q_len, kv_len)
     return Choice("blockwise" if pays else "dense", why)
 
@@ -77,16 +83,25 @@ def choose(name: str, *call: *Call) -> str:
       ValueError if there is none of that name, or it cannot serve the call: it says why.
     """
     if name == "auto":
-        query, key, _, mask, _ = call
-        planned = isinstance(mask, BlockPlan)
-        name = "blockwise" if planned else best(query.shape[1], key.shape[1]).name
-        return name if IMPLEMENTATIONS[name].why_not(*call) is None else "dense"
+        return next(x for x in _best_first(*call) if IMPLEMENTATIONS[x].why_not(*call) is None)
     if not isinstance(name, str) or name not in IMPLEMENTATIONS:
         choices = ("auto", *IMPLEMENTATIONS)
         raise ValueError(f"implementation is {name!r}; expected one of {choices}.")
     if why := IMPLEMENTATIONS[name].why_not(*call):
         raise ValueError(f'implementation="{name}" cannot serve this call: {why}.')
     return name
+
+
+def _best_first(*call: *Call) -> Iterator[str]:
+    """What "auto" would take, and in its place if that does not serve; dense serves all."""
+    query, key, _, mask, _ = call
+    lengths, planned = (query.shape[1], key.shape[1]), isinstance(mask, BlockPlan)
+    name = best(*lengths).name
+    if not planned or name == "fused":
+        yield name
+    if planned or (name == "fused" and blocks_pay(*lengths)[0]):
+        yield "blockwise"
+    yield "dense"
 
 
 def prepare(mask: Mask, q_len: int, kv_len: int) -> Mask | BlockPlan:

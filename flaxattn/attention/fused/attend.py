@@ -1,12 +1,15 @@
 """Attention by kernels: which calls they serve, and the plan that they need."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.export import is_symbolic_dim
 
 from flaxattn.attention.blockwise import attend_plan
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
-from flaxattn.attention.dense import attend_dense, softmax_dtype
+from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.fused.chip import chip
 from flaxattn.attention.fused.passes import kernels_of
 from flaxattn.attention.fused.rules import tile_rule
@@ -70,28 +73,39 @@ def why_not_fused(*call: *Call) -> str | None:
 
 def _why_no_rule(*call: *Call) -> str | None:
     """Why what tiles ask is not to be done in a kernel."""
-    query, key, value, mask, options = call
-    options = options.for_heads(query.shape[2])
-    own = options.of_heads(query.shape[-1], softmax_dtype(query.dtype))
-    score, others = own.score, None
-    if score is not None:
-        score, others = halves(score, [True] * len(jax.tree.leaves(score)))
-    inner = mask.mask if isinstance(mask, BlockPlan) else full() if mask is None else mask
-    nothing = jnp.zeros((0,), jnp.int32)
-    fixed = Fixed(inner, nothing, nothing, nothing, score=others)
-    inputs = Inputs(query, key, value, None, own.scale[0], score)
-    setting = Setting(1, 1, 0.0, has_mask=mask is not None)
-    rules = {
-        "mask": tile_rule(
-            setting,
-            inputs._replace(score=None),
-            fixed._replace(score=None),
-            partial=True,
-            derived=False,
-        ),
-        "score": tile_rule(setting, inputs, fixed, partial=False, derived=True),
-    }
-    for name, rule in rules.items():
-        if rule.split.why_not:
-            return f"of the {name}: {rule.split.why_not}"
-    return None
+    query, _, _, mask, options = call
+    rule = mask.mask if isinstance(mask, BlockPlan) else full() if mask is None else mask
+    arrays, tree = jax.tree.flatten((rule, options.for_heads(query.shape[2]).score))
+    return _why_no_rule_like(tree, tuple((x.shape, x.dtype) for x in arrays))
+
+
+@functools.lru_cache(maxsize=256)
+def _why_no_rule_like(
+    tree: jax.tree_util.PyTreeDef, types: tuple[tuple[tuple[int, ...], np.dtype], ...]
+) -> str | None:
+    """The same of a mask and a score with arrays of given shapes and dtypes: values are not asked.
+
+    Cached, so that a call outside of `jit` asks once.
+    """
+    reasons = list[str]()
+
+    def ask(*arrays: jax.Array) -> None:
+        mask, score = jax.tree.unflatten(tree, arrays)
+        size = jnp.zeros((1, 1, 1, 1))
+        none = jnp.zeros((0,), jnp.int32)
+        fixed = Fixed(mask, none, none, none)
+        inputs = Inputs(size, size, size, None, jnp.ones(1))
+        setting = Setting(1, 1, 0.0, has_mask=True)
+        rules = {"mask": tile_rule(setting, inputs, fixed, partial=True, derived=False)}
+        if score is not None:
+            some, others = halves(score, [True] * len(jax.tree.leaves(score)))
+            inputs, fixed = inputs._replace(score=some), fixed._replace(score=others)
+            rules["score"] = tile_rule(setting, inputs, fixed, partial=False, derived=True)
+        reasons.extend(
+            f"of the {name}: {rule.split.why_not}"
+            for name, rule in rules.items()
+            if rule.split.why_not
+        )
+
+    jax.eval_shape(ask, *(jax.ShapeDtypeStruct(*of) for of in types))
+    return reasons[0] if reasons else None
