@@ -38,7 +38,7 @@ TPU_BLOCKS = ((256, 512), (512, 512), (512, 1024), (1024, 1024))
 CHECKS = (  # names in accelerator_check.py, which imports jax
     *("causal", "documents", "no mask", "window", "window of each head", "prefix per document"),
     *("ragged", "nothing is seen", "a rule of one's own", "causal, H=64", "causal, H=256", "T=1"),
-    *("T=130, S=600", "float16", "own width of values", "scale", "sinks", "bias", "soft cap"),
+    *("T=130, S=600", "float16", "own width of values", "scale", "sinks", "soft cap"),
     *("learned soft cap", "learned ALiBi", "ALiBi, documents", "dropout", "dropout and soft cap"),
     "garbage",
 )
@@ -98,12 +98,14 @@ class Worker:
 
     def __init__(self, library: str, python: str) -> None:
         self.library, self._seconds = library, LONGEST
+        paths = (str(WORKER.parents[1]), os.environ.get("PYTHONPATH"))  # flaxattn, installed or not
         self._process = subprocess.Popen(
             [python, str(WORKER), library],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             start_new_session=True,  # so that it ends with all that it has started
         )
         self._rows: queue.Queue[str] = queue.Queue()

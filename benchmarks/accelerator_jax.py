@@ -1,9 +1,11 @@
 """What `accelerator.py` runs in jax: flaxattn, and what else there is on its devices."""
 
 import functools
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,10 @@ from accelerator_cases import Case
 from accelerator_timing import SETS, timed
 
 import flaxattn
-from flaxattn import BlockPlan, Mask, causal, lengths, same_segment, sliding_window, valid
+from flaxattn import Mask, causal, lengths, same_segment, sliding_window, valid
 from flaxattn.attention.table import IMPLEMENTATIONS
+
+ATTEND = importlib.import_module("flaxattn.attention.fused.attend")  # where sizes of blocks stand
 
 __all__ = ["CONTENDERS", "about", "attention", "blocks", "healthy", "product"]
 
@@ -56,21 +60,13 @@ def fused(case: Case) -> Attend:
     return attend
 
 
-def planned(case: Case, block_q: int | None = None, block_kv: int | None = None) -> Attend:
-    """The kernel, its plan drawn before, as layers share one; in blocks of its own unless given."""
-    if "fused" not in IMPLEMENTATIONS:
-        raise ValueError("this flaxattn has no fused implementation")
+def planned(case: Case) -> Attend:
+    """The kernel, its plan drawn before, as layers share one."""
     draw = IMPLEMENTATIONS["fused"].plan
     assert draw is not None
-
-    @jax.jit
-    def plan_of(arrays: Any) -> BlockPlan:
-        mask = mask_of(case, arrays)
-        if block_q is None or block_kv is None:
-            return draw(mask, case.length, case.length)
-        return mask.plan(case.length, case.length, block_q=block_q, block_kv=block_kv)
-
-    plan = plan_of(case.arrays)
+    plan = jax.jit(lambda arrays: draw(mask_of(case, arrays), case.length, case.length))(
+        case.arrays
+    )
 
     def attend(q: Any, k: Any, v: Any, arrays: Any) -> jax.Array:
         return flaxattn.attend(q, k, v, plan, implementation="fused")
@@ -195,7 +191,9 @@ def attention(case: Case, contender: str, backward: bool) -> dict[str, Any]:
 
 def blocks(case: Case, block_q: int, block_kv: int, backward: bool) -> dict[str, Any]:
     """A row of the search for block sizes; what else a kernel can be told is to be told here."""
-    return measured(planned(case, block_q, block_kv), case, backward)
+    jax.clear_caches()  # which know nothing of sizes
+    with mock.patch.multiple(ATTEND, BLOCK_Q=block_q, BLOCK_KV=block_kv):
+        return measured(fused(case), case, backward)
 
 
 def product(size: int) -> dict[str, Any]:
