@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch_attention  # beside this file; says itself whether torch is there
+from documents import documents  # beside this file
 from report import write  # beside this file
 
 import flaxattn
@@ -48,13 +49,6 @@ class Case:
     torch_causal: bool | None = None  # what SDPA is told; None: it is not asked
     score: Callable[..., Any] | None = None  # of `data`, which then are the score's
     adds: bool = False  # whether a bias in memory does the same, which the others are given
-
-
-def documents(length: int, count: int, spread: float, seed: int = 0) -> np.ndarray:
-    """Segment ids [1, T] of `count` documents, their lengths within `spread` of the mean."""
-    sizes = np.random.default_rng(seed).uniform(1 - spread, 1 + spread, count)
-    ends = np.round(np.cumsum(sizes) / sizes.sum() * length).astype(int)
-    return (np.searchsorted(ends, np.arange(length), side="right") + 1)[None]
 
 
 def cases() -> list[Case]:

@@ -2,7 +2,6 @@
 
 import functools
 import operator
-from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -13,6 +12,21 @@ import pytest
 from attention_cases import older
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_cases import (
+    LEADS,
+    LONGEST,
+    PATTERNS,
+    B,
+    N,
+    Pair,
+    both,
+    either,
+    integer,
+    one_of_many,
+    opposite,
+    positioned,
+    shifted,
+)
 
 import flaxattn
 from flaxattn import (
@@ -426,96 +440,7 @@ def test_value_that_makes_no_sense_sees_nothing_where_it_is_not_known(name):
 
 # Law 1: what is drawn is what the rule says, for random expressions.
 
-B, N, LONGEST = 2, 3, 40
-LEADS = [(), (B,), (1,), (B, N), (1, N), (B, 1)]
 SHAPES = [(5, 7), (7, 5)]
-
-
-class Pair(NamedTuple):
-    """A mask of the library, and the plain rule of each example and head."""
-
-    mask: Mask
-    rule: Any  # (b, n) -> (t, s) -> bool
-
-
-def one_of_many(array, rank, b, n):
-    """What `array` holds for example b and head n; an axis of 1 is shared."""
-    if array is None:
-        return None
-    array = np.asarray(array)
-    lead = array.shape[: array.ndim - rank]
-    return array[tuple(i if size > 1 else 0 for i, size in zip((b, n), lead, strict=False))]
-
-
-def pair(name, *arguments):
-    """Arguments are (array, rank for one example and head)."""
-    arrays, ranks = zip(*arguments, strict=True) if arguments else ((), ())
-
-    def rule(b, n):
-        own = [one_of_many(a, r, b, n) for a, r in zip(arrays, ranks, strict=True)]
-        return getattr(oracle, name)(*own)
-
-    return Pair(getattr(flaxattn, name)(*arrays), rule)
-
-
-def where_older(ages):
-    def rule(b, n):
-        age = one_of_many(ages, 1, b, n)
-        return lambda t, s: age[t] >= age[s]
-
-    return Pair(where(older, ages), rule)
-
-
-def integer(rng, lead, low, high):
-    """A static integer now and then, an array otherwise."""
-    array = rng.integers(low, high, lead)
-    return (int(array) if array.ndim == 0 and rng.random() < 0.7 else array), 0
-
-
-def booleans(rng, lead, *axes, chance=0.7):
-    return rng.random((*lead, *axes)) < chance, len(axes)
-
-
-def segments(rng, lead):
-    return rng.integers(0, 3, (*lead, LONGEST)), 1
-
-
-PATTERNS = {
-    "full": lambda rng, a, b: pair("full"),
-    "causal": lambda rng, a, b: pair("causal"),
-    "window": lambda rng, a, b: pair(
-        "sliding_window", integer(rng, a, 0, 5), integer(rng, b, 0, 5)
-    ),
-    "window without end back": lambda rng, a, b: pair(
-        "sliding_window", (None, 0), integer(rng, b, 0, 5)
-    ),
-    "window without end ahead": lambda rng, a, b: pair(
-        "sliding_window", integer(rng, a, 0, 5), (None, 0)
-    ),
-    "even window": lambda rng, a, b: pair("sliding_window", integer(rng, a, 0, 5)),
-    "prefix": lambda rng, a, b: pair("prefix", integer(rng, a, 0, 8)),
-    "chunked": lambda rng, a, b: pair("chunked", integer(rng, a, 1, 6)),
-    "dilated": lambda rng, a, b: pair("dilated", integer(rng, a, 1, 4)),
-    "lengths": lambda rng, a, b: pair("lengths", integer(rng, a, 0, 9), integer(rng, b, 0, 9)),
-    "key lengths": lambda rng, a, b: pair("lengths", (None, 0), integer(rng, b, 0, 9)),
-    "valid": lambda rng, a, b: pair("valid", booleans(rng, a, LONGEST)),
-    "segments": lambda rng, a, b: pair("same_segment", segments(rng, a)),
-    "two segments": lambda rng, a, b: pair("same_segment", segments(rng, a), segments(rng, b)),
-    "segments, none of padding": lambda rng, a, b: pair(
-        "same_segment", segments(rng, a), segments(rng, b), (None, 0)
-    ),
-    "segments, padding of 2": lambda rng, a, b: pair(
-        "same_segment", segments(rng, a), segments(rng, b), (2, 0)
-    ),
-    "first global": lambda rng, a, b: pair("global_tokens", (int(rng.integers(0, 4)), 0)),
-    "flagged global": lambda rng, a, b: pair(
-        "global_tokens", booleans(rng, a, LONGEST, chance=0.2)
-    ),
-    "dense": lambda rng, a, b: pair("from_dense", booleans(rng, a, LONGEST, LONGEST)),
-    "dense row": lambda rng, a, b: pair("from_dense", booleans(rng, a, 1, LONGEST)),
-    "dense column": lambda rng, a, b: pair("from_dense", booleans(rng, a, LONGEST, 1)),
-    "where": lambda rng, a, b: where_older(rng.integers(0, 50, (*a, LONGEST))),
-}
 
 
 @st.composite
@@ -537,32 +462,6 @@ def positions(draw):
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     lead = draw(st.sampled_from([None, *LEADS]))
     return None if lead is None else rng.integers(-2, LONGEST + 2, (*lead, LONGEST))
-
-
-def both(a, b):
-    return Pair(a.mask & b.mask, lambda *i: oracle.both(a.rule(*i), b.rule(*i)))
-
-
-def either(a, b):
-    return Pair(a.mask | b.mask, lambda *i: oracle.either(a.rule(*i), b.rule(*i)))
-
-
-def opposite(a):
-    return Pair(~a.mask, lambda *i: oracle.opposite(a.rule(*i)))
-
-
-def positioned(a, q_positions, kv_positions):
-    def rule(*i):
-        return oracle.at(a.rule(*i), *(one_of_many(x, 1, *i) for x in (q_positions, kv_positions)))
-
-    return Pair(a.mask.at(q_positions, kv_positions), rule)
-
-
-def shifted(a, q_start, kv_start):
-    def rule(*i):
-        return oracle.shifted(a.rule(*i), *(one_of_many(x, 0, *i) for x in (q_start, kv_start)))
-
-    return Pair(a.mask.shift(q_start, kv_start), rule)
 
 
 def expressions(depth):

@@ -91,14 +91,22 @@ def tile_rule(
         return list(answers.values())
 
     shapes = [jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for x in leaves]
-    parts = split(rule, [jnp.float32], shapes)
+    parts = split(rule, [jnp.float32], shapes, _names(arrays))
     told = [
         (name, out)
         for i, (name, out) in enumerate(zip(names, parts.outputs, strict=True))
-        if not (name == "slope" and parts.constant(i) == 1.0)
+        if name == "logit" or parts.constant(i) != 1.0  # a slope of one, or always seen or kept
     ]
     parts = dataclasses.replace(parts, outputs=[out for _, out in told])
     return TileRule(parts, tuple(name for name, _ in told), leaves)
+
+
+def _names(arrays: dict[str, PyTree]) -> list[str]:
+    """What the leaves of the arrays are called, in the order of `jax.tree.leaves`."""
+    names = []
+    for key, own in sorted(arrays.items()):
+        names += [leaf.name for leaf in own.leaves()] if hasattr(own, "leaves") else [key]
+    return names
 
 
 def _led(tree: HasLeaves) -> HasLeaves:

@@ -6,21 +6,30 @@ kernel does element by element. So a kernel needs to know nothing of masks, scor
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Var
 from jax.typing import DTypeLike
+
+from flaxattn.attention.fused.programs import (
+    Operand,
+    Program,
+    dtype_of,
+    found,
+    inlined,
+    shape_of,
+)
+from flaxattn.attention.fused.simplify import simplified
 
 __all__ = ["Outside", "Split", "split"]
 
 Rule: TypeAlias = Callable[..., Sequence[jax.Array]]
 """Of values of a tile, a query and a key index, and the arrays of one example and head: scalars."""
 
-_INLINED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 _ELEMENTWISE = frozenset(
     "abs add and clamp convert_element_type copy div eq exp exp2 ge gt integer_pow le log logistic "
     "lt max min mul ne neg not or rem round rsqrt select_n shift_left shift_right_arithmetic "
@@ -44,15 +53,13 @@ class Outside(NamedTuple):
 class Split:
     """A rule in parts; see `split`."""
 
+    program: Program
     tile_inputs: Sequence[Var]
     q_idx: Var
     kv_idx: Var
     arrays: Sequence[Var]
-    consts: Mapping[Var, jax.Array]
-    made_by: Mapping[Var, JaxprEqn]
-    """What makes each value that is not given."""
-    depends: Mapping[Var, frozenset[Var]]
-    """On which of those given."""
+    names: Sequence[str]
+    """Of the arrays, for words."""
     of_tile: Sequence[JaxprEqn]
     """What is left to do in a tile."""
     of_queries: Sequence[Var]
@@ -63,19 +70,33 @@ class Split:
     @property
     def why_not(self) -> str | None:
         """Why no kernel can do what is left, in words; None: one can."""
-        odd = sorted({e.primitive.name for e in self.of_tile} - _ELEMENTWISE)
-        if odd:
-            return (
-                f"it does {', '.join(odd)} with a query and a key index at once, and a tile of a "
-                "kernel is computed element by element; look arrays up by one index at a time"
-            )
-        rows = [v.aval.shape for v in (*self.of_queries, *self.of_keys, *self.of_heads)]
-        if any(rows):
-            return (
-                f"it joins arrays of shape {next(filter(None, rows))} of a query and of a key; "
-                "a kernel joins single numbers"
-            )
+        for eqn in self.of_tile:
+            if eqn.primitive.name in ("gather", "dynamic_slice"):
+                return (
+                    f"{self._whose(eqn.invars[0])} is looked up by a query and a key index at "
+                    "once, and a kernel can look up by one of them alone"
+                )
+        values = (*self.of_queries, *self.of_keys, *self.of_heads)
+        for x in values:
+            if shape_of(x):
+                return (
+                    f"{self._whose(x)} gives an array of shape {shape_of(x)} for an index, and a "
+                    "kernel joins a single number of a query with one of a key"
+                )
+        for eqn in self.of_tile:
+            name = eqn.primitive.name
+            if name not in _ELEMENTWISE or shape_of(eqn.outvars[0]):
+                return f"it asks for {name} of a query and a key together, which no kernel does"
+        for x in (*values, *(eqn.outvars[0] for eqn in self.of_tile)):
+            if dtype_of(x).name not in ("bool", "int32", "uint32", "float32"):
+                return f"it computes in {dtype_of(x)} for pairs, and a kernel does in 32 bits"
         return None
+
+    def _whose(self, x: Operand) -> str:
+        """The names of the arrays that a value is made of."""
+        on = self.program.on(x)
+        own = [name for v, name in zip(self.arrays, self.names, strict=True) if v in on]
+        return " with ".join(own) or "an array of its own"
 
     def constant(self, i: int) -> float | None:
         """Output `i` if it is a number known while tracing."""
@@ -117,10 +138,11 @@ class Split:
         read = ((self.of_queries, of_queries), (self.of_keys, of_keys), (self.of_heads, of_heads))
         for values, tiles in read:
             for value, x in zip(values, tiles, strict=True):
-                env[value] = x != 0 if value.aval.dtype == bool else x.astype(value.aval.dtype)
+                dtype = dtype_of(value)
+                env[value] = x != 0 if dtype.kind == "b" else x.astype(dtype)
 
         def find(x: Var | Literal) -> jax.Array:
-            return spread(jnp.asarray(x.val, x.aval.dtype)) if isinstance(x, Literal) else env[x]
+            return spread(jnp.asarray(x.val, dtype_of(x))) if isinstance(x, Literal) else env[x]
 
         for eqn in self.of_tile:
             params = {k: None if k == "sharding" else v for k, v in eqn.params.items()}
@@ -131,12 +153,16 @@ class Split:
         self, value: Var, arrays: Sequence[jax.Array], index: Var | None, at: jax.Array | None
     ) -> jax.Array:
         """[b, n], or [b, n, positions]: one value for all examples, heads and positions."""
-        own = [i for i, x in enumerate(self.arrays) if x in self.depends[value]]
+        own = [i for i, x in enumerate(self.arrays) if x in self.program.on(value)]
         leads = [arrays[i].shape[:2] for i in own]
 
         def one(at: jax.Array | None, *given: jax.Array) -> jax.Array:
-            env = {**self.consts, **dict(zip((self.arrays[i] for i in own), given, strict=True))}
-            return self._found(value, env if index is None else {**env, index: at})
+            names = (self.arrays[i] for i in own)
+            env = self.program.constants() | dict(zip(names, given, strict=True))
+            values: list[jax.Array] = found(
+                self.program, [value], env if index is None else {**env, index: at}
+            )
+            return values[0]
 
         call = one if index is None else jax.vmap(one, (0, *(None for _ in own)))
         for axis in (1, 0):
@@ -148,93 +174,48 @@ class Split:
             for i in own
         ]
         lead = [max((lead[axis] for lead in leads), default=1) for axis in (0, 1)]
-        found = call(at, *squeezed)
-        return found.reshape(*lead, *([] if at is None else at.shape))
-
-    def _found(self, value: Var | Literal, env: dict[Var, jax.Array]) -> jax.Array:
-        """A value, made from those of `env`, to which all that is found on the way is added."""
-        if isinstance(value, Literal):
-            return jnp.asarray(value.val, value.aval.dtype)
-        if value not in env:
-            eqn = self.made_by[value]
-            made = _bind(eqn, [self._found(x, env) for x in eqn.invars])
-            env.update(zip(eqn.outvars, made, strict=True))
-        return env[value]
+        result: jax.Array = call(at, *squeezed)
+        return result.reshape(*lead, *([] if at is None else at.shape))
 
 
 def split(
-    rule: Rule, tile_dtypes: Sequence[DTypeLike], arrays: Sequence[jax.ShapeDtypeStruct]
+    rule: Rule,
+    tile_dtypes: Sequence[DTypeLike],
+    arrays: Sequence[jax.ShapeDtypeStruct],
+    names: Sequence[str] | None = None,
 ) -> Split:
     """Splits a rule `rule(*tile_values, q_idx, kv_idx, *arrays)`, which gives scalars.
 
     Args:
       rule: jax-traceable, of scalars in `tile_dtypes`, two int32 scalars, and arrays.
       arrays: the shapes of the arrays for one example and head.
+      names: what they are called where no kernel can do it; None: by their numbers.
     """
-    index = jax.ShapeDtypeStruct((), jnp.int32)
+    index, n = jax.ShapeDtypeStruct((), jnp.int32), len(tile_dtypes)
     given = [jax.ShapeDtypeStruct((), d) for d in tile_dtypes] + [index, index, *arrays]
-    closed = _inlined(jax.make_jaxpr(lambda *xs: list(rule(*xs)))(*given))
-    jaxpr, n = closed.jaxpr, len(tile_dtypes)
-    depends: dict[Var, frozenset[Var]] = {v: frozenset([v]) for v in jaxpr.invars}
-    depends |= {v: frozenset() for v in jaxpr.constvars}
-    for eqn in jaxpr.eqns:
-        of_eqn = frozenset().union(*(depends[x] for x in eqn.invars if isinstance(x, Var)))
-        depends |= {v: of_eqn for v in eqn.outvars}
-    tile_inputs, (q_idx, kv_idx) = jaxpr.invars[:n], jaxpr.invars[n : n + 2]
+    program = simplified(inlined(rule, *given), n, n + 1)
+    tile_inputs, (q_idx, kv_idx) = program.jaxpr.invars[:n], program.jaxpr.invars[n : n + 2]
 
-    def in_tile(x: Var | Literal) -> bool:
-        if isinstance(x, Literal):
-            return False
-        return {q_idx, kv_idx} <= depends[x] or not depends[x].isdisjoint(tile_inputs)
+    def in_tile(x: Operand) -> bool:
+        on = program.on(x)
+        return {q_idx, kv_idx} <= on or not on.isdisjoint(tile_inputs)
 
-    of_tile, needed = [], {x for x in jaxpr.outvars if isinstance(x, Var)}
-    for eqn in reversed(jaxpr.eqns):
-        if needed.intersection(eqn.outvars) and in_tile(eqn.outvars[0]):
-            of_tile.append(eqn)
-            needed |= {x for x in eqn.invars if isinstance(x, Var)}
-    order = {v: i for i, v in enumerate(depends)}
-    edge = sorted((x for x in needed if not in_tile(x)), key=order.__getitem__)
+    of_tile = [eqn for eqn in program.eqns if in_tile(eqn.outvars[0])]
+    read = [*program.jaxpr.outvars, *(x for eqn in of_tile for x in eqn.invars)]
+    edge = [x for x in dict.fromkeys(x for x in read if isinstance(x, Var)) if not in_tile(x)]
     return Split(
+        program=program,
         tile_inputs=tile_inputs,
         q_idx=q_idx,
         kv_idx=kv_idx,
-        arrays=jaxpr.invars[n + 2 :],
-        consts=dict(zip(jaxpr.constvars, closed.consts, strict=True)),
-        made_by={v: eqn for eqn in jaxpr.eqns for v in eqn.outvars},
-        depends=depends,
-        of_tile=of_tile[::-1],
-        of_queries=[x for x in edge if q_idx in depends[x]],
-        of_keys=[x for x in edge if kv_idx in depends[x]],
-        of_heads=[x for x in edge if depends[x].isdisjoint((q_idx, kv_idx))],
-        outputs=jaxpr.outvars,
+        arrays=program.jaxpr.invars[n + 2 :],
+        names=[f"array {i}" for i in range(len(arrays))] if names is None else names,
+        of_tile=of_tile,
+        of_queries=[x for x in edge if q_idx in program.on(x)],
+        of_keys=[x for x in edge if kv_idx in program.on(x)],
+        of_heads=[x for x in edge if program.on(x).isdisjoint((q_idx, kv_idx))],
+        outputs=program.jaxpr.outvars,
     )
-
-
-def _inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same, without functions inside."""
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
-    return jax.make_jaxpr(lambda *xs: _evaluate(closed.jaxpr, closed.consts, xs))(*avals)
-
-
-def _evaluate(
-    jaxpr: Jaxpr, consts: Sequence[jax.Array], arrays: Sequence[jax.Array]
-) -> list[jax.Array]:
-    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arrays), strict=True))
-
-    def find(x: Var | Literal) -> jax.Array:
-        return x.val if isinstance(x, Literal) else env[x]
-
-    for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, _bind(eqn, [*map(find, eqn.invars)]), strict=True))
-    return [find(x) for x in jaxpr.outvars]
-
-
-def _bind(eqn: JaxprEqn, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    if eqn.primitive.name in _INLINED:
-        inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-        return _evaluate(inner.jaxpr, inner.consts, arrays)
-    out = eqn.primitive.bind(*arrays, **eqn.params)
-    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _readable(x: jax.Array) -> jax.Array:
