@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.types import PyTree
 
-__all__ = ["zero_varying_like"]
+__all__ = ["varying_like", "zero_varying_like"]
 
 
 def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
@@ -19,3 +19,10 @@ def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
         first = x.reshape(-1)[:1]  # none of an array of size 0, which varies all the same
         never |= ((first != first) & False).any()  # noqa: PLR0124
     return never.astype(dtype)
+
+
+def varying_like(x: jax.Array, arrays: PyTree) -> jax.Array:
+    """`x`, varying over devices as it and the arrays do; what compilers see is `x`."""
+    never = zero_varying_like(arrays, jnp.bool_)
+    moved = jnp.where(never, jnp.zeros((), x.dtype), x)
+    return x if jax.typeof(moved) == jax.typeof(x) else moved

@@ -11,6 +11,7 @@ from flaxattn.attention.chunks import Fixed, Inputs, Setting, static_of
 from flaxattn.attention.fused.given import Returned, columns_of, given_to, rules_of
 from flaxattn.attention.residuals import Outputs, Residuals, joined, returned, unless_empty
 from flaxattn.attention.tiles import pad_to
+from flaxattn.varying import varying_like
 
 __all__ = ["backward", "forward", "kernels_of"]
 
@@ -27,7 +28,8 @@ def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
     rules = rules_of(setting, inputs, fixed, derived=False)
     given = given_to(setting, inputs, fixed, rules, kernels.LANES)
     sizes = {"block_q": setting.block_q, "block_kv": setting.block_kv}
-    output, lse = kernels.forward(given, rules, **sizes, wide=setting.wide)
+    found = kernels.forward(given, rules, **sizes, wide=setting.wide)
+    output, lse = (varying_like(x, given) for x in found)
     length, width = inputs.query.shape[1], inputs.value.shape[3]
     output = output[:, :length, :, :width].astype(jnp.float32)
     return Outputs(output, lse[:, :, :length].swapaxes(1, 2))
@@ -55,7 +57,7 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     columns = columns_of(given.rows)
     d_keys = kernels.backward_keys(given, back, rules, columns=columns, **sizes)
     d_query, d_key, d_value = (
-        d[:, : x.shape[1], :, : x.shape[3]]
+        varying_like(d, (given, back))[:, : x.shape[1], :, : x.shape[3]]
         for d, x in zip((d_query, *d_keys), inputs[:3], strict=True)
     )
     tiling = static_of(setting, inputs, fixed).tiling

@@ -168,7 +168,7 @@ class Forward:
             query[...] = -whole(query)
             plgpu.commit_smem()
 
-        scale = jnp.maximum(jnp.abs(scale), 1e-30)  # of -inf, too: 0 · -inf is NaN
+        scale = jnp.maximum(jnp.maximum(scale, -scale), 1e-30)  # of -inf, too: 0 · -inf is NaN
         row = Row(query, scale, Reading.of(given, steps.full, first=1), memory)
         buffers = memory.query.buffers if memory.output is None else memory.output
         target = Target(at, rows, outputs, buffers.at[at.wg], memory.lse.at[at.wg], self.wide)

@@ -132,7 +132,9 @@ def multiply(
 
 def _load(product: Ref, after: int) -> jax.Array:
     """A product, once no more than `after` that were begun after it go on."""
-    loaded: jax.Array = plgpu.wgmma_accumulator_load(product, wait_n=after)
+    load = getattr(plgpu, "wgmma_accumulator_load", None)
+    # jax 0.7 waits for all: that is right, and slower.
+    loaded: jax.Array = product[...] if load is None else load(product, wait_n=after)
     return loaded
 
 
@@ -155,25 +157,30 @@ def product(a: Ref, b: Ref, shape: Shape) -> jax.Array:
 
 
 def _transposed(ref: Ref) -> Ref:
-    return ref.transpose((1, 0))
+    if hasattr(ref, "transpose"):
+        return ref.transpose((1, 0))
+    return plgpu.transpose_ref(ref, (1, 0))  # jax 0.7
+
+
+def _in_registers(ref: Ref, layout: Any, **options: Any) -> jax.Array:
+    index = () if "idx" not in inspect.signature(plgpu.load).parameters else ((),)
+    loaded: jax.Array = plgpu.load(ref, *index, layout=layout, **options)
+    return loaded
 
 
 def vector(x: Ref, at: Here, where: Any, layout: Any) -> jax.Array:
     """Numbers of rows or columns, of [b, n, positions], in registers."""
-    found: jax.Array = plgpu.load(x.at[(*at.of(x), where)], (), layout=layout, optimized=False)
-    return found
+    return _in_registers(x.at[(*at.of(x), where)], layout, optimized=False)
 
 
 def column(x: Ref) -> jax.Array:
     """Numbers of columns, of shared memory, in registers."""
-    found: jax.Array = plgpu.load(x, (), layout=COLUMN)
-    return found
+    return _in_registers(x, COLUMN)
 
 
 def whole(x: Ref) -> jax.Array:
     """A tile of shared memory in registers."""
-    found: jax.Array = plgpu.load(x, (), layout=TILE)
-    return found
+    return _in_registers(x, TILE)
 
 
 def filled(value: float) -> jax.Array:
