@@ -1,10 +1,9 @@
 """What `accelerator.py` runs in jax: flaxattn, and what else there is on its devices."""
 
 import functools
-import importlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -14,11 +13,11 @@ from accelerator_timing import SETS, timed
 
 import flaxattn
 from flaxattn import Mask, causal, lengths, same_segment, sliding_window, valid
+from flaxattn.attention.fused.chip import chip
+from flaxattn.attention.fused.passes import kernels_of
 from flaxattn.attention.table import IMPLEMENTATIONS
 
-ATTEND = importlib.import_module("flaxattn.attention.fused.attend")  # where sizes of blocks stand
-
-__all__ = ["CONTENDERS", "about", "attention", "blocks", "healthy", "product"]
+__all__ = ["CONTENDERS", "about", "attention", "blocks", "compiled", "healthy", "product"]
 
 Attend = Callable[..., jax.Array]  # of query, key, value and the arrays of the mask
 
@@ -160,8 +159,29 @@ def inputs_of(case: Case) -> list[list[jax.Array]]:
     return [[numbers[i, j] for j in range(4)] for i in range(SETS)]
 
 
-def measured(attend: Attend, case: Case, backward: bool) -> dict[str, Any]:
-    """The row of a contender."""
+class Compiled(NamedTuple):
+    """A program that is ready to be timed."""
+
+    program: Any
+    inputs: list[list[Any]]
+    case: Case
+    backward: bool
+    seconds: float  # that it took to compile
+
+    def measured(self) -> dict[str, Any]:
+        """The row of it."""
+        memory = self.program.memory_analysis()
+        row: dict[str, Any] = {"compile_s": self.seconds}
+        row["temp_bytes"] = int(memory.temp_size_in_bytes) if memory else None
+        row |= timed(self.program, self.inputs, jax.block_until_ready)
+        found = jax.tree.leaves(self.program(*self.inputs[0]))
+        if not all(bool(jnp.isfinite(x).all()) for x in found):
+            row["warning"] = "what it gave is not finite"
+        return row | {"tflops": self.case.flops(self.backward) / row["ms"] / 1e9}
+
+
+def compiled(attend: Attend, case: Case, backward: bool) -> Compiled:
+    """The program of a contender."""
     arrays = {name: jnp.asarray(x) for name, x in case.arrays.items()}
 
     def forward(q: Any, k: Any, v: Any, cotangent: Any, arrays: Any) -> Any:
@@ -174,26 +194,20 @@ def measured(attend: Attend, case: Case, backward: bool) -> dict[str, Any]:
     inputs = [[*given, arrays] for given in inputs_of(case)]
     began = time.perf_counter()
     program = jax.jit(both if backward else forward).lower(*inputs[0]).compile()
-    row: dict[str, Any] = {"compile_s": time.perf_counter() - began}
-    memory = program.memory_analysis()
-    row["temp_bytes"] = int(memory.temp_size_in_bytes) if memory else None
-    row |= timed(program, inputs, jax.block_until_ready)
-    finite = [bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(program(*inputs[0]))]
-    if not all(finite):
-        row["warning"] = "what it gave is not finite"
-    return row | {"tflops": case.flops(backward) / row["ms"] / 1e9}
+    return Compiled(program, inputs, case, backward, time.perf_counter() - began)
 
 
 def attention(case: Case, contender: str, backward: bool) -> dict[str, Any]:
     """A row of the table."""
-    return measured(CONTENDERS[contender](case), case, backward)
+    return compiled(CONTENDERS[contender](case), case, backward).measured()
 
 
 def blocks(case: Case, block_q: int, block_kv: int, backward: bool) -> dict[str, Any]:
     """A row of the search for block sizes; what else a kernel can be told is to be told here."""
     jax.clear_caches()  # which know nothing of sizes
-    with mock.patch.multiple(ATTEND, BLOCK_Q=block_q, BLOCK_KV=block_kv):
-        return measured(fused(case), case, backward)
+    kernels = kernels_of(chip())
+    with mock.patch.multiple(kernels, BLOCK_Q=block_q, BLOCK_KV=block_kv):
+        return compiled(fused(case), case, backward).measured()
 
 
 def product(size: int) -> dict[str, Any]:
