@@ -3,6 +3,7 @@
     uv run --group benchmark benchmarks/attention.py                 # all, 15 minutes on two cores
     uv run --group benchmark benchmarks/attention.py --only causal   # cases whose name starts so
     uv run --group benchmark benchmarks/attention.py --only score --out results/scores
+    uv run --group benchmark benchmarks/attention.py --keep-freed-memory --out results/kept
 
 Contenders: flaxattn (the default, "auto", and both implementations by name), jax.nn, flax.linen,
 and PyTorch's scaled_dot_product_attention and compiled FlexAttention where torch is installed. In
@@ -363,13 +364,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name starts so")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/attention"))
+    parser.add_argument("--keep-freed-memory", action="store_true", help="for all contenders")
     options = parser.parse_args()
+    if options.keep_freed_memory and not flaxattn.keep_freed_memory():
+        parser.error("--keep-freed-memory: the C library or the environment has its own way.")
     rows = [row for case in cases() if case.name.startswith(options.only) for row in run(case)]
     plans = [] if options.only else plan_costs()
     memory = [] if options.only not in ("", "score") else score_memory()
     versions = {"jax": jax.__version__, "flaxattn": flaxattn.__version__}
     versions |= {"python": platform.python_version(), **torch_attention.versions()}
     machine = {"device": str(jax.devices()[0]), "cpu": platform.processor() or platform.machine()}
+    machine["keeps_freed_memory"] = options.keep_freed_memory
     record = {"versions": versions, "machine": machine, "rows": rows, "plans": plans}
     record["score_memory"] = memory
     table = "\n\n".join([ratios(rows), *([memory_table(memory)] if memory else [])])

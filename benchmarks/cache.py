@@ -20,8 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from report import write  # beside this file
 
-from flaxattn import CachePosition, Encoder, EncoderLayer, Mask, causal, sliding_window
-from flaxattn.training.devices import describe_devices, keep_memory
+from flaxattn import (
+    CachePosition,
+    Encoder,
+    EncoderLayer,
+    Mask,
+    causal,
+    keep_freed_memory,
+    sliding_window,
+)
+from flaxattn.training.devices import describe_devices
 
 ROUNDS, BATCH, FEATURES, HEADS, LAYERS, TOKENS = 9, 8, 256, 4, 4, 32
 WINDOW = 64
@@ -97,7 +105,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, few rounds")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/cache"))
     options = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     size = {"batch": BATCH, "features": FEATURES, "layers": LAYERS}
     if options.quick:
         size = {"batch": 2, "features": 16, "layers": 1}

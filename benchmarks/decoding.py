@@ -27,9 +27,9 @@ from jax.sharding import PartitionSpec
 from report import write  # beside this file
 
 from configs import PRESETS
-from flaxattn import EncoderDecoder, EncoderDecoderConfig
+from flaxattn import EncoderDecoder, EncoderDecoderConfig, keep_freed_memory
 from flaxattn.search import Hypotheses, Lengths, SpecialTokens, beam_search, greedy
-from flaxattn.training.devices import data_mesh, describe_devices, keep_memory, place, split_cpu
+from flaxattn.training.devices import data_mesh, describe_devices, place, split_cpu
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.initial import init_params
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, few rounds")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/decoding"))
     options = parser.parse_args()
-    keep_memory()  # for all contenders
+    keep_freed_memory()  # for all contenders
     split_cpu(BATCH)
     config, sizes, rounds = PRESETS[options.preset].model, (BATCH, SOURCE, LENGTH), ROUNDS
     if options.quick:

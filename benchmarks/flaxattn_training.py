@@ -4,8 +4,8 @@ import jax
 from training_problem import Problem
 from training_process import Count, count
 
-from flaxattn.models import EncoderDecoder
-from flaxattn.training.devices import data_mesh, keep_memory, place, split_cpu
+from flaxattn import EncoderDecoder, keep_freed_memory
+from flaxattn.training.devices import data_mesh, place, split_cpu
 from flaxattn.training.metrics import total
 from flaxattn.training.train_step import (
     init_state,
@@ -25,7 +25,7 @@ class Contender:
     trial_updates = 1
 
     def __init__(self, problem: Problem) -> None:
-        keep_memory()
+        keep_freed_memory()
         split_cpu(problem.training.batch_size)
         self._problem, self._mesh = problem, data_mesh()
         model = EncoderDecoder(problem.model, pad_id=problem.pad_id)

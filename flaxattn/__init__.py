@@ -49,6 +49,7 @@ from flaxattn.masks import same_segment as same_segment
 from flaxattn.masks import sliding_window as sliding_window
 from flaxattn.masks import valid as valid
 from flaxattn.masks import where as where
+from flaxattn.memory import keep_freed_memory as keep_freed_memory
 from flaxattn.models import EncoderDecoder as EncoderDecoder
 from flaxattn.models import EncoderDecoderConfig as EncoderDecoderConfig
 from flaxattn.models import build_masks as build_masks

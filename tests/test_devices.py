@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+from flaxattn import memory
 from flaxattn.training import devices
 
 
@@ -122,12 +123,13 @@ def printed(code, **environment):
 
 
 FRESH_PAGES = """
+import json
 import resource
 import jax
 import jax.numpy as jnp
-from flaxattn.training.devices import keep_memory
+from flaxattn import keep_freed_memory
 
-{call}
+told = {call}
 step = jax.jit(lambda x: jnp.roll(x, 1) * 2 + jnp.flip(x, 0))
 found = []
 for megabytes in (16, 48):  # what the arenas of threads can hold, and what they cannot
@@ -135,18 +137,61 @@ for megabytes in (16, 48):  # what the arenas of threads can hold, and what they
     for _ in range(60):
         step(x).block_until_ready()
         found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print([(found[-1] - found[-21]) // 20, (found[59] - found[39]) // 20])
+print(json.dumps([told, [(found[-1] - found[-21]) // 20, (found[59] - found[39]) // 20]]))
 """
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_is_kept_need_not_be_cleared_again():
-    kept, given_back = (printed(FRESH_PAGES.format(call=call)) for call in ("keep_memory()", ""))
+    calls = ("keep_freed_memory()", "None")
+    (told, kept), (_, given_back) = (printed(FRESH_PAGES.format(call=call)) for call in calls)
+    assert told is True
     assert 4 * max(kept) < max(given_back) > 1000
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_is_managed_as_the_environment_says():
-    assert max(printed(FRESH_PAGES.format(call="keep_memory()"), MALLOC_TOP_PAD_="0")) > 1000
+    told, given_back = printed(FRESH_PAGES.format(call="keep_freed_memory()"), MALLOC_TOP_PAD_="0")
+    assert told is False
+    assert max(given_back) > 1000
+
+
+def no_library(name):
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+def places(*numbers):
+    left = iter(numbers)
+    return lambda library: next(left)
+
+
+@pytest.mark.parametrize(
+    "where, name, value",
+    [
+        (os.environ, "MALLOC_ARENA_MAX", "1"),
+        (os.environ, "GLIBC_TUNABLES", "glibc.rtld.nns=3:glibc.malloc.mmap_max=0"),
+        (sys, "platform", "darwin"),
+        (memory.ctypes, "CDLL", no_library),  # musl
+        (memory.ctypes, "CDLL", lambda name: types.SimpleNamespace()),  # nobody's libc.so.6
+        (memory, "_place", places(1, 2)),  # an allocator that was loaded before
+    ],
+)
+def test_where_memory_is_managed_otherwise_nothing_is_done(monkeypatch, where, name, value):
+    for variable in [x for x in os.environ if "MALLOC" in x or x == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(variable)
+    asked = []
+    glibc = types.SimpleNamespace(
+        gnu_get_libc_version=None, malloc=None, mallopt=lambda *setting: asked.append(setting) or 1
+    )
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: glibc)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(memory, "_place", lambda library: 1)
+    assert memory.keep_freed_memory() is True
+    assert {(-1, -1), (-4, 0), (-8, 1)} == {*asked}
+    asked.clear()
+    set_to = monkeypatch.setitem if where is os.environ else monkeypatch.setattr
+    set_to(where, name, value)
+    assert memory.keep_freed_memory() is False
+    assert not asked

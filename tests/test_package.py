@@ -54,6 +54,7 @@ PUBLIC = {
     "full",
     "global_tokens",
     "index_leaf",
+    "keep_freed_memory",
     "leaf",
     "lengths",
     "mask_type",

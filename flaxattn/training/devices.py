@@ -1,9 +1,7 @@
 """The devices that compute: said first and loudly, split, and given what they compute with."""
 
-import ctypes
 import os
 import platform
-import sys
 from pathlib import Path
 
 import jax
@@ -18,14 +16,12 @@ __all__ = [
     "describe_devices",
     "device_memory",
     "idle_accelerator",
-    "keep_memory",
     "place",
     "split_cpu",
 ]
 
 MIN_ROWS = 4  # for each CPU device, below which spreading rows gains nothing
 HOST_DEVICES = "--xla_force_host_platform_device_count"
-KEEPING = {-1: -1, -4: 0, -8: 1}  # glibc's M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX: malloc.h
 CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -53,23 +49,6 @@ def split_cpu(rows: int) -> None:
         return
     if devices == cores and "multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-
-
-def keep_memory() -> None:
-    """Makes the C library keep the memory that a step has freed for the steps after it.
-
-    Else glibc returns large arrays to the system at once, which clears every page anew when the
-    next step asks for it: a quarter of the time of a training step on two CPU cores and more. The
-    process then holds to its end as much memory as it once needed. Does nothing under other C
-    libraries, and where the environment says how memory is managed (`MALLOC_ARENA_MAX` and the
-    like).
-    """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        for parameter, value in KEEPING.items():
-            libc.mallopt(parameter, value)
 
 
 def check_batch_size(batch_size: int, microbatches: int) -> None:

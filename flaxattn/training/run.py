@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
+from flaxattn.memory import keep_freed_memory
 from flaxattn.training.config import Config, TrainingConfig, at_home, config_hash
 from flaxattn.training.continuing import continued
 from flaxattn.training.devices import (
     check_batch_size,
     describe_devices,
     idle_accelerator,
-    keep_memory,
     split_cpu,
 )
 from flaxattn.training.dry_run import dry_run
@@ -80,7 +80,7 @@ def run(
 
 def _begin(config: TrainingConfig) -> Screen:
     """Makes the devices ready, and gives the screen, on which they stand first."""
-    keep_memory()
+    keep_freed_memory()
     split_cpu(config.batch_size // config.microbatches)
     screen = Screen()
     screen.headline(f"Device: {describe_devices()}")

@@ -162,10 +162,11 @@ class Translate:
         SCREEN.say(f"loading {self.folder}")
         import jax  # so late that help and errors in the command come at once
 
-        from flaxattn.training.devices import describe_devices, keep_memory, split_cpu
+        from flaxattn.memory import keep_freed_memory
+        from flaxattn.training.devices import describe_devices, split_cpu
         from flaxattn.translation.trained.loading import load
 
-        keep_memory()
+        keep_freed_memory()
         if self.texts or self.input:
             split_cpu(min(len(self.texts) or self.batch_size, self.batch_size))
         loaded = load(self.folder)
