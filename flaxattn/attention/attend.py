@@ -54,9 +54,11 @@ def attend(
       dropout_key: a jax random key, needed where `dropout_rate` > 0; or `[B, N]` of them, as from
         `dropout_keys`, which `jax.shard_map` asks for.
       implementation: "dense" is the definition, with memory T·S; "blockwise" visits only blocks
-        in which something is seen, with memory T + S; "auto" takes blockwise where it is the
-        faster one or a `BlockPlan` is given (on a CPU above about 360 x 360 logits per head:
-        `explain` tells). Both have derivatives of every order, forward and reverse.
+        in which something is seen, with memory T + S; "fused" does so in kernels, on Hopper GPUs
+        and TPUs, for what their tiles can compute: the error says why not. "auto" takes fused on
+        Hopper GPUs where it serves the call, else blockwise where it is the faster one or a
+        `BlockPlan` is given (on a CPU above about 360 x 360 logits per head: `explain` tells). All
+        have derivatives of every order, forward and reverse.
 
     Returns:
       `[B, T, N, H']` in the dtype of `query`. Softmax and sums are taken in float32. With a mask
@@ -65,7 +67,8 @@ def attend(
 
     Raises:
       TypeError for a mask that is not boolean or dtypes that differ; ValueError for shapes that
-      do not fit, heads that do not divide, a rate without a key. Each names the argument.
+      do not fit, heads that do not divide, a rate without a key, or an implementation that cannot
+      serve the call. Each names the argument.
 
     >>> q = k = v = jnp.ones((2, 5, 4, 8))
     >>> attend(q, k, v, causal() & lengths(kv_lengths=np.array([5, 3]))).shape
