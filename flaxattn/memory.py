@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
         glibc = ctypes.CDLL("libc.so.6")
     except OSError:  # musl, bionic
         return False
-    if not hasattr(glibc, "gnu_get_libc_version") or _place(glibc) != _place(ctypes.CDLL(None)):
+    if not hasattr(glibc, "mallopt") or _place(glibc) != _place(ctypes.CDLL(None)):
         return False
     return all([glibc.mallopt(parameter, value) for parameter, value in KEEPING.items()])
 

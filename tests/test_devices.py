@@ -182,9 +182,7 @@ def test_where_memory_is_managed_otherwise_nothing_is_done(monkeypatch, where, n
     for variable in [x for x in os.environ if "MALLOC" in x or x == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(variable)
     asked = []
-    glibc = types.SimpleNamespace(
-        gnu_get_libc_version=None, malloc=None, mallopt=lambda *setting: asked.append(setting) or 1
-    )
+    glibc = types.SimpleNamespace(malloc=None, mallopt=lambda *setting: asked.append(setting) or 1)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: glibc)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(memory, "_place", lambda library: 1)
