@@ -1,0 +1,292 @@
+"""What fused attention is to compute, on any chip, and a run of the kernels of one.
+
+The letters are those of the oracle.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attention_cases import Shape, older, unseen_keys, with_garbage
+from attention_cases import inputs as random_inputs
+
+from flaxattn import (
+    alibi,
+    attend_with_stats,
+    causal,
+    chunked,
+    dilated,
+    full,
+    global_tokens,
+    lengths,
+    prefix,
+    same_segment,
+    score,
+    sliding_window,
+    softcap,
+    valid,
+    where,
+)
+from flaxattn.attention.arguments import make_options
+from flaxattn.attention.chunks import Fixed, Inputs, Setting
+from flaxattn.attention.dropout import seeds_for
+from flaxattn.attention.fused.given import (
+    Given,
+    Returned,
+    Rules,
+    columns_of,
+    given_to,
+    rules_of,
+)
+from flaxattn.attention.repair import repair
+from flaxattn.attention.residuals import Outputs, returned
+from flaxattn.attention.scoring import halves
+from flaxattn.attention.tiles import pad_to
+
+PLAIN = Shape(B=2, T=37, S=300, N=2, K=2, H=8, H_value=8)
+GROUPED = Shape(B=2, T=37, S=300, N=4, K=2, H=8, H_value=5)
+SQUARE = Shape(B=1, T=300, S=300, N=2, K=1, H=8, H_value=8)
+
+
+class Case(NamedTuple):
+    """A call of attention, made of a generator of random numbers and its shape."""
+
+    mask: Callable[[np.random.Generator, Shape], Any] = lambda rng, shape: causal()
+    shape: Shape = GROUPED
+    score: Callable[[np.random.Generator, Shape], Any] = lambda rng, shape: None
+    sinks: bool = False
+    scale: Any = None
+    rate: float = 0.0
+    dtype: Any = np.float32
+    garbage: bool = False
+    """Whether keys and values that nobody sees are not finite."""
+
+
+class Call(NamedTuple):
+    """What `attend` is given."""
+
+    query: Any
+    key: Any
+    value: Any
+    mask: Any
+    score: Any
+    sinks: Any
+    scale: Any
+    dropout_key: Any
+
+
+class Answer(NamedTuple):
+    """Output and log-sum-exp, and gradients of both together."""
+
+    output: Any
+    lse: Any
+    query: Any
+    key: Any
+    value: Any
+
+
+def documents(rng, shape, count=5):
+    """int [B, S] of packed documents, 0 at the end."""
+    ids = np.sort(rng.integers(1, count, (shape.B, shape.S)))
+    ids[:, -20:] = 0
+    return ids
+
+
+def packed(rng, shape):
+    kv_ids = documents(rng, shape)
+    q_ids = kv_ids[:, np.linspace(0, shape.S - 1, shape.T).astype(int)]
+    return same_segment(q_ids, kv_ids)
+
+
+def window_of_heads(rng, shape):
+    """Of its own width for every example and head, and the last sees nothing."""
+    widths = rng.integers(3, 90, (shape.B, shape.N))
+    queries = rng.integers(0, 2, (shape.B, shape.N, shape.S)) > 0
+    return sliding_window(jnp.asarray(widths)) & valid(jnp.asarray(queries))
+
+
+def empty_rows(rng, shape):
+    q_lengths = np.linspace(shape.T // 2, 1, shape.B).astype(int)
+    return causal() & lengths(q_lengths, np.full(shape.B, shape.S - 7))
+
+
+def ages(rng, shape):
+    return where(older, jnp.asarray(rng.integers(0, 9, shape.S)))
+
+
+def own_score(rng, shape):
+    weights = jnp.asarray(rng.standard_normal((shape.N, shape.S)), jnp.float32)
+    return score(lambda x, q, k, w: x * w[k] + jnp.sin(w[q]) - 0.1 * x**2, weights, ranks=(1,))
+
+
+def slopes(rng, shape):
+    return alibi(jnp.asarray(rng.random(shape.N) / 9, jnp.float32))
+
+
+CASES = {
+    "causal": Case(shape=SQUARE),
+    "window of heads": Case(window_of_heads),
+    "documents, bfloat16": Case(
+        lambda rng, shape: causal() & packed(rng, shape), SQUARE, dtype=jnp.bfloat16
+    ),
+    "empty rows, sinks, softcap": Case(
+        empty_rows, score=lambda rng, shape: softcap(2.0), sinks=True
+    ),
+    "dropout, documents": Case(packed, rate=0.3),
+    "garbage": Case(lambda rng, shape: lengths(None, np.full(2, 140)), PLAIN, garbage=True),
+    "no mask, own score": Case(lambda rng, shape: None, SQUARE, score=own_score),
+    "negative scales": Case(lambda rng, shape: full(), PLAIN, scale=np.array([-0.7, 0.2])),
+    "prefix": Case(lambda rng, shape: prefix(np.array([130, 4])) | sliding_window(9), score=slopes),
+    "dilated": Case(lambda rng, shape: dilated(3) & sliding_window(90), SQUARE, rate=0.1),
+    "a rule of one's own": Case(ages, PLAIN, sinks=True),
+    "global tokens": Case(
+        lambda rng, shape: sliding_window(3) | global_tokens(rng.random(shape.S) < 0.1),
+        SQUARE,
+    ),
+    "chunks, shifted": Case(lambda rng, shape: chunked(50).shift(7, 0) & ~causal(), PLAIN),
+    "nothing at all": Case(lambda rng, shape: ~full(), PLAIN, sinks=True),
+    "no mask": Case(lambda rng, shape: None),
+}
+
+
+def call_of(case: Case, seed: int = 0) -> Call:
+    """With random numbers."""
+    rng = np.random.default_rng(seed)
+    mask, score = case.mask(rng, case.shape), case.score(rng, case.shape)
+    data = random_inputs(case.shape, seed)
+    key, value = data.key, data.value
+    if case.garbage:
+        seen = np.broadcast_to(mask.dense(case.shape.T, case.shape.S)[:, None], case.shape.logits)
+        unseen = unseen_keys(seen, case.shape.K)
+        key, value = with_garbage(key, unseen), with_garbage(value, unseen, seed=1)
+    query, key, value = (jnp.asarray(x, case.dtype) for x in (data.query, key, value))
+    sinks = jnp.asarray(rng.standard_normal(case.shape.N), jnp.float32) if case.sinks else None
+    scale = None if case.scale is None else jnp.asarray(case.scale, jnp.float32)
+    dropout_key = jax.random.key(seed) if case.rate else None
+    return Call(query, key, value, mask, score, sinks, scale, dropout_key)
+
+
+def cotangents_of(case: Case, seed: int = 1) -> tuple[Any, Any]:
+    """Of the output and of the log-sum-exp."""
+    rng = np.random.default_rng(seed)
+    b, t, _, n, _, _, h_value = case.shape
+    d_output, d_lse = rng.standard_normal((b, t, n, h_value)), rng.standard_normal((b, t, n))
+    return jnp.asarray(d_output, case.dtype), jnp.asarray(d_lse, jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("rate",))
+def dense(call: Call, cotangents: tuple[Any, Any], rate: float) -> Answer:
+    """By the definition."""
+    query, key, value, mask, score, sinks, scale, dropout_key = call
+
+    def attend(query, key, value):
+        return attend_with_stats(
+            query,
+            key,
+            value,
+            mask,
+            scale=scale,
+            score=score,
+            sinks=sinks,
+            dropout_rate=rate,
+            dropout_key=dropout_key,
+            implementation="dense",
+        )
+
+    results, pull = jax.vjp(attend, query, key, value)
+    return Answer(*results, *pull(cotangents))
+
+
+class Prepared(NamedTuple):
+    """What passes of blockwise attention are given."""
+
+    setting: Setting
+    inputs: Inputs
+    fixed: Fixed
+
+
+def prepared(call: Call, rate: float, block_q: int, block_kv: int) -> Prepared:
+    """As `attend_blockwise` does."""
+    query, key, value, mask, score, sinks, scale, dropout_key = call
+    (batch, q_len, num_heads, head_dim), kv_len = query.shape, key.shape[1]
+    plan = (full() if mask is None else mask).plan(
+        q_len, kv_len, block_q=block_q, block_kv=block_kv
+    )
+    blocks, num_full, num_live = (jnp.asarray(x) for x in plan.live)
+    fixed = Fixed(jax.tree.map(jnp.asarray, plan.mask), blocks, num_full, num_live)
+    if mask is not None:
+        query, key, value, q_nan, kv_nan = repair(query, key, value, jnp.float32)
+        broken = jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any()
+        num_full = jnp.where(broken, 0, num_full)
+        fixed = fixed._replace(num_full=num_full, q_nan=q_nan, kv_nan=kv_nan)
+    options = make_options(
+        query, key, bias=None, scale=scale, score=score, sinks=sinks, dropout_rate=rate
+    )
+    own = options.for_heads(num_heads).of_heads(head_dim, jnp.float32)
+    score, others = own.score, None
+    if score is not None:
+        score, others = halves(
+            score, [jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(score)]
+        )
+    seeds = None if dropout_key is None else seeds_for(dropout_key, batch, num_heads)
+    sinks = None if own.sinks is None else own.sinks[0]
+    return Prepared(
+        Setting(block_q, block_kv, rate, mask is not None),
+        Inputs(query, key, value, None, own.scale[0], score, sinks),
+        fixed._replace(score=others, seeds=seeds),
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("chip", "rate", "block_q", "block_kv", "interpret", "backward")
+)
+def fused(
+    chip: Any,
+    call: Call,
+    cotangents: tuple[Any, Any],
+    rate: float,
+    *,
+    block_q: int,
+    block_kv: int,
+    interpret: Any,
+    backward: bool = True,
+) -> Answer:
+    """By the kernels of a chip: a module with LANES, forward, backward_query and backward_keys."""
+    setting, inputs, fixed = prepared(call, rate, block_q, block_kv)
+    sizes: dict[str, Any] = dict(block_q=block_q, block_kv=block_kv, interpret=interpret)
+    rules = rules_of(setting, inputs, fixed, derived=False)
+    given = given_to(setting, inputs, fixed, rules, chip.LANES)
+    (_, q_len, _, width), kv_len, value_width = (
+        call.query.shape,
+        call.key.shape[1],
+        call.value.shape[3],
+    )
+    output, lse = chip.forward(given, rules, **sizes)
+    found = Outputs(output[:, :q_len, :, :value_width], lse[:, :, :q_len].swapaxes(1, 2))
+    outputs = found
+    if inputs.sinks is not None:
+        outputs = found._replace(lse=jnp.where(found.lse == -jnp.inf, inputs.sinks, found.lse))
+    if not backward:
+        return Answer(*outputs, None, None, None)
+    rules = rules_of(setting, inputs, fixed, derived=True)
+    given = given_to(setting, inputs, fixed, rules, chip.LANES)
+    back = _returned(given, found, Outputs(*cotangents))
+    d_query = chip.backward_query(given, back, rules, **sizes) * given.scale[:, None, :, None]
+    columns = columns_of(given.rows)
+    d_key, d_value = chip.backward_keys(given, back, rules, columns=columns, **sizes)
+    gradients = d_query[:, :q_len, :, :width], d_key[:, :kv_len, :, :width]
+    return Answer(*outputs, *gradients, d_value[:, :kv_len, :, :value_width])
+
+
+def _returned(given: Given, outputs: Outputs, cotangents: Outputs) -> Returned:
+    d_output, mean = returned(outputs, cotangents)
+    length, width = given.query.shape[1], given.value.shape[3]
+    d_output = pad_to(pad_to(d_output, 1, length), 3, width)
+    lse = jnp.where(outputs.lse == -jnp.inf, jnp.inf, outputs.lse)
+    lse, mean = (
+        pad_to(x, 1, length, fill).swapaxes(1, 2) for x, fill in ((lse, jnp.inf), (mean, 0.0))
+    )
+    return Returned(d_output, lse, mean)
