@@ -36,7 +36,6 @@ from flaxattn.attention.dropout import seeds_for
 from flaxattn.attention.fused.given import (
     Given,
     Returned,
-    Rules,
     columns_of,
     given_to,
     rules_of,
@@ -198,6 +197,17 @@ def dense(call: Call, cotangents: tuple[Any, Any], rate: float) -> Answer:
 
     results, pull = jax.vjp(attend, query, key, value)
     return Answer(*results, *pull(cotangents))
+
+
+def assert_answers(actual: Answer, expected: Answer) -> None:
+    """Each part within a tolerance of its largest number, which is that of the dtype."""
+    narrow = expected.query.dtype == jnp.bfloat16
+    for name, a, e in zip(actual._fields, actual, expected, strict=True):
+        if a is not None:
+            a, e = (np.asarray(x, np.float32) for x in (a, e))
+            size = np.abs(e, where=np.isfinite(e), out=np.zeros_like(e)).max(initial=1.0)
+            tolerance = (2e-2 if narrow else 1e-5) * size
+            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance, err_msg=name)
 
 
 class Prepared(NamedTuple):

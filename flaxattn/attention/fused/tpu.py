@@ -5,81 +5,80 @@ keys and values: what it adds up belongs to the rows of its tiles. Only tiles of
 the mask, by its rule on the tile. `tpu_grid.py` says which tiles there are, and in what order.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from flaxattn.attention.fused.given import Given, Lists, Returned, Rules
 from flaxattn.attention.fused.rules import Answers
-from flaxattn.attention.fused.split import Outside
+from flaxattn.attention.fused.tpu_call import COLUMN, Out, Pass, Ref, Sum, Work, call
 from flaxattn.attention.fused.tpu_grid import (
     FULL,
-    PARTIAL,
     Grid,
     Place,
     Scalar,
-    along_key,
     along_query,
     grid_of_keys,
     grid_of_queries,
     of_key,
     of_query,
     own,
+    why_no_grid,
 )
-from flaxattn.types import PyTree
 
-__all__ = ["LANES", "backward_keys", "backward_query", "forward"]
-
-Ref: TypeAlias = Any
-"""Of a block of an array, in the memory of a kernel."""
+__all__ = ["LANES", "backward_keys", "backward_query", "block_sizes", "forward", "why_not"]
 
 LANES = 1  # what widths of heads are padded to: blocks have whole rows, of any width
-COLUMN = 128  # how often a number of a row of a tile is kept, side by side
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
+BLOCKS = (512, 512), (512, 1024), (1024, 1024)
+"""The most queries and keys of a block: a logit takes as few bundles of instructions in all."""
 
-class Read(NamedTuple):
-    """What a kernel reads."""
-
-    given: Given
-    returned: Returned | None
-
-
-class Columns(NamedTuple):
-    """Numbers of the rows of a line's tiles, [rows, COLUMN] each."""
-
-    full: Sequence[Ref]
-    partial: Sequence[Ref]
-    returned: Sequence[Ref]
+LONG = 8192
+"""From so many keys on the second are taken. Fewer steps cost less; in short sequences larger
+blocks hold more that is hidden. The last are taken where there are too many of them."""
 
 
-class Work(NamedTuple):
-    """What a step has at hand."""
+def block_sizes(q_len: int, kv_len: int, lead: Sequence[int] = (1, 1)) -> tuple[int, int]:
+    """How many queries and keys a block has; blocks are as even as they can be.
 
-    place: Place
-    read: Read
-    columns: Columns
-    sums: Sequence[Ref]
+    Args:
+      lead: how many examples and heads have masks of their own.
+    """
+    found = BLOCKS[-1]
+    for most in reversed(BLOCKS[kv_len >= LONG :]):
+        q_blocks, kv_blocks = -(-q_len // most[0]), -(-kv_len // most[1])
+        if why_no_grid(lead, q_blocks, kv_blocks, 1) is None:
+            found = most
+    (most_q, most_kv), unit = found, 128 if q_len > 128 else 16
+    return _even(q_len, most_q, unit), _even(kv_len, most_kv, 128)
 
 
-class Sum(NamedTuple):
-    """What a line adds up: for each row so many numbers, which begin with one."""
+def _even(length: int, most: int, unit: int) -> int:
+    """The size of blocks, a multiple of `unit` up to `most`, that as few of them need."""
+    size = -(-length // -(-length // most))
+    return -(-size // unit) * unit
 
-    width: int
-    start: float = 0.0
 
+def why_not(
+    dtype: DTypeLike, lead: Sequence[int], blocks: tuple[int, int], group: int
+) -> str | None:
+    """Why these kernels cannot do it, in words; None: they can.
 
-class Out(NamedTuple):
-    """An array that a kernel makes, and where its blocks are."""
-
-    shape: tuple[int, ...]
-    spec: Callable[[Grid, Sequence[int]], pl.BlockSpec]
+    Args:
+      dtype: of the query.
+      lead: how many examples and heads have masks of their own.
+      blocks: how many blocks of queries and of keys there are.
+      group: query heads of a key head.
+    """
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        return f"query has dtype {jnp.dtype(dtype)}; TPUs take bfloat16 and float32"
+    return why_no_grid(lead, *blocks, group)
 
 
 def forward(
@@ -99,25 +98,25 @@ def forward(
         total[...] = total[...] * decay + powers.sum(axis=1, keepdims=True)
         if answers.kept is not None:
             powers = jnp.where(answers.kept, powers * (1.0 / (1.0 - rules.rate)), 0.0)
-        value = work.read.given.value[0, 0]
-        products = _product(powers.astype(value.dtype), value, 1, 0)
+        value = work.read.value[0, 0]
+        products = _product(powers.astype(value.dtype), value, (1, 0))
         mixed[...] = mixed[...] * _wide(decay, width) + products
 
     def end(work: Work, output: Ref, lse: Ref) -> None:
-        top, total, mixed = (x[...] for x in work.sums)
-        sinks = work.read.given.sinks
-        factor, found = _ended(top, total, None if sinks is None else _of_head(sinks, work.place))
+        (top, total, mixed), sinks = (x[...] for x in work.sums), work.read.sinks
+        sink = None if sinks is None else _of_head(sinks, work.place)
+        factor, found = _ended(top, total, sink)
         output[0, 0] = mixed * _wide(factor, width)
         lse[0, 0] = found.T[:1]
 
     grid = grid_of_queries(given, block_q, block_kv)
-    out = [
+    outs = [
         Out((batch, num_heads, q_len, width), of_query),
         Out((batch, num_heads, 1, q_len), along_query),
     ]
     # The top begins with a finite number, so that no difference is one of infinities.
     sums = [Sum(COLUMN, LOWEST), Sum(COLUMN), Sum(width)]
-    output, lse = _call(grid, Read(given, None), out, sums, step, end, interpret)
+    output, lse = call(grid, given, None, Pass(step, end, sums, outs), interpret)
     return output.swapaxes(1, 2), lse[:, :, 0]
 
 
@@ -146,12 +145,12 @@ def backward_query(
 
     def step(kind: int, work: Work) -> None:
         _, d_logits = _returned_tile(kind, rules, grid, work)
-        key = work.read.given.key[0, 0]
-        work.sums[0][...] += _product(d_logits.astype(key.dtype), key, 1, 0)
+        key = work.read.key[0, 0]
+        work.sums[0][...] += _product(d_logits.astype(key.dtype), key, (1, 0))
 
     grid = grid_of_queries(given, block_q, block_kv)
-    out = [Out((batch, num_heads, q_len, width), of_query)]
-    (d_query,) = _call(grid, Read(given, returned), out, [Sum(width)], step, _store, interpret)
+    outs = [Out((batch, num_heads, q_len, width), of_query)]
+    (d_query,) = call(grid, given, returned, Pass(step, _store, [Sum(width)], outs), interpret)
     return d_query.swapaxes(1, 2)
 
 
@@ -175,18 +174,16 @@ def backward_keys(
 
     def step(kind: int, work: Work) -> None:
         read, (d_key, d_value) = work.read, work.sums
-        assert read.returned is not None
         weights, d_logits = _returned_tile(kind, rules, grid, work)
-        query, d_output = read.given.query[0, 0], read.returned.d_output[0, 0]
-        scale = _of_head(read.given.scale, work.place)
-        d_key[...] += _product(d_logits.astype(query.dtype), query, 1, 0) * scale
-        d_value[...] += _product(weights.astype(query.dtype), d_output, 1, 0)
+        query, d_output = read.query[0, 0], read.d_output[0, 0]
+        scale = _of_head(read.scale, work.place)
+        d_key[...] += _product(d_logits.astype(query.dtype), query, (1, 0)) * scale
+        d_value[...] += _product(weights.astype(query.dtype), d_output, (1, 0))
 
     grid = grid_of_keys(given, columns, block_q, block_kv)
-    out = [Out((batch, num_kv_heads, kv_len, width), of_key) for width in widths]
-    sums = [*map(Sum, widths)]
-    found = _call(grid, Read(given, returned), out, sums, step, _store, interpret)
-    d_key, d_value = (x.swapaxes(1, 2) for x in found)
+    outs = [Out((batch, num_kv_heads, kv_len, width), of_key) for width in widths]
+    does = Pass(step, _store, [*map(Sum, widths)], outs)
+    d_key, d_value = (x.swapaxes(1, 2) for x in call(grid, given, returned, does, interpret))
     return d_key, d_value
 
 
@@ -200,11 +197,10 @@ def _store(work: Work, *outputs: Ref) -> None:
 
 def _tile(kind: int, rules: Rules, grid: Grid, work: Work) -> tuple[jax.Array, Answers]:
     """The logits of a tile, and what else it answers."""
-    given, place = work.read.given, work.place
-    rule, outside = (rules.full, given.full) if kind == FULL else (rules.partial, given.partial)
+    read, place = work.read, work.place
+    rule, outside = (rules.full, read.full) if kind == FULL else (rules.partial, read.partial)
     kept = work.columns.full if kind == FULL else work.columns.partial
-    factors = (given.key, given.query) if grid.by_keys else (given.query, given.key)
-    logits = _product(*(x[0, 0] for x in factors), 1, 1) * _of_head(given.scale, place)
+    logits = _of_both(grid, read.query, read.key) * _of_head(read.scale, place)
 
     def spread(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, grid.tile)
@@ -219,17 +215,14 @@ def _tile(kind: int, rules: Rules, grid: Grid, work: Work) -> tuple[jax.Array, A
 
 def _returned_tile(kind: int, rules: Rules, grid: Grid, work: Work) -> tuple[jax.Array, jax.Array]:
     """The weights that values are mixed with, and the gradient of the logits before the score."""
-    given, returned = work.read
-    assert returned is not None
+    read, of_queries = work.read, (work.columns.lse, work.columns.mean)
     logits, (_, slope, seen, kept) = _tile(kind, rules, grid, work)
     if grid.by_keys:
-        lse, mean = (jnp.broadcast_to(x[0, 0], grid.tile) for x in (returned.lse, returned.mean))
-        factors = given.value, returned.d_output
+        lse, mean = (jnp.broadcast_to(x[0, 0], grid.tile) for x in (read.lse, read.mean))
     else:
-        lse, mean = (_wide(x[...], grid.tile[1]) for x in work.columns.returned)
-        factors = returned.d_output, given.value
-    weights = _where(seen, jnp.exp(logits - lse))
-    d_weights, mixing = _product(*(x[0, 0] for x in factors), 1, 1), weights
+        lse, mean = (_wide(x[...], grid.tile[1]) for x in of_queries)
+    weights = mixing = _where(seen, jnp.exp(logits - lse))
+    d_weights = _of_both(grid, read.d_output, read.value)
     if kept is not None:
         stays, share = kept | jnp.isnan(weights), 1.0 / (1.0 - rules.rate)  # NaN stays NaN
         mixing, d_weights = (jnp.where(stays, x * share, 0.0) for x in (weights, d_weights))
@@ -241,14 +234,20 @@ def _where(seen: jax.Array | None, x: jax.Array) -> jax.Array:
     return x if seen is None else jnp.where(seen, x, 0.0)
 
 
-def _product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
+def _of_both(grid: Grid, of_queries: Ref, of_keys: Ref) -> jax.Array:
+    """The products of features of queries and of keys, a tile."""
+    x, y = (of_keys, of_queries) if grid.by_keys else (of_queries, of_keys)
+    return _product(x[0, 0], y[0, 0], (1, 1))
+
+
+def _product(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """The product of two matrices over an axis of each, as precise as jax is asked to be."""
     asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     rough = x.dtype != jnp.float32 or asked in (None, "default", "fastest", "bfloat16")
     return lax.dot_general(
         x,
         y,
-        (((x_axis,), (y_axis,)), ((), ())),
+        (((axes[0],), (axes[1],)), ((), ())),
         precision=lax.Precision.DEFAULT if rough else lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
@@ -262,135 +261,3 @@ def _wide(column: jax.Array, width: int) -> jax.Array:
 def _of_head(numbers: Ref, place: Place) -> Scalar:
     """That of `numbers` [b, n] which belongs to a step."""
     return numbers[own(numbers.shape[0], place.b), own(numbers.shape[1], place.head)]
-
-
-# ---- Calls --------------------------------------------------------------------------------------
-
-
-def _call(
-    grid: Grid,
-    read: Read,
-    out: Sequence[Out],
-    sums: Sequence[Sum],
-    step: Callable[[int, Work], None],
-    end: Callable[..., None],
-    interpret: Any,
-) -> list[jax.Array]:
-    """Runs `step(kind, work)` for each tile, and `end(work, *outputs)` at the end of each line."""
-    operands, tree = jax.tree.flatten(_operands(grid, read), is_leaf=_is_operand)
-    columns, columns_tree = jax.tree.flatten(
-        _of_rows(grid, tree.unflatten(x.array for x in operands))
-    )
-    # What heads have of their own changes within a line that is of many.
-    changing = [grid.heads > 1 and x.shape[1] > 1 for x in columns]
-
-    def kernel(steps: Ref, *refs: Ref) -> None:
-        inputs, outputs, totals, kept = _parted(refs, len(operands), len(out), len(sums))
-        place = grid.place(*map(pl.program_id, range(4)), steps)
-        read = tree.unflatten(inputs)
-        work = Work(place, read, columns_tree.unflatten(kept), totals)
-
-        def fill(chosen: bool) -> None:
-            rows = jax.tree.leaves(_of_rows(grid, read))
-            for column, row, changes in zip(kept, rows, changing, strict=True):
-                if changes == chosen:
-                    column[...] = jnp.broadcast_to(row[0, 0], column.shape[::-1]).T
-
-        @pl.when(place.first)
-        def _() -> None:
-            fill(False)
-            for total, (_, start) in zip(totals, sums, strict=True):
-                total[...] = jnp.full_like(total, start)
-
-        fill(True)
-        for kind in (PARTIAL, FULL):
-            pl.when(place.kind == kind)(functools.partial(step, kind, work))
-        pl.when(place.last)(lambda: end(work, *outputs))
-
-    rows = grid.tile[0]
-    found: list[jax.Array] = pl.pallas_call(
-        kernel,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in out],
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=grid.sizes,
-            in_specs=[x.spec for x in operands],
-            out_specs=[x.spec(grid, x.shape) for x in out],
-            scratch_shapes=[
-                *(pltpu.VMEM((rows, x.width), jnp.float32) for x in sums),
-                *(pltpu.VMEM((rows, COLUMN), x.dtype) for x in columns),
-            ],
-        ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
-        ),
-        interpret=interpret,
-    )(grid.steps, *(x.array for x in operands))
-    return found
-
-
-def _parted(refs: Sequence[Ref], *counts: int) -> list[Sequence[Ref]]:
-    """So many at a time, and the rest."""
-    parts = []
-    for count in counts:
-        parts.append(refs[:count])
-        refs = refs[count:]
-    return [*parts, refs]
-
-
-class Operand(NamedTuple):
-    """An array as kernels read it, and the block of it that each step reads."""
-
-    array: jax.Array
-    spec: pl.BlockSpec
-
-
-def _is_operand(x: PyTree) -> bool:
-    return isinstance(x, Operand)
-
-
-def _operands(grid: Grid, read: Read) -> Read:
-    """Positions stand before features, and numbers of positions in rows."""
-    given, returned = read
-
-    def features(spec: Callable[..., pl.BlockSpec], x: jax.Array) -> Any:
-        x = x.swapaxes(1, 2)
-        return Operand(x, spec(grid, x.shape))
-
-    def numbers(spec: Callable[..., pl.BlockSpec], x: jax.Array) -> Any:
-        x = (x.astype(jnp.int32) if x.dtype == jnp.uint32 else x)[:, :, None]
-        return Operand(x, spec(grid, x.shape))
-
-    def of_heads(x: jax.Array) -> Any:
-        return Operand(x, pl.BlockSpec(memory_space=pltpu.SMEM))
-
-    def outside(x: Outside) -> Outside:
-        rows = (
-            map(functools.partial(numbers, spec), xs)
-            for spec, xs in ((along_query, x[0]), (along_key, x[1]))
-        )
-        return Outside(*map(list, rows), list(map(of_heads, x.of_heads)))
-
-    given = Given(
-        query=features(of_query, given.query),
-        key=features(of_key, given.key),
-        value=features(of_key, given.value),
-        scale=of_heads(given.scale),
-        sinks=None if given.sinks is None else of_heads(given.sinks),
-        rows=Lists(None, None, None),
-        full=outside(given.full),
-        partial=outside(given.partial),
-    )
-    if returned is not None:
-        d_output, *rows = returned
-        returned = Returned(features(of_query, d_output), *(numbers(along_query, x) for x in rows))
-    return Read(given, returned)
-
-
-def _of_rows(grid: Grid, read: Read) -> Columns:
-    """What a kernel keeps as columns."""
-    given, returned = read
-    if grid.by_keys:
-        return Columns(given.full.of_keys, given.partial.of_keys, [])
-    of_returned = [] if returned is None else [returned.lse, returned.mean]
-    return Columns(given.full.of_queries, given.partial.of_queries, of_returned)

@@ -1,11 +1,12 @@
 """The grids of TPU kernels: which steps there are, where each stands, and what it reads.
 
 A step is one tile of logits. Steps follow each other in lines: all tiles of a query block, or of a
-key block, whose sums stay where they are meanwhile. The grid is as long as the longest list of steps
-that hold work, which is made from the live lists of the plan and given ahead, packed into words: so
-a step's blocks are fetched while the one before is computed, and empty blocks take no time at all.
+key block, whose sums stay where they are meanwhile. The grid is as long as the longest list of
+steps that hold work. It is made of the live lists of the plan and given ahead, packed into words:
+so a step's blocks are fetched while the one before it is computed, and empty blocks take no time.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,7 +31,7 @@ __all__ = [
     "of_key",
     "of_query",
     "own",
-    "why_not",
+    "why_no_grid",
 ]
 
 Scalar: TypeAlias = Any
@@ -71,7 +72,22 @@ class Grid(NamedTuple):
     @property
     def tile(self) -> tuple[int, int]:
         """The shape of a tile: rows are what a line is of."""
-        return (self.block_q, self.block_kv)[:: -1 if self.by_keys else 1]
+        by_queries = (self.block_q, self.block_kv)
+        return (self.block_kv, self.block_q) if self.by_keys else by_queries
+
+
+def why_no_grid(lead: Sequence[int], q_blocks: int, kv_blocks: int, group: int) -> str | None:
+    """Why the steps of lists [b, n, q_blocks, kv_blocks] cannot be given ahead; None: they can."""
+    count = math.prod(lead) * q_blocks * kv_blocks
+    if count > MOST_STEPS:
+        return (
+            f"its blocks, {q_blocks} of queries by {kv_blocks} of keys for {math.prod(lead)} "
+            f"examples and heads with masks of their own, are {count:,}, and the scalar memory of "
+            f"a TPU has room for {MOST_STEPS:,}; take larger blocks, or fewer heads or examples"
+        )
+    if max(q_blocks * group, kv_blocks) > 2**INDEX:
+        return f"a sequence has more than {2**INDEX:,} blocks; take larger ones"
+    return None
 
 
 def grid_of_queries(given: Given, block_q: int, block_kv: int) -> Grid:
@@ -114,14 +130,14 @@ def _of_groups(lists: Lists, group: int) -> Lists:
     blocks, num_full, num_live = lists
     b, n, lines, count = blocks.shape
     head, slot = (lax.broadcasted_iota(jnp.int32, blocks.shape, axis) for axis in (1, 3))
-    past = ((slot >= x[..., None]).astype(jnp.int32) for x in (num_full, num_live))
-    kind = sum(past)  # 0 full, 1 partial, 2 empty
+    partial, empty = ((slot >= x[..., None]).astype(jnp.int32) for x in (num_full, num_live))
 
     def joined(x: jax.Array) -> jax.Array:
         x = x.reshape(b, n // group, group, lines, count).swapaxes(2, 3)
         return x.reshape(b, n // group, lines, group * count)
 
-    kind, blocks = lax.sort([joined(kind), joined(head % group * count + blocks)], num_keys=1)
+    kind, blocks = joined(partial + empty), joined(head % group * count + blocks)
+    _, blocks = lax.sort([kind, blocks], num_keys=1)
     return Lists(blocks, *((kind < below).sum(axis=-1, dtype=jnp.int32) for below in (1, 2)))
 
 
