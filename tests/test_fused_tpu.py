@@ -68,13 +68,14 @@ def test_columns_are_the_rows_of_the_other_side():
     columns = columns_of(rows)
 
     def live(lists):
+        blocks, num_full, num_live = (np.asarray(x)[0, 0] for x in lists)
         return {
-            (i, int(j), place < lists.num_full[0, 0, i])
-            for i in range(lists.blocks.shape[2])
-            for place, j in enumerate(lists.blocks[0, 0, i, : lists.num_live[0, 0, i]])
+            (line, int(block), slot < num_full[line])
+            for line, own in enumerate(blocks)
+            for slot, block in enumerate(own[: num_live[line]])
         }
 
-    assert live(rows) == {(i, j, bool(full)) for j, i, full in live(columns)}
+    assert live(rows) == {(i, j, full) for j, i, full in live(columns)}
 
 
 @pytest.mark.parametrize("length", [1, 16, 100, 128, 129, 600, 4096, 8192, 100_000])

@@ -116,7 +116,8 @@ def forward(
     ]
     # The top begins with a finite number, so that no difference is one of infinities.
     sums = [Sum(COLUMN, LOWEST), Sum(COLUMN), Sum(width)]
-    output, lse = call(grid, given, None, Pass(step, end, sums, outs), interpret)
+    does = Pass("forward", step, end, sums, outs)
+    output, lse = call(grid, given, None, does, interpret)
     return output.swapaxes(1, 2), lse[:, :, 0]
 
 
@@ -150,7 +151,8 @@ def backward_query(
 
     grid = grid_of_queries(given, block_q, block_kv)
     outs = [Out((batch, num_heads, q_len, width), of_query)]
-    (d_query,) = call(grid, given, returned, Pass(step, _store, [Sum(width)], outs), interpret)
+    does = Pass("backward_query", step, _store, [Sum(width)], outs)
+    (d_query,) = call(grid, given, returned, does, interpret)
     return d_query.swapaxes(1, 2)
 
 
@@ -182,7 +184,7 @@ def backward_keys(
 
     grid = grid_of_keys(given, columns, block_q, block_kv)
     outs = [Out((batch, num_kv_heads, kv_len, width), of_key) for width in widths]
-    does = Pass(step, _store, [*map(Sum, widths)], outs)
+    does = Pass("backward_keys", step, _store, [*map(Sum, widths)], outs)
     d_key, d_value = (x.swapaxes(1, 2) for x in call(grid, given, returned, does, interpret))
     return d_key, d_value
 

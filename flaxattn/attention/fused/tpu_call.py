@@ -87,6 +87,7 @@ class Out(NamedTuple):
 class Pass(NamedTuple):
     """What a kernel does."""
 
+    name: str
     step: Callable[[int, Work], None]
     """Of the kind of a step: adds to the sums of its line."""
     end: Callable[..., None]
@@ -131,6 +132,7 @@ def call(
             vmem_limit_bytes=VMEM,
         ),
         interpret=interpret,
+        name=f"attention_{does.name}",
     )(grid.steps, *(x.array for x in leaves))
     return found
 
