@@ -21,6 +21,7 @@ from flaxattn.attention.fused.tpu_grid import (
     of_key,
     of_query,
 )
+from flaxattn.varying import shape_varying_like
 
 __all__ = ["COLUMN", "Out", "Pass", "Ref", "Sum", "Work", "call"]
 
@@ -116,7 +117,7 @@ def call(
     changing = [grid.heads > 1 and x.shape[1] > 1 for x in jax.tree.leaves(columns)]
     found: list[jax.Array] = pl.pallas_call(
         functools.partial(_kernel, grid, does, tree, changing),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in does.outs],
+        out_shape=[shape_varying_like(arrays, x.shape, jnp.float32) for x in does.outs],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid.sizes,

@@ -1,0 +1,52 @@
+"""The kernels of TPUs compiled for one, on a machine that has none; for this libtpu is needed."""
+
+import functools
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import Shape
+from fused_cases import CASES, call_of, cotangents_of, fused
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
+
+from flaxattn.attention.fused import tpu
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+SHAPES = {
+    "documents, bfloat16": Shape(B=1, T=4096, S=4096, N=2, K=1, H=128, H_value=128),
+    "dropout, documents": Shape(B=2, T=200, S=600, N=4, K=2, H=64, H_value=40),
+    "window of heads": Shape(B=2, T=512, S=512, N=4, K=2, H=128, H_value=128),
+    "no mask, own score": Shape(B=1, T=1, S=1000, N=2, K=1, H=80, H_value=80),
+}
+
+
+@functools.cache
+def mesh_of(chip):
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=chip)
+    return jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",))
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("chip", ["v5e:2x2", "v6e:2x2"])
+def test_passes_compile_for_a_tpu_and_their_memory_is_linear(chip, name):
+    mesh, shape = mesh_of(chip), SHAPES[name]
+    case = CASES[name]._replace(shape=shape)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    call, cotangents = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype, sharding=sharding),
+        (call_of(case), cotangents_of(case)),
+    )
+    block_q, block_kv = tpu.block_sizes(shape.T, shape.S)
+    sizes = dict(block_q=block_q, block_kv=block_kv, interpret=False)
+    with use_abstract_mesh(mesh.abstract_mesh):
+        compiled = fused.lower(tpu, call, cotangents, case.rate, **sizes).compile()
+    padded = shape.B * (shape.T + shape.S + 512) * shape.N * 128
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8 * padded  # float32, 8 arrays
