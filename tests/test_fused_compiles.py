@@ -45,8 +45,8 @@ def test_passes_compile_for_a_tpu_and_their_memory_is_linear(chip, name):
         (call_of(case), cotangents_of(case)),
     )
     block_q, block_kv = tpu.block_sizes(shape.T, shape.S)
-    sizes = dict(block_q=block_q, block_kv=block_kv, interpret=False)
+    sizes = dict(block_q=block_q, block_kv=block_kv)
     with use_abstract_mesh(mesh.abstract_mesh):
-        compiled = fused.lower(tpu, call, cotangents, case.rate, **sizes).compile()
+        compiled = fused.lower("tpu", call, cotangents, case.rate, **sizes).compile()
     padded = shape.B * (shape.T + shape.S + 512) * shape.N * 128
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8 * padded  # float32, 8 arrays

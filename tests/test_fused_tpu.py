@@ -1,36 +1,59 @@
 """The kernels of TPUs, in interpreters of the CPU, against the definition."""
 
+from unittest import mock
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from fused_cases import CASES, assert_answers, call_of, cotangents_of, dense, fused
-from jax.experimental.pallas import tpu as pltpu
+from tpu_interpreter import interpreted
 
-from flaxattn import causal, sliding_window
+from flaxattn import attend, causal, sliding_window
 from flaxattn.attention.fused import tpu
-from flaxattn.attention.fused.given import Lists, columns_of
-from flaxattn.attention.fused.tpu_grid import FULL, PARTIAL, _steps, _unpacked
+from flaxattn.attention.fused.given import Lists
+from flaxattn.attention.fused.tpu.grid import FULL, PARTIAL, _steps, _unpacked
 
-SIZES = dict(block_q=16, block_kv=128)
+
+def assert_kernels_compute_the_definition(name, interpreter):
+    case = CASES[name]
+    call, cotangents = call_of(case), cotangents_of(case)
+    with interpreted(interpreter):
+        sizes = dict(block_q=16, block_kv=128)
+        actual = fused("tpu", call, cotangents, case.rate, interpreter=interpreter, **sizes)
+    assert_answers(actual, dense(call, cotangents, case.rate))
 
 
 @pytest.mark.thorough(quick=6)
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_compute_the_definition(name):
-    case = CASES[name]
-    call, cotangents = call_of(case), cotangents_of(case)
-    actual = fused(tpu, call, cotangents, case.rate, interpret=True, **SIZES)
-    assert_answers(actual, dense(call, cotangents, case.rate))
+    assert_kernels_compute_the_definition(name, "plain")
 
 
 @pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", ["documents, bfloat16", "dropout, documents", "window of heads"])
-def test_kernels_compute_it_with_the_memory_of_a_tpu(name):
-    """In the interpreter that knows copies and the order of the grid; fresh memory holds NaN."""
-    case = CASES[name]
-    call, cotangents = call_of(case), cotangents_of(case)
-    actual = fused(tpu, call, cotangents, case.rate, interpret=pltpu.InterpretParams(), **SIZES)
-    assert_answers(actual, dense(call, cotangents, case.rate))
+def test_kernels_compute_it_in_the_memory_of_a_tpu(name):
+    assert_kernels_compute_the_definition(name, "memory")
+
+
+def test_they_are_an_implementation_of_attend():
+    """In blocks of sizes of their own, with the rules of its derivatives, and under vmap."""
+    query, key, value, mask, score, sinks, *_ = call_of(CASES["empty rows, sinks, softcap"])
+
+    def gradients(implementation):
+        def loss(query, key, value, sinks, mask):
+            given = dict(score=score, sinks=sinks, implementation=implementation)
+            return jnp.sin(attend(query, key, value, mask, **given)).sum()
+
+        each = jax.tree.map(lambda x: x[:, None], (query, key, value)), sinks, mask
+        over = jax.vmap(jax.grad(loss, (0, 1, 2, 3)), (0, 0, 0, None, 0))
+        return jax.jit(over)(*each[0], sinks, jax.tree.map(lambda x: x[:, None], mask))
+
+    expected = gradients("dense")
+    with interpreted(), mock.patch("flaxattn.attention.fused.attend.chip", lambda: "tpu"):
+        actual = gradients("fused")
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5)
 
 
 def lists_of(mask, q_len, kv_len):
@@ -63,21 +86,6 @@ def test_steps_are_all_live_blocks_line_by_line_full_ones_first(mask):
     assert (line[start:] == 4).all()
 
 
-def test_columns_are_the_rows_of_the_other_side():
-    rows = lists_of(causal() & sliding_window(40), 80, 112)
-    columns = columns_of(rows)
-
-    def live(lists):
-        blocks, num_full, num_live = (np.asarray(x)[0, 0] for x in lists)
-        return {
-            (line, int(block), slot < num_full[line])
-            for line, own in enumerate(blocks)
-            for slot, block in enumerate(own[: num_live[line]])
-        }
-
-    assert live(rows) == {(i, j, full) for j, i, full in live(columns)}
-
-
 @pytest.mark.parametrize("length", [1, 16, 100, 128, 129, 600, 4096, 8192, 100_000])
 def test_blocks_are_such_as_tpus_take(length):
     block_q, block_kv = tpu.block_sizes(length, length)
@@ -87,12 +95,14 @@ def test_blocks_are_such_as_tpus_take(length):
 
 
 def test_what_tpus_cannot_do_is_said_in_words():
-    assert tpu.why_not(jnp.bfloat16, (1, 1), (256, 256), 8) is None
-    assert "float16" in tpu.why_not(jnp.float16, (1, 1), (4, 4), 1)
-    assert "253,952" in tpu.why_not(jnp.float32, (2, 16), (256, 256), 1)
+    long = 2**17, 2**17
+    assert tpu.why_not(jnp.bfloat16, 128, long, ()) is None
+    assert "float16" in tpu.why_not(jnp.dtype("float16"), 128, long, ())
+    assert "up to 512" in tpu.why_not(jnp.float32, 640, (9, 9), (2,))
+    assert "253,952" in tpu.why_not(jnp.float32, 64, long, (2, 16))
 
 
 def test_longer_sequences_get_blocks_whose_lists_fit():
-    lead = (1, 8)
-    block_q, block_kv = tpu.block_sizes(2**17, 2**17, lead)
-    assert tpu.why_not(jnp.float32, lead, (2**17 // block_q, 2**17 // block_kv), 1) is None
+    long, lead = (2**17, 2**17), (1, 8)
+    assert tpu.why_not(jnp.float32, 64, long, lead) is None
+    assert np.prod(tpu.block_sizes(*long, lead)) > np.prod(tpu.block_sizes(*long))

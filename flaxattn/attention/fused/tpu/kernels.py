@@ -2,22 +2,18 @@
 
 A kernel walks through tiles of logits, [block_q, block_kv], or the other way round in the pass to
 keys and values: what it adds up belongs to the rows of its tiles. Only tiles of partial blocks ask
-the mask, by its rule on the tile. `tpu_grid.py` says which tiles there are, and in what order.
+the mask, by its rule on the tile. `grid.py` says which tiles there are, and in what order.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.typing import DTypeLike
 
 from flaxattn.attention.fused.given import Given, Lists, Returned, Rules
 from flaxattn.attention.fused.rules import Answers
-from flaxattn.attention.fused.tpu_call import COLUMN, Out, Pass, Ref, Sum, Work, call
-from flaxattn.attention.fused.tpu_grid import (
+from flaxattn.attention.fused.tpu.call import COLUMN, Out, Pass, Ref, Sum, Work, call
+from flaxattn.attention.fused.tpu.grid import (
     FULL,
     Grid,
     Place,
@@ -28,64 +24,23 @@ from flaxattn.attention.fused.tpu_grid import (
     of_key,
     of_query,
     own,
-    why_no_grid,
 )
 
-__all__ = ["LANES", "backward_keys", "backward_query", "block_sizes", "forward", "why_not"]
+__all__ = ["backward_keys", "backward_query", "forward"]
 
-LANES = 1  # what widths of heads are padded to: blocks have whole rows, of any width
 LOWEST = float(jnp.finfo(jnp.float32).min)
-
-BLOCKS = (512, 512), (512, 1024), (1024, 1024)
-"""The most queries and keys of a block: a logit takes as few bundles of instructions in all."""
-
-LONG = 8192
-"""From so many keys on the second are taken. Fewer steps cost less; in short sequences larger
-blocks hold more that is hidden. The last are taken where there are too many of them."""
-
-
-def block_sizes(q_len: int, kv_len: int, lead: Sequence[int] = (1, 1)) -> tuple[int, int]:
-    """How many queries and keys a block has; blocks are as even as they can be.
-
-    Args:
-      lead: how many examples and heads have masks of their own.
-    """
-    found = BLOCKS[-1]
-    for most in reversed(BLOCKS[kv_len >= LONG :]):
-        q_blocks, kv_blocks = -(-q_len // most[0]), -(-kv_len // most[1])
-        if why_no_grid(lead, q_blocks, kv_blocks, 1) is None:
-            found = most
-    (most_q, most_kv), unit = found, 128 if q_len > 128 else 16
-    return _even(q_len, most_q, unit), _even(kv_len, most_kv, 128)
-
-
-def _even(length: int, most: int, unit: int) -> int:
-    """The size of blocks, a multiple of `unit` up to `most`, that as few of them need."""
-    size = -(-length // -(-length // most))
-    return -(-size // unit) * unit
-
-
-def why_not(
-    dtype: DTypeLike, lead: Sequence[int], blocks: tuple[int, int], group: int
-) -> str | None:
-    """Why these kernels cannot do it, in words; None: they can.
-
-    Args:
-      dtype: of the query.
-      lead: how many examples and heads have masks of their own.
-      blocks: how many blocks of queries and of keys there are.
-      group: query heads of a key head.
-    """
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
-        return f"query has dtype {jnp.dtype(dtype)}; TPUs take bfloat16 and float32"
-    return why_no_grid(lead, *blocks, group)
 
 
 def forward(
-    given: Given, rules: Rules, *, block_q: int, block_kv: int, interpret: Any = False
+    given: Given, rules: Rules, *, block_q: int, block_kv: int, wide: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """The output [B, T, N, H'] and the log-sum-exp [B, N, T], both float32."""
-    (batch, q_len, num_heads, _), width = given.query.shape, given.value.shape[-1]
+    """The output [B, T, N, H'] and the float32 log-sum-exp [B, N, T].
+
+    Args:
+      wide: whether the output is float32, or in the dtype of the query.
+    """
+    (batch, q_len, num_heads, _), dtype = given.query.shape, given.query.dtype
+    width = given.value.shape[-1]
 
     def step(kind: int, work: Work) -> None:
         top, total, mixed = work.sums
@@ -106,18 +61,18 @@ def forward(
         (top, total, mixed), sinks = (x[...] for x in work.sums), work.read.sinks
         sink = None if sinks is None else _of_head(sinks, work.place)
         factor, found = _ended(top, total, sink)
-        output[0, 0] = mixed * _wide(factor, width)
+        output[0, 0] = (mixed * _wide(factor, width)).astype(output.dtype)
         lse[0, 0] = found.T[:1]
 
     grid = grid_of_queries(given, block_q, block_kv)
     outs = [
-        Out((batch, num_heads, q_len, width), of_query),
+        Out((batch, num_heads, q_len, width), of_query, jnp.float32 if wide else dtype),
         Out((batch, num_heads, 1, q_len), along_query),
     ]
     # The top begins with a finite number, so that no difference is one of infinities.
     sums = [Sum(COLUMN, LOWEST), Sum(COLUMN), Sum(width)]
     does = Pass("forward", step, end, sums, outs)
-    output, lse = call(grid, given, None, does, interpret)
+    output, lse = call(grid, given, None, does)
     return output.swapaxes(1, 2), lse[:, :, 0]
 
 
@@ -133,13 +88,7 @@ def _ended(top: jax.Array, total: jax.Array, sink: Scalar | None) -> tuple[jax.A
 
 
 def backward_query(
-    given: Given,
-    returned: Returned,
-    rules: Rules,
-    *,
-    block_q: int,
-    block_kv: int,
-    interpret: Any = False,
+    given: Given, returned: Returned, rules: Rules, *, block_q: int, block_kv: int
 ) -> jax.Array:
     """The gradient of queries, float32 [B, T, N, H], not yet multiplied by the scale."""
     batch, q_len, num_heads, width = given.query.shape
@@ -152,7 +101,7 @@ def backward_query(
     grid = grid_of_queries(given, block_q, block_kv)
     outs = [Out((batch, num_heads, q_len, width), of_query)]
     does = Pass("backward_query", step, _store, [Sum(width)], outs)
-    (d_query,) = call(grid, given, returned, does, interpret)
+    (d_query,) = call(grid, given, returned, does)
     return d_query.swapaxes(1, 2)
 
 
@@ -164,7 +113,6 @@ def backward_keys(
     columns: Lists,
     block_q: int,
     block_kv: int,
-    interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The gradients of keys and values, float32 [B, S, K, H] and [B, S, K, H'].
 
@@ -185,7 +133,7 @@ def backward_keys(
     grid = grid_of_keys(given, columns, block_q, block_kv)
     outs = [Out((batch, num_kv_heads, kv_len, width), of_key) for width in widths]
     does = Pass("backward_keys", step, _store, [*map(Sum, widths)], outs)
-    d_key, d_value = (x.swapaxes(1, 2) for x in call(grid, given, returned, does, interpret))
+    d_key, d_value = (x.swapaxes(1, 2) for x in call(grid, given, returned, does))
     return d_key, d_value
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from flaxattn.attention.fused.given import Given, Returned
 from flaxattn.attention.fused.split import Outside
-from flaxattn.attention.fused.tpu_grid import (
+from flaxattn.attention.fused.tpu.grid import (
     FULL,
     PARTIAL,
     Grid,
@@ -79,10 +80,11 @@ class Sum(NamedTuple):
 
 
 class Out(NamedTuple):
-    """An array that a kernel makes, float32, and where its blocks are."""
+    """An array that a kernel makes, and where its blocks are."""
 
     shape: tuple[int, ...]
     spec: Spec
+    dtype: DTypeLike = jnp.float32
 
 
 class Pass(NamedTuple):
@@ -104,9 +106,7 @@ class Operand(NamedTuple):
     spec: pl.BlockSpec
 
 
-def call(
-    grid: Grid, given: Given, returned: Returned | None, does: Pass, interpret: Any
-) -> list[jax.Array]:
+def call(grid: Grid, given: Given, returned: Returned | None, does: Pass) -> list[jax.Array]:
     """The outputs of a pass."""
     operands = _operands(grid, given, returned)
     leaves = jax.tree.leaves(operands, is_leaf=_is_operand)
@@ -117,7 +117,7 @@ def call(
     changing = [grid.heads > 1 and x.shape[1] > 1 for x in jax.tree.leaves(columns)]
     found: list[jax.Array] = pl.pallas_call(
         functools.partial(_kernel, grid, does, tree, changing),
-        out_shape=[shape_varying_like(arrays, x.shape, jnp.float32) for x in does.outs],
+        out_shape=[shape_varying_like(arrays, x.shape, x.dtype) for x in does.outs],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid.sizes,
@@ -132,7 +132,6 @@ def call(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=VMEM,
         ),
-        interpret=interpret,
         name=f"attention_{does.name}",
     )(grid.steps, *(x.array for x in leaves))
     return found

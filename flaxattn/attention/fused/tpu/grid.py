@@ -76,18 +76,16 @@ class Grid(NamedTuple):
         return (self.block_kv, self.block_q) if self.by_keys else by_queries
 
 
-def why_no_grid(lead: Sequence[int], q_blocks: int, kv_blocks: int, group: int) -> str | None:
-    """Why the steps of lists [b, n, q_blocks, kv_blocks] cannot be given ahead; None: they can."""
-    count = math.prod(lead) * q_blocks * kv_blocks
-    if count > MOST_STEPS:
-        return (
-            f"its blocks, {q_blocks} of queries by {kv_blocks} of keys for {math.prod(lead)} "
-            f"examples and heads with masks of their own, are {count:,}, and the scalar memory of "
-            f"a TPU has room for {MOST_STEPS:,}; take larger blocks, or fewer heads or examples"
-        )
-    if max(q_blocks * group, kv_blocks) > 2**INDEX:
-        return f"a sequence has more than {2**INDEX:,} blocks; take larger ones"
-    return None
+def why_no_grid(lead: Sequence[int], q_blocks: int, kv_blocks: int) -> str | None:
+    """Why the steps of lists [*lead, q_blocks, kv_blocks] cannot be given ahead; None: they can."""
+    own = math.prod(lead)
+    count = own * q_blocks * kv_blocks
+    if count <= MOST_STEPS:
+        return None
+    return (
+        f"the plans of the {own} examples and heads with masks of their own have {count:,} blocks, "
+        f"and a TPU's scalar memory holds {MOST_STEPS:,}; give fewer at a time, or masks they share"
+    )
 
 
 def grid_of_queries(given: Given, block_q: int, block_kv: int) -> Grid:
