@@ -13,6 +13,7 @@ from fused_cases import CASES, call_of, cotangents_of, fused
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 
+from flaxattn import attend, causal
 from flaxattn.attention.fused import tpu
 
 pytestmark = pytest.mark.skipif(
@@ -35,17 +36,16 @@ def programs_are_not_kept():
 
 
 @functools.cache
-def mesh_of(chip):
+def topology_of(chip):
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=chip)
-    return jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",))
+    return topologies.get_topology_desc(platform="tpu", topology_name=chip)
 
 
 @pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("chip", ["v5e:2x2", "v6e:2x2"])
 def test_passes_compile_for_a_tpu_and_their_memory_is_linear(chip, name):
-    mesh, shape = mesh_of(chip), SHAPES[name]
+    mesh, shape = jax.sharding.Mesh(np.array(topology_of(chip).devices[:1]), ("x",)), SHAPES[name]
     case = CASES[name]._replace(shape=shape)
     sharding = NamedSharding(mesh, PartitionSpec())
     call, cotangents = jax.tree.map(
@@ -58,3 +58,14 @@ def test_passes_compile_for_a_tpu_and_their_memory_is_linear(chip, name):
         compiled = fused.lower("tpu", call, cotangents, case.rate, **sizes).compile()
     padded = shape.B * (shape.T + shape.S + 512) * shape.N * 128
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 8 * padded  # float32, 8 arrays
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec()], ids=str)
+def test_devices_attend_in_place_where_axes_of_an_explicit_mesh_are_left(spec):
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    devices = np.array(topology_of("v5e:2x2").devices).reshape(2, 2)
+    mesh = jax.sharding.Mesh(devices, ("x", "y"), axis_types=explicit)
+    x = jax.ShapeDtypeStruct((2, 200, 2, 64), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+    with use_abstract_mesh(mesh.abstract_mesh):
+        attended = jax.jit(lambda x: attend(x, x, x, causal(), implementation="fused"))
+        assert "all-gather" not in attended.lower(x).compile().as_text()
