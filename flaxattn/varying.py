@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.types import PyTree
 
-__all__ = ["varying_like", "zero_varying_like"]
+__all__ = ["shape_varying_like", "varying_like", "zero_varying_like"]
 
 
 def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
@@ -26,3 +26,14 @@ def varying_like(x: jax.Array, arrays: PyTree) -> jax.Array:
     never = zero_varying_like(arrays, jnp.bool_)
     moved = jnp.where(never, jnp.zeros((), x.dtype), x)
     return x if jax.typeof(moved) == jax.typeof(x) else moved
+
+
+def shape_varying_like(
+    arrays: PyTree, shape: tuple[int, ...], dtype: DTypeLike
+) -> jax.ShapeDtypeStruct:
+    """The type of an array that varies over devices as the arrays do: what Pallas is to be told."""
+    varying = jax.typeof(zero_varying_like(arrays, dtype))
+    names = ("vma", "manual_axis_type")  # of older and newer versions
+    return jax.ShapeDtypeStruct(
+        shape, dtype, **{name: getattr(varying, name) for name in names if hasattr(varying, name)}
+    )

@@ -37,27 +37,27 @@ def attend_fused(
     assert name is not None
     if not isinstance(plan, BlockPlan):
         plan = draw_fused_plan(full() if plan is None else plan, query.shape[1], key.shape[1])
-    elif (plan.block_q, plan.block_kv) != _sizes(name):
+    elif (plan.block_q, plan.block_kv) != _sizes(plan.mask, plan.q_len, plan.kv_len):
         plan = draw_fused_plan(plan.mask, plan.q_len, plan.kv_len)
     return attend_plan(query, key, value, plan, options, has_mask=mask is not None, kernels=name)
 
 
 def draw_fused_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:
     """The plan of `mask` in the blocks of the kernels of the chip."""
-    name = chip()
-    assert name is not None
-    block_q, block_kv = _sizes(name)
+    block_q, block_kv = _sizes(mask, q_len, kv_len)
     return mask.plan(q_len, kv_len, block_q=block_q, block_kv=block_kv)
 
 
-def _sizes(name: str) -> tuple[int, int]:
-    kernels = kernels_of(name)
-    return kernels.BLOCK_Q, kernels.BLOCK_KV
+def _sizes(mask: Mask, q_len: int, kv_len: int) -> tuple[int, int]:
+    name = chip()
+    assert name is not None
+    sizes: tuple[int, int] = kernels_of(name).block_sizes(q_len, kv_len, mask.lead)
+    return sizes
 
 
 def why_not_fused(*call: *Call) -> str | None:
     """Why the kernels of the chip do not serve a call; None: they do."""
-    query, key, value, _, options = call
+    query, key, value, mask, options = call
     if any(is_symbolic_dim(n) for x in (query, key, value) for n in x.shape):
         return "a size is symbolic, and kernels need known ones"
     name = chip()
@@ -67,7 +67,9 @@ def why_not_fused(*call: *Call) -> str | None:
     if options.bias is not None:
         return "kernels read no bias; a score computes it in their tiles"
     width = max(query.shape[3], value.shape[3])
-    reason: str | None = kernels_of(name).why_not(query.dtype, width)
+    lengths = query.shape[1], key.shape[1]
+    lead = mask.mask.lead if isinstance(mask, BlockPlan) else () if mask is None else mask.lead
+    reason: str | None = kernels_of(name).why_not(query.dtype, width, lengths, lead)
     return reason or _why_no_rule(*call)
 
 

@@ -32,8 +32,8 @@ Rule: TypeAlias = Callable[..., Sequence[jax.Array]]
 
 _ELEMENTWISE = frozenset(
     "abs add and clamp convert_element_type copy div eq exp exp2 ge gt integer_pow le log logistic "
-    "lt max min mul ne neg not or rem round rsqrt select_n shift_left shift_right_arithmetic "
-    "shift_right_logical sign sqrt square sub tanh xor".split()
+    "lt max min mul ne neg not one_minus_square or rem round rsqrt select_n shift_left "
+    "shift_right_arithmetic shift_right_logical sign sqrt square sub tanh xor".split()
 )
 """What kernels of all chips do to the elements of a tile."""
 

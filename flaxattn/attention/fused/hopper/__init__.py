@@ -5,6 +5,8 @@ blocks, as in FlashAttention-3 (arXiv:2407.08608). Products of a warpgroup go on
 weights. Only partial tiles ask the mask, by its rule in registers.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -14,10 +16,16 @@ from flaxattn.attention.fused.hopper.queries import backward_query as backward_q
 
 LANES = 64  # what the widths of heads are multiples of
 WIDEST, WIDEST_WITH_GRADIENT = 256, 128  # as registers and shared memory allow
-BLOCK_Q, BLOCK_KV = 128, 128  # of plans
 
 
-def why_not(dtype: DTypeLike, width: int) -> str | None:
+def block_sizes(q_len: int, kv_len: int, lead: Sequence[int] = (1, 1)) -> tuple[int, int]:
+    """How many queries and keys a block of plans has."""
+    return 128, 128
+
+
+def why_not(
+    dtype: DTypeLike, width: int, lengths: tuple[int, int], lead: Sequence[int]
+) -> str | None:
     """Why there is no kernel for arrays of a dtype, and heads so wide; None: there is one."""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"the arrays are {jnp.dtype(dtype)}, and its tensor cores take bfloat16 and float16"
