@@ -60,6 +60,7 @@ _INSTEAD: dict[str, Any] = {
     "column": lambda x: x[...],
     "whole": lambda x: x[...],
     "filled": lambda value: jnp.full((machine.ROWS,), value, jnp.float32),
+    "tiles": lambda dtype, *shape: plgpu.SMEM(shape, dtype),  # of any dtype
     "zeros": lambda shape: jnp.zeros(shape, jnp.float32),
 }
 

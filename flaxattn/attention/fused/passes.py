@@ -47,7 +47,7 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     rules = rules_of(setting, inputs, fixed, derived=True)
     given = given_to(setting, inputs, fixed, rules, kernels.LANES)
     length, width = given.query.shape[1], given.value.shape[3]
-    # The weights of rows that see what is not finite are NaN; what they do not see is to stay whole.
+    # Weights of rows that see what is not finite are NaN; what they do not see is to stay whole.
     finite_mean = jnp.where(jnp.isnan(outputs.lse), 0.0, mean)
     back = Returned(
         d_output=pad_to(pad_to(d_output.astype(inputs.value.dtype), 1, length), 3, width),

@@ -224,7 +224,7 @@ class OfKeys:
 
         def then(d_weights: Load) -> Sequence[jax.Array]:
             mean = across(column(slot(columns.buffers[1], t)), SHAPE, 1)
-            d_logits = weights.d_logits(d_weights(), mean)
+            d_logits = weights.d_logits(d_weights(), mean, asked)
             columns.release(t)
             return (d_logits if self.shared_scale else d_logits * row.scale,)
 

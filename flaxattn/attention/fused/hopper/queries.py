@@ -180,7 +180,7 @@ class OfQueries:
             s = logits()
             answers = asked(s, row.scale, row.reading.number(j), columns)
             weights = weights_of(answers, s, row.scale, row.lse, self.rules)
-            return (weights.d_logits(d_weights(), row.mean),)
+            return (weights.d_logits(d_weights(), row.mean, asked),)
 
         fresh = [
             Fresh(row.query, keys.of_step(j), SHAPE, lambda: keys.wait(j)),

@@ -141,6 +141,11 @@ class Asked(NamedTuple):
         return cls(rule, loaded, columns, [x[at.of(x)] for x in outside.of_heads], transposed)
 
     @property
+    def hides(self) -> bool:
+        """Whether there may be anything that is not seen."""
+        return "seen" in self.rule.names
+
+    @property
     def kinds(self) -> int:
         """How many different tiles `Weights` holds."""
         return 3 if {"kept", "slope"}.intersection(self.rule.names) else 1
@@ -209,11 +214,13 @@ class Weights(NamedTuple):
         mixing, up, off = distinct if len(distinct) == 3 else [distinct[0]] * 3
         return cls(mixing, up, off)
 
-    def d_logits(self, d_weights: jax.Array, mean: jax.Array) -> jax.Array:
-        """The gradient of the logits."""
+    def d_logits(self, d_weights: jax.Array, mean: jax.Array, asked: "Asked") -> jax.Array:
+        """The gradient of the logits; of what is hidden 0, though its value be out of range."""
         if self.up is self.off:
-            return self.up * (d_weights - mean)
-        return self.up * d_weights - self.off * mean
+            found = self.up * (d_weights - mean)
+        else:
+            found = self.up * d_weights - self.off * mean
+        return jnp.where(self.off == 0.0, 0.0, found) if asked.hides else found
 
 
 def weights_of(
