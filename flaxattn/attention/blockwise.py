@@ -34,7 +34,7 @@ from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
 from flaxattn.varying import varying_like
 
-__all__ = ["attend_blockwise", "attend_plan"]
+__all__ = ["attend_blockwise", "attend_plan", "prepared"]
 
 
 def attend_blockwise(

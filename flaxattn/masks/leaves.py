@@ -20,6 +20,7 @@ from flaxattn.masks.values import register_for_export
 from flaxattn.types import Array, Indices, PyTree
 
 __all__ = [
+    "HasLeaves",
     "Leaf",
     "Span",
     "array_leaf",

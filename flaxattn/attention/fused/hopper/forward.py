@@ -211,7 +211,7 @@ class Forward:
         like = (sofar.top, sofar.total, sofar.top, zeros(self.shape))
         (mixed,), (top, total, decay, powers) = multiply([fresh], [added], then, like)
         values.release(j - 1)
-        mixed = mixed * rows_across(decay, mixed)
+        mixed = mixed * _like_rows(decay, mixed)
         return Sofar(top, total, mixed, powers.astype(sofar.powers.dtype))
 
     def softmax(
@@ -254,10 +254,10 @@ class Forward:
             total = total * factor + jnp.exp2(sink - top)
         factor = jnp.where(empty, 0.0, factor / total)
         lse = jnp.where(empty, -jnp.inf, top * (1 / LOG2E) + jnp.log(total))
-        return mixed * rows_across(factor, mixed), lse
+        return mixed * _like_rows(factor, mixed), lse
 
 
-def rows_across(x: jax.Array, like: jax.Array) -> jax.Array:
+def _like_rows(x: jax.Array, like: jax.Array) -> jax.Array:
     """Numbers of rows as a tile like another."""
     return across(x, (ROWS, like.shape[1]))
 
