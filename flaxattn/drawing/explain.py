@@ -37,7 +37,8 @@ def explain(mask: Mask, q_len: int, kv_len: int, score: Score | None = None) -> 
     """
     check_drawable(mask, q_len, kv_len)
     check_is_score(score)
-    plan, choice = draw_plan(mask, q_len, kv_len), table.best(q_len, kv_len)
+    choice = table.best(q_len, kv_len)
+    plan = (table.IMPLEMENTATIONS[choice.name].plan or draw_plan)(mask, q_len, kv_len)
     state = flat(plan.state)
     lines = [
         f"{mask}: {q_len} queries, {kv_len} keys, blocks of {plan.block_q} x {plan.block_kv}",
