@@ -6,7 +6,7 @@ It follows barriers and copies, each warpgroup in a thread of its own, and not t
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from unittest import mock
 
@@ -24,11 +24,16 @@ forward, queries, keys = (
 
 
 def _parameters() -> Any:
+    """Those of the interpreter; None: jax has none yet."""
     if hasattr(plgpu, "InterpretGPUParams"):
         return plgpu.InterpretGPUParams()
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+    with suppress(ModuleNotFoundError):
+        params = importlib.import_module("jax._src.pallas.mosaic_gpu.interpret.params")
+        return params.InterpretGPUParams()
+    return None
 
-    return InterpretGPUParams()
+
+INTERPRETER = _parameters()
 
 
 def _dot(a: jax.Array, b: jax.Array, contracting: int) -> jax.Array:
@@ -73,6 +78,6 @@ def interpreted() -> Iterator[None]:
             for name, fn in _INSTEAD.items():
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, fn))
-        kernel = functools.partial(plgpu.kernel, interpret=_parameters())
+        kernel = functools.partial(plgpu.kernel, interpret=INTERPRETER)
         stack.enter_context(mock.patch.object(plgpu, "kernel", kernel))
         yield

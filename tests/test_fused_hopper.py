@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fused_cases import CASES, Case, assert_answers, call_of, cotangents_of, dense, fused
-from hopper_interpreter import interpreted
+from hopper_interpreter import INTERPRETER, interpreted
 
 from flaxattn import causal, same_segment
 from flaxattn.attention.fused.given import Lists, columns_of
@@ -17,6 +17,10 @@ SLOW = {  # of what the interpreter takes longest for, other cases show as much
 }
 
 
+needs_interpreter = pytest.mark.skipif(INTERPRETER is None, reason="this jax has none for GPUs")
+
+
+@needs_interpreter
 @pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in SLOW])
 def test_kernels_compute_the_definition(name):
@@ -28,6 +32,7 @@ def test_kernels_compute_the_definition(name):
     assert_answers(actual, dense(call, cotangents, case.rate))
 
 
+@needs_interpreter
 def test_errors_in_bfloat16_are_those_of_the_definition():
     """Beside float32; a tenth more is let pass."""
     case = Case(lambda rng, shape: causal(), CASES["causal"].shape, dtype=jnp.bfloat16)

@@ -53,15 +53,7 @@ def tile_rule(
       partial: whether anything may be hidden.
       derived: whether the derivative of the score is asked for.
     """
-    arrays: dict[str, PyTree] = {"mask": _led(fixed.mask)} if partial else {}
-    if inputs.score is not None and fixed.score is not None:
-        arrays["score"] = whole(inputs.score, fixed.score)
-    if fixed.seeds is not None:
-        arrays["seeds"] = fixed.seeds
-    if partial and fixed.q_nan is not None and fixed.kv_nan is not None:
-        group = fixed.q_nan.shape[2] // fixed.kv_nan.shape[2]
-        arrays["q_nan"] = fixed.q_nan.swapaxes(1, 2)
-        arrays["kv_nan"] = jnp.repeat(fixed.kv_nan, group, axis=2).swapaxes(1, 2)
+    arrays = _arrays(inputs, fixed, partial)
     leaves, tree = jax.tree.flatten(arrays)
     kv_len, names = inputs.key.shape[1], list[str]()
 
@@ -69,23 +61,13 @@ def tile_rule(
         logit: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, *leaves: jax.Array
     ) -> list[jax.Array]:
         own = jax.tree.unflatten(tree, leaves)
-        found = Answers(logit)
-        if "score" in own:
-            score, one = own["score"], jnp.ones_like(logit)
-            new, slope = jax.jvp(lambda x: score(x, q_idx, kv_idx), (logit,), (one,))
-            found = Answers(new, slope if derived else None)
-        if "q_nan" in own and found.logit is not None:
-            found = found._replace(
-                logit=found.logit + (own["q_nan"][q_idx] + own["kv_nan"][kv_idx])
-            )
+        found = _scored(own, logit, q_idx, kv_idx)
         if partial:
-            seen = jnp.asarray(own["mask"](q_idx, kv_idx)) if setting.has_mask else None
-            if kv_len % setting.block_kv or seen is None:
-                inside = kv_idx < kv_len
-                seen = inside if seen is None else seen & inside
-            found = found._replace(seen=seen)
+            found = found._replace(seen=_seen(setting, own, q_idx, kv_idx, kv_len))
         if "seeds" in own:
             found = found._replace(kept=keep_pair(own["seeds"], q_idx, kv_idx, setting.rate))
+        if not derived:
+            found = found._replace(slope=None)
         answers = {k: x for k, x in found._asdict().items() if x is not None and x is not logit}
         names[:] = answers
         return list(answers.values())
@@ -99,6 +81,45 @@ def tile_rule(
     ]
     parts = dataclasses.replace(parts, outputs=[out for _, out in told])
     return TileRule(parts, tuple(name for name, _ in told), leaves)
+
+
+def _arrays(inputs: Inputs, fixed: Fixed, partial: bool) -> dict[str, PyTree]:
+    """What a rule reads, [b, n, ...] each, 1 where shared."""
+    arrays: dict[str, PyTree] = {"mask": _led(fixed.mask)} if partial else {}
+    if inputs.score is not None and fixed.score is not None:
+        arrays["score"] = whole(inputs.score, fixed.score)
+    if fixed.seeds is not None:
+        arrays["seeds"] = fixed.seeds
+    if partial and fixed.q_nan is not None and fixed.kv_nan is not None:
+        group = fixed.q_nan.shape[2] // fixed.kv_nan.shape[2]
+        arrays["q_nan"] = fixed.q_nan.swapaxes(1, 2)
+        arrays["kv_nan"] = jnp.repeat(fixed.kv_nan, group, axis=2).swapaxes(1, 2)
+    return arrays
+
+
+def _scored(
+    own: dict[str, PyTree], logit: jax.Array, q_idx: jax.Array, kv_idx: jax.Array
+) -> Answers:
+    """The logit after the score, NaN where something is not finite, and its slope."""
+    found = Answers(logit)
+    if "score" in own:
+        score, one = own["score"], jnp.ones_like(logit)
+        found = Answers(*jax.jvp(lambda x: score(x, q_idx, kv_idx), (logit,), (one,)))
+    if "q_nan" in own and found.logit is not None:
+        nan = own["q_nan"][q_idx] + own["kv_nan"][kv_idx]
+        found = found._replace(logit=found.logit + nan)
+    return found
+
+
+def _seen(
+    setting: Setting, own: dict[str, PyTree], q_idx: jax.Array, kv_idx: jax.Array, kv_len: int
+) -> jax.Array:
+    """What the mask says; keys past the last are hidden."""
+    seen = jnp.asarray(own["mask"](q_idx, kv_idx)) if setting.has_mask else None
+    if kv_len % setting.block_kv == 0 and seen is not None:
+        return seen
+    inside = kv_idx < kv_len
+    return inside if seen is None else seen & inside
 
 
 def _names(arrays: dict[str, PyTree]) -> list[str]:

@@ -197,21 +197,36 @@ class OfKeys:
         start = (Sofar(d_key, d_value, zeros(SHAPE).astype(dtype)), jnp.int32(0))
         sofar, steps = lax.fori_loop(0, self.group, of_head, start)
 
-        def keep(d_key: jax.Array) -> None:
+        self.keep(at, given, key, value, sofar, steps, memory)
+        plgpu.copy_smem_to_gmem(key, outputs[0].at[where])
+        plgpu.copy_smem_to_gmem(value, outputs[1].at[where])
+        plgpu.wait_smem_to_gmem(0)
+
+    def keep(
+        self,
+        at: Here,
+        given: Given,
+        key: Ref,
+        value: Ref,
+        sofar: Sofar,
+        steps: jax.Array,
+        memory: Memory,
+    ) -> None:
+        """Puts the gradients where keys and values were, once those of the last step are in."""
+        dtype = given.query.dtype
+
+        def keep_key(d_key: jax.Array) -> None:
             key[...] = d_key.astype(dtype)
 
         def keep_last() -> None:
             d_key = add_product(sofar.d_key, sofar.d_logits, memory.queries.of_step(steps - 1))
             memory.queries.release(steps - 1)
-            keep(d_key * number(given.scale, at) if self.shared_scale else d_key)
+            keep_key(d_key * number(given.scale, at) if self.shared_scale else d_key)
 
-        pl.when(steps == 0)(lambda: keep(sofar.d_key))
+        pl.when(steps == 0)(lambda: keep_key(sofar.d_key))
         pl.when(steps > 0)(keep_last)
         value[...] = sofar.d_value.astype(dtype)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(key, outputs[0].at[where])
-        plgpu.copy_smem_to_gmem(value, outputs[1].at[where])
-        plgpu.wait_smem_to_gmem(0)
 
     def step(self, row: Row, asked: Asked, j: jax.Array, sofar: Sofar) -> Sofar:
         """The weights of step `j`, and the gradient of its logits.
