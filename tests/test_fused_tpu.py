@@ -1,5 +1,6 @@
 """The kernels of TPUs, in interpreters of the CPU, against the definition."""
 
+import functools
 from unittest import mock
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fused_cases import CASES, assert_answers, call_of, cotangents_of, dense, fused
+from jax.sharding import NamedSharding, PartitionSpec
 from tpu_interpreter import interpreted
 
 from flaxattn import attend, causal, sliding_window
@@ -53,6 +55,28 @@ def test_they_are_an_implementation_of_attend():
     with interpreted(), mock.patch("flaxattn.attention.fused.attend.chip", lambda: "tpu"):
         actual = gradients("fused")
     for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5)
+
+
+def test_devices_attend_in_place_by_kernels():
+    """Under a plain jit, with examples and heads spread: nothing is gathered."""
+    query, key, value, mask, *_ = call_of(CASES["window of heads"])
+    mesh = jax.make_mesh((2, 2), ("b", "h"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    place = NamedSharding(mesh, PartitionSpec("b", None, "h"))
+
+    def pulled(implementation, *arrays):
+        def attended(*arrays):
+            return attend(*arrays, mask, implementation=implementation)
+
+        output, pull = jax.vjp(attended, *arrays)
+        return output, pull(jnp.sin(output))
+
+    arrays = [jax.device_put(x, place) for x in (query, key, value)]
+    with interpreted(), mock.patch("flaxattn.attention.fused.attend.chip", lambda: "tpu"):
+        program = jax.jit(functools.partial(pulled, "fused")).lower(*arrays).compile()
+    assert "all-gather" not in program.as_text()
+    expected = jax.jit(functools.partial(pulled, "dense"))(query, key, value)
+    for a, e in zip(*map(jax.tree.leaves, (program(*arrays), expected)), strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
 
 
