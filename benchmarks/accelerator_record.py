@@ -94,7 +94,7 @@ class Record:
         lines = [
             (case, kind, *(self._cell(found.get((case, kind, name))) for name in others))
             for kind in dict.fromkeys(row["pass"] for row in rows)
-            for case in dict.fromkeys(row["case"] for row in rows)
+            for case in dict.fromkeys(row["case"] for row in rows if row["pass"] == kind)
         ]
         notes = {f"{row['contender']}: {row['error']}" for row in rows if "error" in row}
         table = _table("TFLOP/s, of what is seen", ("mask", "pass", *others), lines)

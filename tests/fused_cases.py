@@ -121,6 +121,11 @@ def slopes(rng, shape):
     return alibi(jnp.asarray(rng.random(shape.N) / 9, jnp.float32))
 
 
+def of_what_is_left(rng, shape):
+    """Not finite past the last query."""
+    return score(lambda x, q, k: x - jnp.log((shape.T - q).astype(jnp.float32)))
+
+
 CASES = {
     "causal": Case(shape=SQUARE),
     "window of heads": Case(window_of_heads),
@@ -134,6 +139,7 @@ CASES = {
     "garbage": Case(lambda rng, shape: lengths(None, np.full(2, 140)), PLAIN, garbage=True),
     "no mask, own score": Case(lambda rng, shape: None, SQUARE, score=own_score),
     "negative scales": Case(lambda rng, shape: full(), PLAIN, scale=np.array([-0.7, 0.2])),
+    "a score without values past the last query": Case(shape=GROUPED, score=of_what_is_left),
     "prefix": Case(lambda rng, shape: prefix(np.array([130, 4])) | sliding_window(9), score=slopes),
     "dilated": Case(lambda rng, shape: dilated(3) & sliding_window(90), SQUARE, rate=0.1),
     "a rule of one's own": Case(ages, PLAIN, sinks=True),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import Shape
 from fused_cases import CASES, Case, assert_answers, call_of, cotangents_of, dense, fused
 from hopper_interpreter import INTERPRETER, interpreted
 
@@ -11,6 +12,7 @@ from flaxattn import causal, same_segment
 from flaxattn.attention.fused.given import Lists, columns_of
 
 SIZES = {"block_q": 128, "block_kv": 128}
+TINY = Shape(B=1, T=37, S=128, N=1, K=1, H=8, H_value=8)
 SLOW = {  # of what the interpreter takes longest for, other cases show as much
     *("global tokens", "a rule of one's own", "chunks, shifted", "dilated", "no mask", "prefix"),
     *("nothing at all", "documents, bfloat16", "causal"),
@@ -26,6 +28,18 @@ needs_interpreter = pytest.mark.skipif(INTERPRETER is None, reason="this jax has
 def test_kernels_compute_the_definition(name):
     """In float32, which the interpreter multiplies, if tensor cores do not."""
     case = CASES[name]
+    call, cotangents = call_of(case), cotangents_of(case)
+    with interpreted():
+        actual = fused("hopper", call, cotangents, case.rate, **SIZES)
+    assert_answers(actual, dense(call, cotangents, case.rate))
+
+
+@needs_interpreter
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", ["nothing at all", "no mask", "causal"])
+def test_one_block_is_enough(name):
+    """Of which all, or nothing, may be seen."""
+    case = CASES[name]._replace(shape=TINY)
     call, cotangents = call_of(case), cotangents_of(case)
     with interpreted():
         actual = fused("hopper", call, cotangents, case.rate, **SIZES)

@@ -120,13 +120,13 @@ def test_blocks_are_such_as_tpus_take(length):
 
 def test_what_tpus_cannot_do_is_said_in_words():
     long = 2**17, 2**17
-    assert tpu.why_not(jnp.bfloat16, 128, long, ()) is None
-    assert "float16" in tpu.why_not(jnp.dtype("float16"), 128, long, ())
-    assert "up to 512" in tpu.why_not(jnp.float32, 640, (9, 9), (2,))
-    assert "253,952" in tpu.why_not(jnp.float32, 64, long, (2, 16))
+    assert tpu.why_not(jnp.bfloat16, (128, 128), long, ()) is None
+    assert "float16" in tpu.why_not(jnp.dtype("float16"), (128, 128), long, ())
+    assert "up to 512" in tpu.why_not(jnp.float32, (640, 640), (9, 9), (2,))
+    assert "253,952" in tpu.why_not(jnp.float32, (64, 64), long, (2, 16))
 
 
 def test_longer_sequences_get_blocks_whose_lists_fit():
     long, lead = (2**17, 2**17), (1, 8)
-    assert tpu.why_not(jnp.float32, 64, long, lead) is None
+    assert tpu.why_not(jnp.float32, (64, 64), long, lead) is None
     assert np.prod(tpu.block_sizes(*long, lead)) > np.prod(tpu.block_sizes(*long))

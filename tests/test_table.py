@@ -93,6 +93,7 @@ def hopper(monkeypatch):
 
 
 HALVES = jnp.ones((1, 512, 2, 64), jnp.bfloat16)
+PREPARED = causal().plan(300, 300, block_q=128, block_kv=128)
 TABLE = from_dense(np.ones((512, 512), bool))
 
 
@@ -109,6 +110,8 @@ TABLE = from_dense(np.ones((512, 512), bool))
         (HALVES, causal(), {"bias": jnp.ones((1, 1, 1, 512))}, "blockwise"),
         (HALVES, causal(), {"score": relative_bias(jnp.ones((2, 32)))}, "blockwise"),
         (jnp.ones((1, 512, 2, 320), jnp.bfloat16), causal(), {}, "blockwise"),
+        (jnp.ones((1, 512, 2, 256), jnp.bfloat16), causal(), {}, "blockwise"),  # gradients are not
+        (HALVES[:, :300].astype(jnp.float32), PREPARED, {}, "dense"),
     ],
 )
 def test_auto_takes_kernels_where_they_serve_and_pay(hopper, array, mask, options, taken):

@@ -17,7 +17,7 @@ BLOCK_Q, TALL_BLOCK_Q, BLOCK_KV, FETCH = 256, 512, 256, 100
 # there, on the same machine; elsewhere XLA's products are, as long as the memory is borne.
 DENSE_CELLS, DENSE_CELLS_OFF_CPU = 2**17, 2**24
 # Kernels are taken unasked on chips on which they were timed (benchmarks/accelerator.py).
-TIMED, FUSED_CELLS = ("hopper",), 2**16
+TIMED, FUSED_CELLS, FEWEST_QUERIES = ("hopper",), 2**16, 128
 # Of a cache, runs of cells no longer than this are not told apart: each is a program to compile.
 LIVE_CELLS = 256
 
@@ -49,7 +49,8 @@ def kernels_pay(q_len: int, kv_len: int) -> tuple[bool, str]:
     cells, name = f"{q_len} x {kv_len} logits per head", chip()
     if name not in TIMED:
         return False, f"{cells}; kernels have not been timed on this device"
-    return q_len * kv_len > FUSED_CELLS, f"{cells}; kernels are faster above 256 x 256"
+    pays = q_len >= FEWEST_QUERIES and q_len * kv_len > FUSED_CELLS
+    return pays, f"{cells}; kernels are faster from 128 queries and above 256 x 256"
 
 
 def draw_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:

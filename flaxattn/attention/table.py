@@ -13,7 +13,12 @@ from flaxattn.attention.arguments import check_drawable
 from flaxattn.attention.blockwise import attend_blockwise
 from flaxattn.attention.costs import blocks_pay, draw_plan, kernels_pay
 from flaxattn.attention.dense import attend_dense
-from flaxattn.attention.fused.attend import attend_fused, draw_fused_plan, why_not_fused
+from flaxattn.attention.fused.attend import (
+    attend_fused,
+    draw_fused_plan,
+    takes_gradients,
+    why_not_fused,
+)
 from flaxattn.attention.options import Attend, Call
 from flaxattn.masks import BlockPlan, Mask
 
@@ -97,10 +102,13 @@ def _best_first(*call: *Call) -> Iterator[str]:
     query, key, _, mask, _ = call
     lengths, planned = (query.shape[1], key.shape[1]), isinstance(mask, BlockPlan)
     name = best(*lengths).name
-    if not planned or name == "fused":
-        yield name
-    if planned or (name == "fused" and blocks_pay(*lengths)[0]):
-        yield "blockwise"
+    if name == "fused":
+        if takes_gradients(*call):
+            yield name
+        if blocks_pay(*lengths)[0]:
+            yield "blockwise"
+    else:
+        yield "blockwise" if planned else name
     yield "dense"
 
 

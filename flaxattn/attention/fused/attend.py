@@ -17,7 +17,7 @@ from flaxattn.attention.options import Call, Options
 from flaxattn.attention.scoring import halves
 from flaxattn.masks import BlockPlan, Mask, full
 
-__all__ = ["attend_fused", "draw_fused_plan", "why_not_fused"]
+__all__ = ["attend_fused", "draw_fused_plan", "takes_gradients", "why_not_fused"]
 
 
 def attend_fused(
@@ -66,18 +66,28 @@ def why_not_fused(*call: *Call) -> str | None:
         return f"there are kernels for Hopper GPUs and TPUs, and the device is {kind}"
     if options.bias is not None:
         return "kernels read no bias; a score computes it in their tiles"
-    width = max(query.shape[3], value.shape[3])
+    widths = query.shape[3], value.shape[3]
     lengths = query.shape[1], key.shape[1]
     lead = mask.mask.lead if isinstance(mask, BlockPlan) else () if mask is None else mask.lead
-    reason: str | None = kernels_of(name).why_not(query.dtype, width, lengths, lead)
+    reason: str | None = kernels_of(name).why_not(query.dtype, widths, lengths, lead)
     return reason or _why_no_rule(*call)
+
+
+def takes_gradients(*call: *Call) -> bool:
+    """Whether kernels of the chip, if there are any, give the gradients of so wide heads, too."""
+    query, _, value, *_ = call
+    name = chip()
+    return (
+        name is None or max(query.shape[3], value.shape[3]) <= kernels_of(name).WIDEST_WITH_GRADIENT
+    )
 
 
 def _why_no_rule(*call: *Call) -> str | None:
     """Why what tiles ask is not to be done in a kernel."""
     query, _, _, mask, options = call
     rule = mask.mask if isinstance(mask, BlockPlan) else full() if mask is None else mask
-    arrays, tree = jax.tree.flatten((rule, options.for_heads(query.shape[2]).score))
+    own = options.for_heads(query.shape[2]).of_heads(query.shape[3], jnp.float32)
+    arrays, tree = jax.tree.flatten((rule, own.score))
     return _why_no_rule_like(tree, tuple((x.shape, x.dtype) for x in arrays))
 
 

@@ -11,7 +11,7 @@ def chip() -> str | None:
     """The name of the kernels for it; None: there are none.
 
     It is that of the mesh in use if this names a device, as when programs are compiled where there
-    is none, and else the first device of jax's default backend.
+    is none, else jax's default device, and else the first of its default backend.
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     kind = device.device_kind if device is not None else _kind_here()
@@ -21,5 +21,10 @@ def chip() -> str | None:
 
 
 def _kind_here() -> str:
-    kind: str = jax.devices()[0].device_kind
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if chosen is None:
+        chosen = jax.devices()[0]
+    elif isinstance(chosen, str):
+        chosen = jax.devices(chosen)[0]
+    kind: str = chosen.device_kind
     return kind

@@ -55,7 +55,7 @@ def tile_rule(
     """
     arrays = _arrays(inputs, fixed, partial)
     leaves, tree = jax.tree.flatten(arrays)
-    kv_len, names = inputs.key.shape[1], list[str]()
+    q_len, kv_len, names = inputs.query.shape[1], inputs.key.shape[1], list[str]()
 
     def rule(
         logit: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, *leaves: jax.Array
@@ -64,6 +64,9 @@ def tile_rule(
         found = _scored(own, logit, q_idx, kv_idx)
         if partial:
             found = found._replace(seen=_seen(setting, own, q_idx, kv_idx, kv_len))
+        if derived and "score" in own and q_len % setting.block_q:
+            inside = q_idx < q_len  # nobody is to see the score of what stands past the last query
+            found = found._replace(seen=inside if found.seen is None else found.seen & inside)
         if "seeds" in own:
             found = found._replace(kept=keep_pair(own["seeds"], q_idx, kv_idx, setting.rate))
         if not derived:

@@ -33,9 +33,15 @@ Rule: TypeAlias = Callable[..., Sequence[jax.Array]]
 _ELEMENTWISE = frozenset(
     "abs add and clamp convert_element_type copy div eq exp exp2 ge gt integer_pow le log logistic "
     "lt max min mul ne neg not one_minus_square or rem round rsqrt select_n shift_left "
-    "shift_right_arithmetic shift_right_logical sign sqrt square sub tanh xor".split()
+    "shift_right_arithmetic shift_right_logical sign square sub tanh xor".split()
 )
 """What kernels of all chips do to the elements of a tile."""
+
+
+def _is_odd(eqn: JaxprEqn) -> bool:
+    """Whether an operation is one that kernels do, and yet not of these operands."""
+    negative = eqn.primitive.name == "integer_pow" and eqn.params["y"] < 0
+    return negative or (eqn.primitive.name == "rem" and dtype_of(eqn.outvars[0]).kind == "f")
 
 
 class Outside(NamedTuple):
@@ -85,7 +91,7 @@ class Split:
                 )
         for eqn in self.of_tile:
             name = eqn.primitive.name
-            if name not in _ELEMENTWISE or shape_of(eqn.outvars[0]):
+            if name not in _ELEMENTWISE or shape_of(eqn.outvars[0]) or _is_odd(eqn):
                 return f"it asks for {name} of a query and a key together, which no kernel does"
         for x in (*values, *(eqn.outvars[0] for eqn in self.of_tile)):
             if dtype_of(x).name not in ("bool", "int32", "uint32", "float32"):
@@ -146,7 +152,15 @@ class Split:
 
         for eqn in self.of_tile:
             params = {k: None if k == "sharding" else v for k, v in eqn.params.items()}
-            env[eqn.outvars[0]] = eqn.primitive.bind(*map(find, eqn.invars), **params)
+            operands = [*map(find, eqn.invars)]
+            if (
+                dtype_of(eqn.outvars[0]).kind == "b"
+                and eqn.primitive.name == "convert_element_type"
+            ):
+                found = operands[0] != 0
+            else:
+                found = eqn.primitive.bind(*operands, **params)
+            env[eqn.outvars[0]] = found
         return [find(x) for x in self.outputs]
 
     def _over_heads(

@@ -46,18 +46,19 @@ def _even(length: int, most: int, unit: int) -> int:
 
 
 def why_not(
-    dtype: DTypeLike, width: int, lengths: tuple[int, int], lead: Sequence[int]
+    dtype: DTypeLike, widths: tuple[int, int], lengths: tuple[int, int], lead: Sequence[int]
 ) -> str | None:
     """Why there is no kernel for a call; None: there is one.
 
     Args:
       dtype: of the arrays.
-      width: how many features heads have.
+      widths: how many features queries and values have.
       lengths: how many queries and keys there are.
       lead: how many examples and heads have masks of their own.
     """
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"the arrays are {jnp.dtype(dtype)}, and its kernels take bfloat16 and float32"
+    width = max(widths)
     if width > WIDEST:
         return f"heads have {width} features, and its fast memory holds tiles of up to {WIDEST}"
     q_blocks, kv_blocks = (

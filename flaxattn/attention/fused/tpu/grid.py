@@ -76,10 +76,14 @@ class Grid(NamedTuple):
         return (self.block_kv, self.block_q) if self.by_keys else by_queries
 
 
-def why_no_grid(lead: Sequence[int], q_blocks: int, kv_blocks: int) -> str | None:
+def why_no_grid(lead: Sequence[int], q_blocks: int, kv_blocks: int, group: int = 1) -> str | None:
     """Why the steps of lists [*lead, q_blocks, kv_blocks] cannot be given ahead; None: they can."""
     own = math.prod(lead)
-    count = own * q_blocks * kv_blocks
+    count, most = own * q_blocks * kv_blocks, 2**INDEX
+    if max(q_blocks * group, kv_blocks) >= most:
+        return (
+            f"a row has {max(q_blocks * group, kv_blocks):,} blocks, and the most are {most - 1:,}"
+        )
     if count <= MOST_STEPS:
         return None
     return (
@@ -159,7 +163,7 @@ def _steps(lists: Lists) -> tuple[jax.Array, jax.Array]:
     words = jnp.where(is_none, ((shape[2] - 1) << (FLAGS + INDEX)) | NOTHING, words)
     flat = [x.reshape(*shape[:2], -1) for x in (is_none.astype(jnp.int32), words)]
     _, steps = lax.sort(flat, num_keys=1, is_stable=True)
-    return steps.reshape(-1), count.sum(axis=(2, 3)).max()
+    return steps.reshape(-1), count.sum(axis=(2, 3), dtype=jnp.int32).max()
 
 
 def _word(steps: Any, lead: Sequence[int], b: Scalar, head: Scalar, step: Scalar) -> Scalar:
@@ -169,8 +173,8 @@ def _word(steps: Any, lead: Sequence[int], b: Scalar, head: Scalar, step: Scalar
 
 def _unpacked(word: Scalar) -> tuple[Scalar, ...]:
     """Of a step: its line, its block, its kind, and whether it is the first, and the last."""
-    line = lax.shift_right_logical(word, FLAGS + INDEX)
-    block = lax.shift_right_logical(word, FLAGS) & (2**INDEX - 1)
+    line = lax.shift_right_logical(word, jnp.int32(FLAGS + INDEX))
+    block = lax.shift_right_logical(word, jnp.int32(FLAGS)) & (2**INDEX - 1)
     return line, block, word & (FIRST - 1), (word & FIRST) != 0, (word & LAST) != 0
 
 
