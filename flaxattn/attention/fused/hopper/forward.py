@@ -65,7 +65,8 @@ def forward(
         jax.ShapeDtypeStruct((batch, q_len, heads, v_width), dtype),
         jax.ShapeDtypeStruct((batch, heads, q_len), jnp.float32),
     ]
-    output, lse = launch(kernel, (q_len // block_q, heads, batch), outputs, given)
+    grid = (q_len // block_q, heads, batch)
+    output, lse = launch("forward", kernel, grid, outputs, given)
     return output, lse
 
 

@@ -71,7 +71,7 @@ def backward_keys(
     kernel = OfKeys(given, returned, rules, block_q, block_kv)
     outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (given.key, given.value)]
     grid = (kv_len // block_kv, kv_heads, batch)
-    d_key, d_value = launch(kernel, grid, outputs, (given, returned, columns))
+    d_key, d_value = launch("backward_keys", kernel, grid, outputs, (given, returned, columns))
     return d_key, d_value
 
 

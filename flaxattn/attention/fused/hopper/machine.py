@@ -298,7 +298,11 @@ class Kernel(Protocol):
 
 
 def launch(
-    kernel: Kernel, grid: tuple[int, int, int], outputs: Sequence[jax.ShapeDtypeStruct], arrays: Any
+    name: str,
+    kernel: Kernel,
+    grid: tuple[int, int, int],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    arrays: Any,
 ) -> list[jax.Array]:
     """Runs a kernel over rows of blocks, heads and examples; the last row comes first."""
     leaves, tree = jax.tree.flatten(arrays)
@@ -332,6 +336,7 @@ def launch(
         grid_names=("row", "head", "batch"),
         num_threads=COMPUTING + 1,
         thread_name="wg",
+        kernel_name=f"attention_{name}",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **options,
     )

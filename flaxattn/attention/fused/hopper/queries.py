@@ -57,7 +57,7 @@ def backward_query(
     kernel = OfQueries(given, rules, block_q, block_kv)
     outputs = [jax.ShapeDtypeStruct(given.query.shape, jnp.float32)]
     grid = (q_len // block_q, heads, batch)
-    return launch(kernel, grid, outputs, (given, returned.in_base_2()))[0]
+    return launch("backward_query", kernel, grid, outputs, (given, returned.in_base_2()))[0]
 
 
 class Memory(NamedTuple):
