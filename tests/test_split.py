@@ -45,7 +45,8 @@ class Rule:
             score = self.score.for_heads(N)
             floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(score)]
             some, others = halves(score, floating)
-        inputs = Inputs(None, jnp.zeros((1, self.kv_len, 1, 1)), None, None, None, some)
+        query, key = (jnp.zeros((1, n, 1, 1)) for n in (T, self.kv_len))
+        inputs = Inputs(query, key, None, None, None, some)
         setting = Setting(1, self.block_kv, self.rate, self.mask is not None)
         mask = full() if self.mask is None else jax.tree.map(jnp.asarray, self.mask)
         fixed = Fixed(mask, None, None, None, score=others, seeds=self.seeds)

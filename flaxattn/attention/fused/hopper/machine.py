@@ -163,7 +163,8 @@ def _transposed(ref: Ref) -> Ref:
 
 
 def _in_registers(ref: Ref, layout: Any, **options: Any) -> jax.Array:
-    index = () if "idx" not in inspect.signature(plgpu.load).parameters else ((),)
+    named = inspect.signature(plgpu.load).parameters.get("idx")  # to jax 0.10 it is needed
+    index = ((),) if named is not None and named.default is inspect.Parameter.empty else ()
     loaded: jax.Array = plgpu.load(ref, *index, layout=layout, **options)
     return loaded
 
