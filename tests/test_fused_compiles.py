@@ -125,15 +125,6 @@ def test_devices_attend_in_place(chip, by_hand):
     assert "all-gather" not in program.as_text()
 
 
-@pytest.mark.parametrize("axes", [["x"], []], ids=str)
-def test_devices_attend_in_place_where_axes_of_an_explicit_mesh_are_left(axes):
-    explicit = (jax.sharding.AxisType.Explicit,) * 2
-    mesh = mesh_of("v5e:2x2", 2, 2, axis_types=explicit)
-    x = like(mesh, jnp.zeros((2, 200, 2, 64), jnp.bfloat16), *axes)
-    fn = jax.jit(lambda x: attend(x, x, x, causal(), implementation="fused"))
-    assert "all-gather" not in compiled(mesh, fn, x).as_text()
-
-
 def test_tensor_cores_wait_for_nothing_and_registers_suffice(monkeypatch, capfd):
     """As NVIDIA's assembler says it of a kernel."""
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")

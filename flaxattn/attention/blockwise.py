@@ -32,7 +32,7 @@ from flaxattn.attention.residuals import Outputs, Residuals
 from flaxattn.attention.scoring import halves, whole
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
-from flaxattn.varying import varying_like
+from flaxattn.varying import zero_varying_like
 
 __all__ = ["attend_blockwise", "attend_plan", "prepared"]
 
@@ -111,8 +111,11 @@ def prepared(
 def _varying_alike(inputs: Inputs, fixed: Fixed) -> Inputs:
     """The inputs, varying over devices as all of them together: gradients do, in `shard_map`."""
 
-    both = (inputs, fixed)
-    varied: Inputs = jax.tree.map(lambda x: varying_like(x, both), inputs)
+    def varying(x: jax.Array) -> jax.Array:
+        moved = x + zero_varying_like((inputs, fixed), x.dtype)
+        return x if jax.typeof(moved) == jax.typeof(x) else moved
+
+    varied: Inputs = jax.tree.map(varying, inputs)
     return varied
 
 

@@ -89,12 +89,14 @@ def on_explicit_mesh(fn: Flat, in_axes: Sequence[Axes], out_axes: Sequence[Axes]
             jax.sharding.reshard(x, NamedSharding(mesh, spec))
             for x, spec in zip(arrays, specs, strict=True)
         )
+        if not any(spread.names.values()):
+            return fn(*moved)
         local: Flat = jax.shard_map(
             _of_device(fn, in_axes, out_axes, spread),
             mesh=mesh,
             in_specs=tuple(specs),
             out_specs=[*map(spread.spec, out_axes)],
-            axis_names=set(mesh.explicit_axes),  # all: kernels are not divided over those left
+            axis_names={name for names in spread.names.values() for name in names},
         )
         return local(*moved)
 
