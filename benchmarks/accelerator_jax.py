@@ -206,7 +206,7 @@ def blocks(case: Case, block_q: int, block_kv: int, backward: bool) -> dict[str,
     """A row of the search for block sizes; what else a kernel can be told is to be told here."""
     jax.clear_caches()  # which know nothing of sizes
     kernels = kernels_of(chip())
-    with mock.patch.multiple(kernels, BLOCK_Q=block_q, BLOCK_KV=block_kv):
+    with mock.patch.object(kernels, "block_sizes", lambda *_: (block_q, block_kv)):
         return compiled(fused(case), case, backward).measured()
 
 

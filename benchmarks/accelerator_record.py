@@ -57,6 +57,7 @@ class Record:
         made = [
             f"# {about.get('device', 'an unknown device')}",
             f"{versions}; bfloat16.",
+            about.get("note", ""),
             self._checks(),
             self._ceiling(),
             self._attention(),

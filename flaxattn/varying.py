@@ -23,8 +23,8 @@ def zero_varying_like(arrays: PyTree, dtype: DTypeLike) -> jax.Array:
 
 def varying_like(x: jax.Array, arrays: PyTree) -> jax.Array:
     """`x`, varying over devices as it and the arrays do; what compilers see is `x`."""
-    never = zero_varying_like(arrays, jnp.bool_)
-    moved = jnp.where(never, jnp.zeros((), x.dtype), x)
+    zero = zero_varying_like(arrays, x.dtype)
+    moved = x | zero if x.dtype == bool else x + zero
     return x if jax.typeof(moved) == jax.typeof(x) else moved
 
 

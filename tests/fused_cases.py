@@ -56,6 +56,8 @@ class Case(NamedTuple):
     dtype: Any = np.float32
     garbage: bool = False
     """Whether keys and values that nobody sees are not finite."""
+    broken: bool = False
+    """Whether a key, a value and a query that see or are seen are not."""
 
 
 class Call(NamedTuple):
@@ -137,6 +139,7 @@ CASES = {
     ),
     "dropout, documents": Case(packed, rate=0.3),
     "garbage": Case(lambda rng, shape: lengths(None, np.full(2, 140)), PLAIN, garbage=True),
+    "what is seen is not finite": Case(shape=SQUARE, broken=True),
     "no mask, own score": Case(lambda rng, shape: None, SQUARE, score=own_score),
     "negative scales": Case(lambda rng, shape: full(), PLAIN, scale=np.array([-0.7, 0.2])),
     "a score without values past the last query": Case(shape=GROUPED, score=of_what_is_left),
@@ -163,7 +166,11 @@ def call_of(case: Case, seed: int = 0) -> Call:
         seen = np.broadcast_to(mask.dense(case.shape.T, case.shape.S)[:, None], case.shape.logits)
         unseen = unseen_keys(seen, case.shape.K)
         key, value = with_garbage(key, unseen), with_garbage(value, unseen, seed=1)
-    query, key, value = (jnp.asarray(x, case.dtype) for x in (data.query, key, value))
+    query = data.query
+    if case.broken:
+        query, key, value = (np.array(x) for x in (query, key, value))
+        query[0, 7, 0, 3], key[0, 90, 0, 1], value[0, 210, 0, 0] = np.inf, np.nan, -np.inf
+    query, key, value = (jnp.asarray(x, case.dtype) for x in (query, key, value))
     sinks = jnp.asarray(rng.standard_normal(case.shape.N), jnp.float32) if case.sinks else None
     scale = None if case.scale is None else jnp.asarray(case.scale, jnp.float32)
     dropout_key = jax.random.key(seed) if case.rate else None

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from flaxattn.attention.fused.hopper import machine, steps
+from flaxattn.attention.fused.hopper import buffers, machine, steps
 
 # By name: those of the package are the functions.
 forward, queries, keys = (
@@ -74,7 +74,7 @@ _INSTEAD: dict[str, Any] = {
 def interpreted() -> Iterator[None]:
     """Inside, kernels for Hopper run here."""
     with ExitStack() as stack:
-        for module in (machine, steps, forward, queries, keys):
+        for module in (machine, buffers, steps, forward, queries, keys):
             for name, fn in _INSTEAD.items():
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, fn))

@@ -32,9 +32,9 @@ from flaxattn.attention.residuals import Outputs, Residuals
 from flaxattn.attention.scoring import halves, whole
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
-from flaxattn.varying import zero_varying_like
+from flaxattn.varying import varying_like
 
-__all__ = ["attend_blockwise", "attend_plan", "prepared"]
+__all__ = ["attend_blockwise", "attended", "prepared"]
 
 
 def attend_blockwise(
@@ -50,27 +50,16 @@ def attend_blockwise(
     """
     if 0 in (*query.shape, *value.shape):  # there are no blocks; dense returns at once
         return attend_dense(query, key, value, mask, options)
-    if not isinstance(mask, BlockPlan):
-        plan = draw_plan(full() if mask is None else mask, query.shape[1], key.shape[1])
-    else:
-        plan = mask
-    return attend_plan(query, key, value, plan, options, has_mask=mask is not None)
+    plan = mask
+    if not isinstance(plan, BlockPlan):
+        plan = draw_plan(full() if plan is None else plan, query.shape[1], key.shape[1])
+    return attended(*prepared(query, key, value, plan, options, has_mask=mask is not None))
 
 
-def attend_plan(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    plan: BlockPlan,
-    options: Options,
-    *,
-    has_mask: bool,
-    kernels: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """The same over the blocks of a plan, by loops or by the kernels of a chip."""
-    call = prepared(query, key, value, plan, options, has_mask=has_mask, kernels=kernels)
-    output, lse = _attend(*call)
-    output, sinks = output.astype(query.dtype), call[1].sinks
+def attended(setting: Setting, inputs: Inputs, fixed: Fixed) -> tuple[jax.Array, jax.Array]:
+    """The output in the dtype of the query, and the log-sum-exp, by what `prepared` gives."""
+    output, lse = _attend(setting, inputs, fixed)
+    output, sinks = output.astype(inputs.query.dtype), inputs.sinks
     # Of a row that sees nothing the sink is all there is; until here -inf tells which these are.
     return output, lse if sinks is None else jnp.where(lse == -jnp.inf, sinks[None, None], lse)
 
@@ -85,7 +74,7 @@ def prepared(
     has_mask: bool,
     kernels: str | None = None,
 ) -> tuple[Setting, Inputs, Fixed]:
-    """What the passes are given."""
+    """What the passes are given: over the blocks of a plan, by loops or the kernels of a chip."""
     dtype = softmax_dtype(query.dtype)
     blocks, num_full, num_live = (jnp.asarray(x) for x in plan.live)
     fixed = Fixed(jax.tree.map(jnp.asarray, plan.mask), blocks, num_full, num_live)
@@ -111,11 +100,8 @@ def prepared(
 def _varying_alike(inputs: Inputs, fixed: Fixed) -> Inputs:
     """The inputs, varying over devices as all of them together: gradients do, in `shard_map`."""
 
-    def varying(x: jax.Array) -> jax.Array:
-        moved = x + zero_varying_like((inputs, fixed), x.dtype)
-        return x if jax.typeof(moved) == jax.typeof(x) else moved
-
-    varied: Inputs = jax.tree.map(varying, inputs)
+    both = (inputs, fixed)
+    varied: Inputs = jax.tree.map(lambda x: varying_like(x, both), inputs)
     return varied
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
-from flaxattn.attention.blockwise import attend_plan
+from flaxattn.attention.blockwise import attended, prepared
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.dense import attend_dense
-from flaxattn.attention.fused.chip import chip
+from flaxattn.attention.fused.chip import chip, device_kind
 from flaxattn.attention.fused.passes import kernels_of
 from flaxattn.attention.fused.rules import tile_rule
 from flaxattn.attention.options import Call, Options
@@ -39,7 +39,9 @@ def attend_fused(
         plan = draw_fused_plan(full() if plan is None else plan, query.shape[1], key.shape[1])
     elif (plan.block_q, plan.block_kv) != _sizes(plan.mask, plan.q_len, plan.kv_len):
         plan = draw_fused_plan(plan.mask, plan.q_len, plan.kv_len)
-    return attend_plan(query, key, value, plan, options, has_mask=mask is not None, kernels=name)
+    has_mask = mask is not None
+    call = prepared(query, key, value, plan, options, has_mask=has_mask, kernels=name)
+    return attended(*call)
 
 
 def draw_fused_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:
@@ -62,8 +64,7 @@ def why_not_fused(*call: *Call) -> str | None:
         return "a size is symbolic, and kernels need known ones"
     name = chip()
     if name is None:
-        kind = jax.devices()[0].device_kind
-        return f"there are kernels for Hopper GPUs and TPUs, and the device is {kind}"
+        return f"there are kernels for Hopper GPUs and TPUs, and the device is {device_kind()}"
     if options.bias is not None:
         return "kernels read no bias; a score computes it in their tiles"
     widths = query.shape[3], value.shape[3]
@@ -74,12 +75,11 @@ def why_not_fused(*call: *Call) -> str | None:
 
 
 def takes_gradients(*call: *Call) -> bool:
-    """Whether kernels of the chip, if there are any, give the gradients of so wide heads, too."""
-    query, _, value, *_ = call
-    name = chip()
-    return (
-        name is None or max(query.shape[3], value.shape[3]) <= kernels_of(name).WIDEST_WITH_GRADIENT
-    )
+    """Whether kernels of the chip give the gradients of so wide heads, too."""
+    (query, _, value, *_), name = call, chip()
+    assert name is not None
+    widest: int = kernels_of(name).WIDEST_WITH_GRADIENT
+    return max(query.shape[3], value.shape[3]) <= widest
 
 
 def _why_no_rule(*call: *Call) -> str | None:

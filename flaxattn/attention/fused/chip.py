@@ -2,7 +2,7 @@
 
 import jax
 
-__all__ = ["chip"]
+__all__ = ["chip", "device_kind"]
 
 _HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
@@ -13,15 +13,16 @@ def chip() -> str | None:
     It is that of the mesh in use if this names a device, as when programs are compiled where there
     is none, else jax's default device, and else the first of its default backend.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    kind = device.device_kind if device is not None else _kind_here()
+    kind = device_kind()
     if kind.startswith("TPU"):
         return "tpu"
     return "hopper" if any(name in kind.split() for name in _HOPPER) else None
 
 
-def _kind_here() -> str:
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+def device_kind() -> str:
+    """What the device is called that `chip` is about."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    chosen = device if device is not None else jax.config.jax_default_device  # type: ignore[attr-defined]
     if chosen is None:
         chosen = jax.devices()[0]
     elif isinstance(chosen, str):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
-from flaxattn.attention.fused.rules import TileRule, tile_rule
+from flaxattn.attention.fused.rules import TileRule, led, tile_rule
 from flaxattn.attention.fused.split import Outside
 from flaxattn.attention.tiles import pad_to
 
@@ -76,13 +76,14 @@ def given_to(setting: Setting, inputs: Inputs, fixed: Fixed, rules: Rules, lanes
     full, partial = (
         rule.split.outside(rule.arrays, q_idx, kv_idx) for rule in (rules.full, rules.partial)
     )
+    lead = fixed.num_full.ndim - 1
     return Given(
         query=query,
         key=key,
         value=value,
         scale=inputs.scale[None].astype(jnp.float32),
         sinks=None if inputs.sinks is None else inputs.sinks[None].astype(jnp.float32),
-        rows=Lists(_led(fixed.blocks, 2), _led(fixed.num_full, 1), _led(fixed.num_live, 1)),
+        rows=Lists(*(led(x, lead) for x in (fixed.blocks, fixed.num_full, fixed.num_live))),
         full=full,
         partial=partial,
     )
@@ -93,19 +94,12 @@ def _padded(x: jax.Array, block: int, lanes: int) -> jax.Array:
     return pad_to(pad_to(x, 1, length), 3, width)
 
 
-def _led(x: jax.Array, rank: int) -> jax.Array:
-    """The same with both axes, of examples and of heads, before its last `rank`."""
-    lead = x.shape[: x.ndim - rank]
-    return x.reshape(*lead, *(1,) * (2 - len(lead)), *x.shape[x.ndim - rank :])
-
-
 def columns_of(rows: Lists) -> Lists:
     """The query blocks of each key block, by the key blocks of each query block."""
     place = jnp.argsort(rows.blocks, axis=-1)  # of each column in its row
     partial, empty = (place >= x[..., None] for x in (rows.num_full, rows.num_live))
-    kind = (partial.astype(jnp.int32) + empty.astype(jnp.int32)).swapaxes(
-        -1, -2
-    )  # 0 full, 1 partial, 2 empty
+    # 0 full, 1 partial, 2 empty
+    kind = (partial.astype(jnp.int32) + empty.astype(jnp.int32)).swapaxes(-1, -2)
     count = kind.shape[-1]
     index = jax.lax.broadcasted_iota(jnp.int32, kind.shape, kind.ndim - 1)
     order = jnp.sort(kind * count + index, axis=-1)

@@ -3,6 +3,7 @@
 `Pass` is what all have in common that make a program anew with that knowledge.
 """
 
+import abc
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ def compare(name: str, a: Any, b: Any) -> jax.Array:
     return of(a, b)
 
 
-class Pass:
+class Pass(abc.ABC):
     """A program, and what is known of its values."""
 
     def __init__(self, program: Program, q: int, kv: int) -> None:
@@ -120,8 +121,9 @@ class Pass:
             env.update(zip(eqn.outvars, self._done(eqn, env), strict=True))
         return [read(x, env) for x in self._program.jaxpr.outvars]
 
+    @abc.abstractmethod
     def _done(self, eqn: JaxprEqn, env: dict[Var, Any]) -> list[Any]:
-        raise NotImplementedError
+        """What is made of an operation, by the values so far."""
 
     def _interval(self, x: Operand) -> Interval | None:
         if shape_of(x):

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from flaxattn.varying import zero_varying_like
+from flaxattn.varying import varying_like
 
 __all__ = ["Operand", "Program", "bound", "dtype_of", "found", "inlined", "read", "shape_of"]
 
@@ -95,14 +95,8 @@ def _varying_as(arrays: Sequence[Any]) -> Callable[[Any], Any]:
     """Makes values vary over devices as all of the arrays do: operations do not, in `shard_map`."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return lambda x: x
-    never = zero_varying_like([jnp.asarray(x) for x in arrays], bool)
-
-    def vary(x: Any) -> jax.Array:
-        array = jnp.asarray(x)
-        moved = array | never if array.dtype == bool else array + never.astype(array.dtype)
-        return array if jax.typeof(array) == jax.typeof(moved) else moved
-
-    return vary
+    given = [jnp.asarray(x) for x in arrays]
+    return lambda x: varying_like(jnp.asarray(x), given)
 
 
 def bound(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -112,6 +106,9 @@ def bound(eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         return _evaluated(inner.jaxpr, inner.consts, operands)
     if eqn.primitive.name == "add_any":  # of derivatives; kernels know it as the other
         return [lax.add(*operands)]
+    if eqn.primitive.name == "convert_element_type" and dtype_of(eqn.outvars[0]) == "bool":
+        (x,) = operands
+        return [x if x.dtype == bool else lax.ne(x, x.dtype.type(0))]  # as kernels know it
     out = eqn.primitive.bind(*operands, **eqn.params)
     return list(out) if eqn.primitive.multiple_results else [out]
 

@@ -13,7 +13,7 @@ from flaxattn.attention.scoring import whole
 from flaxattn.masks.leaves import HasLeaves
 from flaxattn.types import PyTree
 
-__all__ = ["Answers", "TileRule", "tile_rule"]
+__all__ = ["Answers", "TileRule", "led", "tile_rule"]
 
 
 class Answers(NamedTuple):
@@ -88,7 +88,7 @@ def tile_rule(
 
 def _arrays(inputs: Inputs, fixed: Fixed, partial: bool) -> dict[str, PyTree]:
     """What a rule reads, [b, n, ...] each, 1 where shared."""
-    arrays: dict[str, PyTree] = {"mask": _led(fixed.mask)} if partial else {}
+    arrays: dict[str, PyTree] = {"mask": _all_led(fixed.mask)} if partial else {}
     if inputs.score is not None and fixed.score is not None:
         arrays["score"] = whole(inputs.score, fixed.score)
     if fixed.seeds is not None:
@@ -133,13 +133,14 @@ def _names(arrays: dict[str, PyTree]) -> list[str]:
     return names
 
 
-def _led(tree: HasLeaves) -> HasLeaves:
-    """The same with both axes, of examples and of heads, before each of its arrays."""
+def _all_led(tree: HasLeaves) -> HasLeaves:
+    """The same with all its arrays `led`."""
     leads = [len(leaf.lead) for leaf in tree.leaves()]
     arrays, structure = jax.tree.flatten(tree)
-    led = [
-        jnp.asarray(x).reshape(*x.shape[:n], *(1,) * (2 - n), *x.shape[n:])
-        for x, n in zip(arrays, leads, strict=True)
-    ]
-    with_both: HasLeaves = jax.tree.unflatten(structure, led)
+    with_both: HasLeaves = jax.tree.unflatten(structure, map(led, map(jnp.asarray, arrays), leads))
     return with_both
+
+
+def led(x: jax.Array, lead: int) -> jax.Array:
+    """An array with both leading axes, of examples and of heads, of which it has `lead`."""
+    return x.reshape(*x.shape[:lead], *(1,) * (2 - lead), *x.shape[lead:])

@@ -152,15 +152,7 @@ class Split:
 
         for eqn in self.of_tile:
             params = {k: None if k == "sharding" else v for k, v in eqn.params.items()}
-            operands = [*map(find, eqn.invars)]
-            if (
-                dtype_of(eqn.outvars[0]).kind == "b"
-                and eqn.primitive.name == "convert_element_type"
-            ):
-                found = operands[0] != 0
-            else:
-                found = eqn.primitive.bind(*operands, **params)
-            env[eqn.outvars[0]] = found
+            env[eqn.outvars[0]] = eqn.primitive.bind(*map(find, eqn.invars), **params)
         return [find(x) for x in self.outputs]
 
     def _over_heads(

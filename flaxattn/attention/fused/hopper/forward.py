@@ -12,28 +12,26 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from flaxattn.attention.fused.given import Given, Rules
+from flaxattn.attention.fused.hopper.buffers import STAGES, Own, Ring, tiles
 from flaxattn.attention.fused.hopper.machine import (
     COMPUTING,
     ROWS,
-    STAGES,
     Added,
     Fresh,
     Here,
     Load,
-    Own,
     Ref,
-    Ring,
     across,
     add_product,
     filled,
     launch,
     multiply,
     product,
-    tiles,
     whole,
     zeros,
 )
 from flaxattn.attention.fused.hopper.steps import (
+    COLUMNS,
     LOG2E,
     Asked,
     Reading,
@@ -47,7 +45,7 @@ from flaxattn.attention.fused.hopper.steps import (
 
 __all__ = ["forward"]
 
-NARROW, FEW_COLUMNS = 128, 64  # wider heads have fewer columns a step, as registers allow
+NARROW = 128  # wider heads have fewer columns a step, as registers allow
 
 
 def forward(
@@ -113,7 +111,7 @@ class Forward:
     def columns(self) -> int:
         """Of a step."""
         widths = self.given.query.shape[3], self.given.value.shape[3]
-        return self.block_kv if max(widths) <= NARROW else FEW_COLUMNS
+        return self.block_kv if max(widths) <= NARROW else COLUMNS
 
     @property
     def shape(self) -> tuple[int, int]:

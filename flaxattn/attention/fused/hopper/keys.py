@@ -15,27 +15,25 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from flaxattn.attention.fused.given import Given, Lists, Returned, Rules
+from flaxattn.attention.fused.hopper.buffers import STAGES, Own, Ring, slot, tiles
 from flaxattn.attention.fused.hopper.machine import (
     COMPUTING,
     ROWS,
-    STAGES,
     Added,
     Fresh,
     Here,
     Load,
-    Own,
     Ref,
-    Ring,
     across,
     add_product,
     column,
     launch,
     multiply,
-    slot,
-    tiles,
     zeros,
 )
 from flaxattn.attention.fused.hopper.steps import (
+    COLUMNS,
+    SHAPE,
     Asked,
     Steps,
     Weights,
@@ -47,9 +45,6 @@ from flaxattn.attention.fused.hopper.steps import (
 )
 
 __all__ = ["backward_keys"]
-
-COLUMNS = 64  # of a step
-SHAPE = (ROWS, COLUMNS)
 
 
 def backward_keys(

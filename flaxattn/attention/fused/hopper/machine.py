@@ -19,14 +19,11 @@ __all__ = [
     "COMPUTING",
     "ROW",
     "ROWS",
-    "STAGES",
     "Added",
     "Fresh",
     "Here",
     "Load",
-    "Own",
     "Ref",
-    "Ring",
     "Shape",
     "across",
     "add_product",
@@ -36,15 +33,12 @@ __all__ = [
     "launch",
     "multiply",
     "product",
-    "slot",
-    "tiles",
     "vector",
     "whole",
     "zeros",
 ]
 
 COMPUTING, ROWS = 2, 64  # warpgroups that compute, and rows of each
-STAGES = 2
 REGISTERS, COPYING_REGISTERS = 232, 40  # of a thread that computes, and of one that copies
 ROW, COLUMN, TILE = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA
 
@@ -204,85 +198,6 @@ def across(x: jax.Array, shape: Shape, axis: int = 0) -> jax.Array:
 def everywhere(x: jax.Array, shape: Shape) -> jax.Array:
     """A number as a tile."""
     return lax.broadcast_in_dim(x, shape, [])
-
-
-def slot(x: Ref, j: jax.Array) -> Ref:
-    """The one of several that step `j` uses."""
-    return x.at[lax.rem(j, jnp.int32(x.shape[0]))]
-
-
-class Ring(NamedTuple):
-    """Buffers that one warpgroup fills, step by step, and the others use."""
-
-    buffers: Sequence[Any]  # [stages, ...] each
-    ready: Any
-    free: Any
-
-    @classmethod
-    def of(cls, stages: int, *buffers: Any) -> "Ring":
-        """Of memory for so many steps; it may be none."""
-        if not buffers:
-            return cls((), None, None)
-        ready, free = (
-            plgpu.Barrier(num_barriers=stages, num_arrivals=n) for n in (len(buffers), COMPUTING)
-        )
-        return cls(buffers, ready, free)
-
-    def of_step(self, j: jax.Array) -> Ref:
-        """What step `j` uses, of a ring with one buffer."""
-        return slot(self.buffers[0], j)
-
-    def fill(self, j: jax.Array, *sources: Ref) -> None:
-        """Copies what step `j` uses, once there is room."""
-        if self.buffers:
-            pl.when(j >= self.free.shape[0])(lambda: plgpu.barrier_wait(slot(self.free, j)))
-            for source, buffer in zip(sources, self.buffers, strict=True):
-                plgpu.copy_gmem_to_smem(source, slot(buffer, j), slot(self.ready, j))
-
-    def wait(self, j: jax.Array) -> None:
-        """Waits for what step `j` uses."""
-        if self.buffers:
-            plgpu.barrier_wait(slot(self.ready, j))
-
-    def release(self, j: jax.Array) -> None:
-        """Says that a warpgroup has used that of step `j`."""
-        if self.buffers:
-            plgpu.barrier_arrive(slot(self.free, j))
-
-    def drain(self, steps: jax.Array) -> None:
-        """Waits until that of so many steps is used."""
-        if self.buffers:
-
-            @pl.loop(jnp.maximum(steps - self.free.shape[0], 0), steps)
-            def _(j: jax.Array) -> None:
-                plgpu.barrier_wait(slot(self.free, j))
-
-
-class Own(NamedTuple):
-    """A tile of each warpgroup that computes."""
-
-    buffers: Any  # [COMPUTING, ROWS, width]
-    ready: Any
-
-    @classmethod
-    def of(cls, buffers: Any) -> "Own":
-        """Of memory for all warpgroups."""
-        return cls(buffers, plgpu.Barrier(num_barriers=COMPUTING))
-
-    def load(self, at: Here, source: Ref) -> Ref:
-        """Begins to copy it; gives where it will be."""
-        plgpu.copy_gmem_to_smem(source, self.buffers.at[at.wg], self.ready.at[at.wg])
-        return self.buffers.at[at.wg]
-
-    def wait(self, at: Here) -> None:
-        """Waits for it."""
-        plgpu.barrier_wait(self.ready.at[at.wg])
-
-
-def tiles(dtype: Any, count: int, rows: int, width: int) -> Any:
-    """Shared memory for tiles, as tensor cores read it."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((count, rows, width), dtype, transforms=transforms)
 
 
 class Kernel(Protocol):

@@ -11,27 +11,26 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from flaxattn.attention.fused.given import Given, Returned, Rules
+from flaxattn.attention.fused.hopper.buffers import STAGES, Own, Ring, tiles
 from flaxattn.attention.fused.hopper.machine import (
     COMPUTING,
     ROW,
     ROWS,
-    STAGES,
     Added,
     Fresh,
     Here,
     Load,
-    Own,
     Ref,
-    Ring,
     across,
     add_product,
     launch,
     multiply,
-    tiles,
     vector,
     zeros,
 )
 from flaxattn.attention.fused.hopper.steps import (
+    COLUMNS,
+    SHAPE,
     Asked,
     Reading,
     Steps,
@@ -43,9 +42,6 @@ from flaxattn.attention.fused.hopper.steps import (
 )
 
 __all__ = ["backward_query"]
-
-COLUMNS = 64  # of a step
-SHAPE = (ROWS, COLUMNS)
 
 
 def backward_query(

@@ -13,22 +13,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from flaxattn.attention.fused.given import Given, Lists, Returned, Rules
+from flaxattn.attention.fused.hopper.buffers import Ring, slot
 from flaxattn.attention.fused.hopper.machine import (
     ROW,
+    ROWS,
     Here,
     Ref,
-    Ring,
     across,
     column,
     everywhere,
-    slot,
     vector,
 )
 from flaxattn.attention.fused.rules import Answers, TileRule
 from flaxattn.attention.fused.split import Outside
 
 __all__ = [
+    "COLUMNS",
     "LOG2E",
+    "SHAPE",
     "Asked",
     "Reading",
     "Steps",
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 LOG2E = math.log2(math.e)
+COLUMNS = 64  # of a step, where registers are scarce
+SHAPE = (ROWS, COLUMNS)
 
 
 class Steps(NamedTuple):

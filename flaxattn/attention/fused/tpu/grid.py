@@ -76,14 +76,13 @@ class Grid(NamedTuple):
         return (self.block_kv, self.block_q) if self.by_keys else by_queries
 
 
-def why_no_grid(lead: Sequence[int], q_blocks: int, kv_blocks: int, group: int = 1) -> str | None:
+def why_no_grid(lead: Sequence[int], q_blocks: int, kv_blocks: int) -> str | None:
     """Why the steps of lists [*lead, q_blocks, kv_blocks] cannot be given ahead; None: they can."""
     own = math.prod(lead)
-    count, most = own * q_blocks * kv_blocks, 2**INDEX
-    if max(q_blocks * group, kv_blocks) >= most:
-        return (
-            f"a row has {max(q_blocks * group, kv_blocks):,} blocks, and the most are {most - 1:,}"
-        )
+    count = own * q_blocks * kv_blocks
+    longest = max(q_blocks * (lead[1] if len(lead) == 2 else 1), kv_blocks)  # of one of keys
+    if longest >= 2**INDEX:
+        return f"a line has up to {longest:,} blocks, and a step tells {2**INDEX - 1:,} apart"
     if count <= MOST_STEPS:
         return None
     return (
