@@ -123,6 +123,11 @@ def test_auto_takes_kernels_where_they_serve_and_pay(hopper, array, mask, option
     assert table.choose("auto", array, array, array, mask, options) == taken
 
 
+def test_few_queries_are_no_work_for_kernels(hopper):
+    names = [table.best(q_len, 8192).name for q_len in (1, 127, 128)]
+    assert names == ["dense", "dense", "fused"]
+
+
 @pytest.mark.parametrize(
     ("array", "mask", "why"),
     [
