@@ -36,6 +36,7 @@ from flaxattn.attention.blockwise import prepared
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.dropout import seeds_for
 from flaxattn.attention.fused import passes
+from flaxattn.attention.repair import repair
 from flaxattn.attention.residuals import Outputs, Residuals
 from flaxattn.attention.scoring import halves, whole
 
@@ -245,7 +246,9 @@ def fused(
     if d_sinks is not None:
         d_sinks += jnp.where(found.lse == -jnp.inf, d_lse, 0.0).sum(axis=(0, 1))
     d_scale = None if call.scale is None else pulled.scale
-    return Answer(found.output, lse, *pulled[:3], d_scale, d_sinks)
+    # Kernels are given what is repaired, and rows that were not finite have no gradient.
+    _, pull = jax.vjp(lambda *rows: repair(*rows, jnp.float32)[:3], *call[:3])
+    return Answer(found.output, lse, *pull(pulled[:3]), d_scale, d_sinks)
 
 
 def prepared_for(

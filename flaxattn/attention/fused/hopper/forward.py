@@ -244,7 +244,8 @@ class Forward:
         values.wait(j)
         mixed = add_product(sofar.mixed, sofar.powers, values.of_step(j))
         values.release(j)
-        top, total, empty = sofar.top, sofar.total, sofar.top == -jnp.inf
+        # Not by the top, which is -inf also where a maximum drops NaN.
+        top, total, empty = sofar.top, sofar.total, sofar.total == 0.0
         factor = filled(1.0)
         if given.sinks is not None:  # a logit whose value is zero
             sink = number(given.sinks, at) * LOG2E
