@@ -20,6 +20,7 @@ from flaxattn import (
     causal,
     chunked,
     dilated,
+    from_dense,
     full,
     global_tokens,
     lengths,
@@ -59,6 +60,8 @@ class Case(NamedTuple):
     """Whether keys and values that nobody sees are not finite."""
     broken: bool = False
     """Whether a key, a value and a query that see or are seen are not."""
+    bias: str = ""
+    """The axes of [B, N, T, S] that a bias has its own numbers for."""
 
 
 class Call(NamedTuple):
@@ -72,6 +75,7 @@ class Call(NamedTuple):
     sinks: Any
     scale: Any
     dropout_key: Any
+    bias: Any
 
 
 class Answer(NamedTuple):
@@ -84,6 +88,7 @@ class Answer(NamedTuple):
     value: Any
     scale: Any
     sinks: Any
+    bias: Any
 
 
 def documents(rng, shape, count=5):
@@ -141,6 +146,18 @@ CASES = {
     "dropout, documents": Case(packed, rate=0.3),
     "garbage": Case(lambda rng, shape: lengths(None, np.full(2, 140)), PLAIN, garbage=True),
     "what is seen is not finite": Case(shape=SQUARE, broken=True),
+    "bias of pairs, softcap": Case(
+        score=lambda rng, shape: softcap(2.0), sinks=True, rate=0.2, bias="BNTS"
+    ),
+    "bias of keys, documents": Case(packed, bias="BS"),
+    "bias of queries and heads, broken": Case(shape=SQUARE, bias="NT", broken=True),
+    "shared bias of pairs, bfloat16": Case(window_of_heads, bias="TS", dtype=jnp.bfloat16),
+    "bias where all is seen": Case(lambda rng, shape: full(), SQUARE, bias="NTS"),
+    "from_dense of heads": Case(lambda rng, shape: from_dense(rng.random(shape.logits) < 0.3)),
+    "from_dense in others, bias": Case(
+        lambda rng, shape: ~(packed(rng, shape) & from_dense(rng.random(shape.logits[2:]) < 0.5)),
+        bias="NTS",
+    ),
     "no mask, own score": Case(lambda rng, shape: None, SQUARE, score=own_score),
     "negative scales": Case(lambda rng, shape: full(), PLAIN, scale=np.array([-0.7, 0.2])),
     "a score without values past the last query": Case(shape=GROUPED, score=of_what_is_left),
@@ -175,7 +192,13 @@ def call_of(case: Case, seed: int = 0) -> Call:
     sinks = jnp.asarray(rng.standard_normal(case.shape.N), jnp.float32) if case.sinks else None
     scale = None if case.scale is None else jnp.asarray(case.scale, jnp.float32)
     dropout_key = jax.random.key(seed) if case.rate else None
-    return Call(query, key, value, mask, score, sinks, scale, dropout_key)
+    bias = None
+    if case.bias:
+        own = [
+            n if axis in case.bias else 1 for axis, n in zip("BNTS", case.shape.logits, strict=True)
+        ]
+        bias = jnp.asarray(rng.standard_normal(own), case.dtype)
+    return Call(query, key, value, mask, score, sinks, scale, dropout_key, bias)
 
 
 def cotangents_of(case: Case, seed: int = 1) -> tuple[Any, Any]:
@@ -189,14 +212,15 @@ def cotangents_of(case: Case, seed: int = 1) -> tuple[Any, Any]:
 @functools.partial(jax.jit, static_argnames=("rate",))
 def dense(call: Call, cotangents: tuple[Any, Any], rate: float) -> Answer:
     """By the definition."""
-    query, key, value, mask, score, sinks, scale, dropout_key = call
+    query, key, value, mask, score, sinks, scale, dropout_key, bias = call
 
-    def attend(query, key, value, scale, sinks):
+    def attend(query, key, value, scale, sinks, bias):
         return attend_with_stats(
             query,
             key,
             value,
             mask,
+            bias=bias,
             scale=scale,
             score=score,
             sinks=sinks,
@@ -205,7 +229,7 @@ def dense(call: Call, cotangents: tuple[Any, Any], rate: float) -> Answer:
             implementation="dense",
         )
 
-    results, pull = jax.vjp(attend, query, key, value, scale, sinks)
+    results, pull = jax.vjp(attend, query, key, value, scale, sinks, bias)
     return Answer(*results, *pull(cotangents))
 
 
@@ -248,18 +272,18 @@ def fused(
     d_scale = None if call.scale is None else pulled.scale
     # Kernels are given what is repaired, and rows that were not finite have no gradient.
     _, pull = jax.vjp(lambda *rows: repair(*rows, jnp.float32)[:3], *call[:3])
-    return Answer(found.output, lse, *pull(pulled[:3]), d_scale, d_sinks)
+    return Answer(found.output, lse, *pull(pulled[:3]), d_scale, d_sinks, pulled.bias)
 
 
 def prepared_for(
     chip: str, call: Call, rate: float, block_q: int, block_kv: int
 ) -> tuple[Setting, Inputs, Fixed]:
     """What the passes are given; no gradient is asked for that of a score's arrays."""
-    query, key, value, mask, score, sinks, scale, dropout_key = call
+    query, key, value, mask, score, sinks, scale, dropout_key, bias = call
     (batch, q_len, num_heads, _), kv_len = query.shape, key.shape[1]
     drawn = full() if mask is None else mask
     plan = drawn.plan(q_len, kv_len, block_q=block_q, block_kv=block_kv)
-    given = dict(bias=None, scale=scale, score=score, sinks=sinks, dropout_rate=rate)
+    given = dict(bias=bias, scale=scale, score=score, sinks=sinks, dropout_rate=rate)
     seeds = None if dropout_key is None else seeds_for(dropout_key, batch, num_heads)
     options = make_options(query, key, **given).for_heads(num_heads)
     options = dataclasses.replace(options, seeds=seeds)

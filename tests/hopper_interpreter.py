@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from flaxattn.attention.fused.chip import PLATFORMS
 from flaxattn.attention.fused.hopper import buffers, machine, steps
 
 # By name: those of the package are the functions.
@@ -64,6 +65,7 @@ _INSTEAD: dict[str, Any] = {
     "vector": lambda x, at, where, layout: x[(*at.of(x), where)],
     "column": lambda x: x[...],
     "whole": lambda x: x[...],
+    "pairs": lambda x: x[...],
     "filled": lambda value: jnp.full((machine.ROWS,), value, jnp.float32),
     "tiles": lambda dtype, *shape: plgpu.SMEM(shape, dtype),  # of any dtype
     "zeros": lambda shape: jnp.zeros(shape, jnp.float32),
@@ -80,4 +82,5 @@ def interpreted() -> Iterator[None]:
                     stack.enter_context(mock.patch.object(module, name, fn))
         kernel = functools.partial(plgpu.kernel, interpret=INTERPRETER)
         stack.enter_context(mock.patch.object(plgpu, "kernel", kernel))
+        stack.enter_context(mock.patch.dict(PLATFORMS, hopper="cpu"))
         yield

@@ -27,6 +27,8 @@ SHAPES = {
     "dropout, documents": Shape(B=2, T=200, S=600, N=4, K=2, H=64, H_value=40),
     "window of heads": Shape(B=2, T=512, S=512, N=4, K=2, H=128, H_value=128),
     "no mask, own score": Shape(B=1, T=1, S=1000, N=2, K=1, H=80, H_value=80),
+    "from_dense of heads": Shape(B=1, T=400, S=600, N=2, K=1, H=64, H_value=64),
+    "bias of pairs, softcap": Shape(B=2, T=400, S=600, N=4, K=2, H=64, H_value=64),
 }
 
 

@@ -1,6 +1,7 @@
 """The kernels of TPUs, in interpreters of the CPU, against the definition."""
 
 import functools
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import jax
@@ -15,6 +16,17 @@ from flaxattn import attend, causal, sliding_window
 from flaxattn.attention.fused import tpu
 from flaxattn.attention.fused.given import Lists
 from flaxattn.attention.fused.tpu.grid import FULL, PARTIAL, _steps, _unpacked
+
+
+@contextmanager
+def on_tpu():
+    """Inside, calls are made as for a TPU, and no loops can take the place of kernels."""
+    with ExitStack() as stack:
+        attend = "flaxattn.attention.fused.attend.chip"
+        stack.enter_context(mock.patch(attend, lambda: "tpu"))
+        for name in ("forward", "backward"):
+            stack.enter_context(mock.patch(f"flaxattn.attention.blockwise.{name}", None))
+        yield
 
 
 def assert_kernels_compute_the_definition(name, interpreter):
@@ -52,7 +64,7 @@ def test_they_are_an_implementation_of_attend():
         return jax.jit(over)(*each[0], sinks, jax.tree.map(lambda x: x[:, None], mask))
 
     expected = gradients("dense")
-    with interpreted(), mock.patch("flaxattn.attention.fused.attend.chip", lambda: "tpu"):
+    with interpreted(), on_tpu():
         actual = gradients("fused")
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
@@ -72,12 +84,54 @@ def test_devices_attend_in_place_by_kernels():
         return output, pull(jnp.sin(output))
 
     arrays = [jax.device_put(x, place) for x in (query, key, value)]
-    with interpreted(), mock.patch("flaxattn.attention.fused.attend.chip", lambda: "tpu"):
+    with interpreted(), on_tpu():
         program = jax.jit(functools.partial(pulled, "fused")).lower(*arrays).compile()
     assert "all-gather" not in program.as_text()
     expected = jax.jit(functools.partial(pulled, "dense"))(query, key, value)
     for a, e in zip(*map(jax.tree.leaves, (program(*arrays), expected)), strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 37, 300), (2, 1, 1, 300), (1, 4, 37, 1)])
+def test_a_bias_has_a_gradient(shape):
+    query, key, value, mask, *_ = call_of(CASES["empty rows, sinks, softcap"])
+    bias = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+    def gradients(implementation):
+        def loss(*arrays, bias):
+            return jnp.sin(attend(*arrays, mask, bias=bias, implementation=implementation)).sum()
+
+        return jax.jit(jax.grad(lambda x, bias: loss(*x, bias=bias), (0, 1)))(
+            (query, key, value), bias
+        )
+
+    expected = gradients("dense")
+    with interpreted(), mock.patch("flaxattn.attention.fused.attend.chip", lambda: "tpu"):
+        actual = gradients("fused")
+    for a, e in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_axes", [(0, None, None), (None, 0, None), (0, 0, 0)])
+def test_arrays_are_vmapped_beside_a_mask_that_is_not(in_axes):
+    """Whether all is finite then differs, and with it which blocks count as partial."""
+    query, key, value, mask, *_ = call_of(CASES["what is seen is not finite"])
+
+    def pulled(implementation):
+        def loss(*arrays):
+            return jnp.sin(attend(*arrays, mask, implementation=implementation)).sum()
+
+        arrays = [
+            x if axis is None else jnp.stack([x, jnp.cos(x)])
+            for x, axis in zip((query, key, value), in_axes, strict=True)
+        ]
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1, 2)), in_axes))(*arrays)
+
+    expected = pulled("dense")
+    with interpreted(), on_tpu():
+        actual = pulled("fused")
+    for a, e in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-4)
 
 
 def lists_of(mask, q_len, kv_len):

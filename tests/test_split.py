@@ -12,14 +12,24 @@ import score_cases
 from attention_cases import Shape, enable_x64, older
 
 import flaxattn
-from flaxattn import causal, from_dense, full, lengths, prefix, same_segment, sliding_window, where
+from flaxattn import (
+    Mask,
+    causal,
+    from_dense,
+    full,
+    lengths,
+    prefix,
+    same_segment,
+    sliding_window,
+    where,
+)
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.dropout import keep
 from flaxattn.attention.fused.rules import tile_rule
 from flaxattn.attention.fused.split import split
 from flaxattn.attention.scoring import halves
 from flaxattn.drawing.gallery import MASKS, SCORES
-from flaxattn.masks.leaves import over_heads
+from flaxattn.masks.leaves import child, mask_type, over_heads
 
 B, N = mask_cases.B, mask_cases.N
 T, S = 11, 13
@@ -67,8 +77,9 @@ class Rule:
         def spread(x):
             return jnp.broadcast_to(x, shape)
 
+        tables = [x[..., q_idx[:, None], kv_idx] for x in self.parts.tables]
         tiles = parts.tile(
-            [spread(jnp.zeros(()) if logits is None else logits)],
+            [spread(x) for x in (jnp.zeros(()) if logits is None else logits, *tables)],
             [spread(x[..., :, None]) for x in outside.of_queries],
             [spread(x[..., None, :]) for x in outside.of_keys],
             [spread(x[..., None, None]) for x in outside.of_heads],
@@ -323,10 +334,25 @@ def test_a_mask_a_score_and_dropout_are_asked_at_once():
 RNG = np.random.default_rng(0)
 FEATURES = RNG.standard_normal((S, 4)).astype(np.float32)
 TABLE = RNG.random((T, S)) < 0.5
+
+
+@mask_type
+class Backwards(Mask):
+    """The last query is asked about as the first."""
+
+    mask: Mask = child()
+
+    def __call__(self, q_idx, kv_idx):
+        return self.mask(T - 1 - q_idx, kv_idx)
+
+
 REFUSED = {
-    "dense": (Rule(from_dense(TABLE)), "from_dense: array is looked up by a query and a key"),
-    "in an expression": (
-        Rule(causal() & ~from_dense(np.stack([TABLE, TABLE]))),
+    "dense, shifted": (
+        Rule(causal() & ~from_dense(np.ones((T + 1, S), bool)).shift(1, 0)),
+        "from_dense: array is looked up by a query and a key index at once",
+    ),
+    "dense, in a mask that asks it about others": (
+        Rule(Backwards(from_dense(TABLE))),
         "from_dense: array is looked up by a query and a key index at once",
     ),
     "gathered": (
@@ -365,6 +391,20 @@ def test_what_no_kernel_can_do_is_told_in_words(name):
     rule, words = REFUSED[name]
     with pytest.raises(AssertionError, match=words):
         rule.tiles()
+
+
+def test_masks_that_are_given_whole_are_read_in_tiles():
+    per_example, per_head = (RNG.random((*lead, T, S)) < 0.5 for lead in ((B,), (B, N)))
+    assert_split_is_dense(
+        [
+            from_dense(TABLE),
+            causal() & ~from_dense(np.stack([TABLE, TABLE])[:B]),
+            from_dense(per_head) | sliding_window(3),
+            ~(from_dense(per_example) & ~from_dense(per_head) & causal()),
+            where(lambda q, k: q != k + 1) & (from_dense(TABLE) | from_dense(TABLE[:, :1])),
+        ]
+    )
+    assert len(Rule(from_dense(TABLE) | from_dense(TABLE[:, :1])).parts.tables) == 1
 
 
 def test_a_dense_mask_of_one_row_or_column_can_be_split():

@@ -97,7 +97,7 @@ def hopper(monkeypatch):
 
 HALVES = jnp.ones((1, 512, 2, 64), jnp.bfloat16)
 PREPARED = causal().plan(300, 300, block_q=128, block_kv=128)
-TABLE = from_dense(np.ones((512, 512), bool))
+TABLE = from_dense(np.ones((513, 512), bool))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,9 @@ TABLE = from_dense(np.ones((512, 512), bool))
         (HALVES, None, {"score": softcap(3.0)}, "fused"),
         (HALVES, causal().plan(512, 512, block_q=64, block_kv=64), {}, "fused"),
         (HALVES[:, :256], causal(), {}, "dense"),
-        (HALVES, TABLE, {}, "blockwise"),
-        (HALVES[:, :300], from_dense(np.ones((300, 300), bool)), {}, "dense"),
+        (HALVES, TABLE, {}, "fused"),
+        (HALVES, TABLE.shift(1, 0), {}, "blockwise"),
+        (HALVES[:, :300], TABLE.shift(1, 0), {}, "dense"),
         (HALVES.astype(jnp.float32), causal(), {}, "blockwise"),
         (HALVES, causal(), {"bias": jnp.ones((1, 1, 1, 512))}, "blockwise"),
         (HALVES, causal(), {"score": relative_bias(jnp.ones((2, 32)))}, "blockwise"),
@@ -131,7 +132,7 @@ def test_few_queries_are_no_work_for_kernels(hopper):
 @pytest.mark.parametrize(
     ("array", "mask", "why"),
     [
-        (HALVES, TABLE, r"of the mask: .* at once"),
+        (HALVES, TABLE.shift(1, 0), r"of the mask: .* at once"),
         (HALVES, where(lambda q, k, x: (x[q] * x[k]).sum() > 0, jnp.ones((512, 3))), "of the mask"),
         (X, causal(), "float32, and its tensor cores take bfloat16"),
         (jnp.ones((1, 6, 2, 320), jnp.float16), causal(), "320 features"),

@@ -9,6 +9,8 @@ from unittest import mock
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from flaxattn.attention.fused.chip import PLATFORMS
+
 INTERPRETERS = {
     "plain": True,  # operations of jax
     "memory": pltpu.InterpretParams(),  # copies, semaphores and the order of the grid, too
@@ -19,5 +21,6 @@ INTERPRETERS = {
 def interpreted(name: str = "plain") -> Iterator[None]:
     """Inside, kernels for TPUs are made for an interpreter."""
     call: Any = functools.partial(pl.pallas_call, interpret=INTERPRETERS[name])
-    with mock.patch.object(pl, "pallas_call", call):
+    on_cpu = mock.patch.dict(PLATFORMS, tpu="cpu")
+    with mock.patch.object(pl, "pallas_call", call), on_cpu:
         yield

@@ -23,6 +23,7 @@ from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.costs import draw_plan
 from flaxattn.attention.dense import attend_dense, softmax_dtype
 from flaxattn.attention.fused import passes as fused
+from flaxattn.attention.fused.chip import platform_of
 from flaxattn.attention.operation import Operation, Pass, bind
 from flaxattn.attention.options import Options
 from flaxattn.attention.passes import backward, forward, tangents
@@ -108,13 +109,13 @@ def _varying_alike(inputs: Inputs, fixed: Fixed) -> Inputs:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
     arguments, tree = jax.tree.flatten((inputs, fixed))
-    fast = forward if setting.kernels is None else fused.forward
     operation = Operation(
-        forward=_pass(fast, forward, setting, tree),
+        forward=_pass(forward, setting, tree, kernels=fused.forward),
         backward=None,
         residual_axes=(*_input_axes(inputs), *_fixed_axes(fixed)),
         argument_axes=(),
         output_axes=OUTPUT_AXES,
+        platform=platform_of(setting.kernels),
     )
     return Outputs(*bind(operation, *arguments))
 
@@ -129,13 +130,13 @@ def _attend_jvp(
     inputs, fixed, d_inputs = _moving(inputs, fixed, d_inputs)
     residuals = Residuals(inputs, fixed, outputs)
     there, back = (jax.tree.structure((residuals, x)) for x in (inputs, outputs))
-    fast = backward if setting.kernels is None else fused.backward
     operation = Operation(
-        forward=_pass(tangents, tangents, setting, there),
-        backward=_pass(fast, backward, setting, back),
+        forward=_pass(tangents, setting, there),
+        backward=_pass(backward, setting, back, kernels=fused.backward),
         residual_axes=(*_input_axes(inputs), *_fixed_axes(fixed), *OUTPUT_AXES),
         argument_axes=_input_axes(inputs),
         output_axes=OUTPUT_AXES,
+        platform=platform_of(setting.kernels),
     )
     return outputs, Outputs(*bind(operation, *jax.tree.leaves((residuals, d_inputs))))
 
@@ -169,12 +170,12 @@ def _zeros(x: jax.Array) -> jax.Array:
 
 
 def _pass(
-    fast: Callable[..., PyTree],
-    smooth: Callable[..., PyTree],
+    loops: Callable[..., PyTree],
     setting: Setting,
     tree: jax.tree_util.PyTreeDef,
+    kernels: Callable[..., PyTree] | None = None,
 ) -> Pass:
-    """A pass `fn(setting, *trees)`, and it in loops, as functions of the leaves of the trees.
+    """A pass `fn(setting, *trees)` as functions of the leaves of the trees.
 
     Whenever it is traced, matrices are multiplied as precisely as jax is asked to now.
     """
@@ -187,7 +188,11 @@ def _pass(
 
         return of_leaves
 
-    return Pass(flat(fast, setting), flat(smooth, setting._replace(smooth=True)))
+    return Pass(
+        kernels=None if kernels is None or setting.kernels is None else flat(kernels, setting),
+        loops=flat(loops, setting),
+        smooth=flat(loops, setting._replace(smooth=True)),
+    )
 
 
 def _input_axes(inputs: Inputs) -> tuple[Axes, ...]:

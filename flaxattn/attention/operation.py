@@ -6,6 +6,7 @@ asked for, a slower twin, made of what jax can differentiate any number of times
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -26,10 +27,23 @@ Tangent: TypeAlias = jax.Array | ad.Zero
 class Pass:
     """A function of arrays: residuals first, then those that it is linear in."""
 
-    fast: Flat
-    """What is done."""
+    kernels: Flat | None
+    """By kernels of a chip, on the platform of the operation."""
+    loops: Flat
+    """In loops that go on for as long as there is work, on any."""
     smooth: Flat
-    """The same in loops of a known length: jax can differentiate it."""
+    """In loops of a known length: jax can differentiate it."""
+
+    @property
+    def fast(self) -> Flat:
+        """What is done on the chip that the program is made for."""
+        return self.loops if self.kernels is None else self.kernels
+
+    def vmapped(self, in_axes: Sequence[int | None]) -> "Pass":
+        """Of arrays with one more axis, by `in_axes`."""
+        loops, smooth = (jax.vmap(fn, in_axes) for fn in (self.loops, self.smooth))
+        kernels = None if self.kernels is None else jax.vmap(self.kernels, in_axes)
+        return Pass(kernels, loops, smooth)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,8 +57,19 @@ class Operation:
     argument_axes: tuple[Axes, ...]
     """Of what `forward` is linear in."""
     output_axes: tuple[Axes, ...]
+    platform: str | None = None
+    """What the kernels of its passes are for, as jax calls it; None: they have none."""
     levels: int = 0
     """How many axes were vmapped over."""
+
+    @property
+    def in_axes(self) -> tuple[Axes, ...]:
+        """Of residuals and arguments."""
+        return (*self.residual_axes, *self.argument_axes)
+
+    def divided(self, fn: Flat) -> Flat:
+        """`fn` of a pass, done by each device for what it holds."""
+        return divided(fn, self.in_axes, self.output_axes)
 
     def transposed(self) -> "Operation":
         """From cotangents of the outputs to those of the arguments."""
@@ -63,8 +88,7 @@ class Operation:
         letter = f"v{self.levels}"
 
         def mapped(side: Pass, others: tuple[Axes, ...]) -> Pass:
-            axes = (*residuals, *(0 for _ in others))
-            return Pass(jax.vmap(side.fast, axes), jax.vmap(side.smooth, axes))
+            return side.vmapped((*residuals, *(0 for _ in others)))
 
         def lettered(axes: Axes, at: int | None = 0) -> Axes:
             return axes if at is None else (*axes[:at], letter, *axes[at:])
@@ -76,15 +100,14 @@ class Operation:
             residual_axes=tuple(map(lettered, self.residual_axes, residuals)),
             argument_axes=tuple(map(lettered, self.argument_axes)),
             output_axes=tuple(map(lettered, self.output_axes)),
+            platform=self.platform,
             levels=self.levels + 1,
         )
 
 
 def bind(operation: Operation, *arrays: jax.Array) -> list[jax.Array]:
     """The outputs of an operation: of its residuals and arguments."""
-    in_axes = (*operation.residual_axes, *operation.argument_axes)
-    fn = divided(operation.forward.fast, in_axes, operation.output_axes)
-    closed = jax.make_jaxpr(fn)(*arrays)
+    closed = jax.make_jaxpr(operation.divided(operation.forward.fast))(*arrays)
     outputs: list[jax.Array] = operation_p.bind(*arrays, jaxpr=closed, operation=operation)
     return outputs
 
@@ -108,8 +131,7 @@ def _jvp(
         arguments = map(ad.instantiate_zeros, tangents[count:])
         return outputs, bind(operation, *primals[:count], *arguments)
 
-    in_axes = (*operation.residual_axes, *operation.argument_axes)
-    smooth = on_explicit_mesh(operation.forward.smooth, in_axes, operation.output_axes)
+    smooth = on_explicit_mesh(operation.forward.smooth, operation.in_axes, operation.output_axes)
 
     def of_moving(*moved: jax.Array) -> Sequence[jax.Array]:
         arrays = list(primals)
@@ -159,9 +181,8 @@ def _lower(
     """Divided, unless the program is exported: what asks how to divide it cannot be written."""
     if context.module_context.lowering_parameters.for_export:
         return _lower_whole(context, *arrays, jaxpr=jaxpr, operation=operation)
-    lower = mlir.lower_fun(_evaluate, multiple_results=True)
-    outputs: Sequence[Any] = lower(context, *arrays, jaxpr=jaxpr, operation=operation)
-    return outputs
+    loops = operation.divided(operation.forward.loops)
+    return _lower_one(context, arrays, operation, jaxpr_as_fun(jaxpr), loops)
 
 
 def _lower_whole(
@@ -171,8 +192,25 @@ def _lower_whole(
     axes = context.module_context.axis_context
     if isinstance(axes, mlir.ShardingContext):
         warn_unless_single(axes.num_devices)
-    lower = mlir.lower_fun(operation.forward.fast, multiple_results=True)
-    outputs: Sequence[Any] = lower(context, *arrays)
+    return _lower_one(context, arrays, operation, operation.forward.fast, operation.forward.loops)
+
+
+def _lower_one(
+    context: mlir.LoweringRuleContext,
+    arrays: Sequence[Any],
+    operation: Operation,
+    fast: Flat,
+    loops: Flat,
+) -> Sequence[Any]:
+    """`fast`, or `loops` where a program is not for the platform of its kernels.
+
+    Only now is it known what a program is for: arrays may stay on a CPU, or many be asked for.
+    """
+    platforms, own = context.platforms or context.module_context.platforms, operation.platform
+    fn = fast
+    if own is not None and set(platforms) != {own}:
+        fn = functools.partial(jax.lax.platform_dependent, default=loops, **{own: fast})
+    outputs: Sequence[Any] = mlir.lower_fun(fn, multiple_results=True)(context, *arrays)
     return outputs
 
 

@@ -59,14 +59,12 @@ def _sizes(mask: Mask, q_len: int, kv_len: int) -> tuple[int, int]:
 
 def why_not_fused(*call: *Call) -> str | None:
     """Why the kernels of the chip do not serve a call; None: they do."""
-    query, key, value, mask, options = call
+    query, key, value, mask, _ = call
     if any(is_symbolic_dim(n) for x in (query, key, value) for n in x.shape):
         return "a size is symbolic, and kernels need known ones"
     name = chip()
     if name is None:
         return f"there are kernels for Hopper GPUs and TPUs, and the device is {device_kind()}"
-    if options.bias is not None:
-        return "kernels read no bias; a score computes it in their tiles"
     widths = query.shape[3], value.shape[3]
     lengths = query.shape[1], key.shape[1]
     lead = mask.mask.lead if isinstance(mask, BlockPlan) else () if mask is None else mask.lead
@@ -75,11 +73,11 @@ def why_not_fused(*call: *Call) -> str | None:
 
 
 def takes_gradients(*call: *Call) -> bool:
-    """Whether kernels of the chip give the gradients of so wide heads, too."""
-    (query, _, value, *_), name = call, chip()
+    """Whether kernels of the chip give the gradients, too: of no bias, nor of heads too wide."""
+    (query, _, value, _, options), name = call, chip()
     assert name is not None
     widest: int = kernels_of(name).WIDEST_WITH_GRADIENT
-    return max(query.shape[3], value.shape[3]) <= widest
+    return options.bias is None and max(query.shape[3], value.shape[3]) <= widest
 
 
 def _why_no_rule(*call: *Call) -> str | None:

@@ -45,6 +45,11 @@ class Given(NamedTuple):
     rows: Lists  # the key blocks of each query block
     full: Outside
     partial: Outside
+    tables: list[jax.Array]  # [b, n, T, S] each; booleans are int8
+
+    def by_keys(self) -> "Given":
+        """The same with tables [b, n, S, T], for tiles whose rows are of keys."""
+        return self._replace(tables=[x.swapaxes(2, 3) for x in self.tables])
 
 
 class Returned(NamedTuple):
@@ -86,12 +91,21 @@ def given_to(setting: Setting, inputs: Inputs, fixed: Fixed, rules: Rules, lanes
         rows=Lists(*(led(x, lead) for x in (fixed.blocks, fixed.num_full, fixed.num_live))),
         full=full,
         partial=partial,
+        tables=[_readable(x, inputs, query.shape[1], key.shape[1]) for x in rules.partial.tables],
     )
 
 
 def _padded(x: jax.Array, block: int, lanes: int) -> jax.Array:
     length, width = (-(-x.shape[i] // size) * size for i, size in ((1, block), (3, lanes)))
     return pad_to(pad_to(x, 1, length), 3, width)
+
+
+def _readable(table: jax.Array, inputs: Inputs, q_len: int, kv_len: int) -> jax.Array:
+    """A table as kernels read it, of lengths that are whole blocks."""
+    table = table[:, :, : inputs.query.shape[1], : inputs.key.shape[1]]
+    if table.dtype == bool or table.dtype.itemsize > 4:
+        table = table.astype(jnp.int8 if table.dtype == bool else jnp.float32)
+    return pad_to(pad_to(table, 2, q_len), 3, kv_len)
 
 
 def columns_of(rows: Lists) -> Lists:

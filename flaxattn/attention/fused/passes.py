@@ -36,12 +36,13 @@ def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
 
 
 def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inputs:
-    """The gradients of the inputs, by kernels; by loops where arrays of a score have some."""
+    """The gradients of the inputs, by kernels, or by loops if a bias or a score has some."""
     assert setting.kernels is not None
     inputs, fixed, outputs = residuals
     kernels = kernels_of(setting.kernels)
     widths = inputs.query.shape[3], inputs.value.shape[3]
-    if jax.tree.leaves(inputs.score) or max(widths) > kernels.WIDEST_WITH_GRADIENT:
+    learned = inputs.bias is not None or jax.tree.leaves(inputs.score)
+    if learned or max(widths) > kernels.WIDEST_WITH_GRADIENT:
         return passes.backward(setting, residuals, d_outputs)
     d_output, mean = returned(outputs, d_outputs)
     rules = rules_of(setting, inputs, fixed, derived=True)
@@ -57,7 +58,7 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     sizes = {"block_q": setting.block_q, "block_kv": setting.block_kv}
     d_query = kernels.backward_query(given, back, rules, **sizes)
     columns = columns_of(given.rows)
-    d_keys = kernels.backward_keys(given, back, rules, columns=columns, **sizes)
+    d_keys = kernels.backward_keys(given.by_keys(), back, rules, columns=columns, **sizes)
     d_query, d_key, d_value = (
         varying_like(d, (given, back))[:, : x.shape[1], :, : x.shape[3]]
         for d, x in zip((d_query, *d_keys), inputs[:3], strict=True)

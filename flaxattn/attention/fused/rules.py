@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.dropout import keep_pair
 from flaxattn.attention.fused.split import Split, split
+from flaxattn.attention.fused.tables import taken_out, told
 from flaxattn.attention.scoring import whole
-from flaxattn.masks.leaves import HasLeaves
+from flaxattn.masks import Mask
 from flaxattn.types import PyTree
 
 __all__ = ["Answers", "TileRule", "led", "tile_rule"]
@@ -37,6 +38,11 @@ class TileRule(NamedTuple):
     """Those of `Answers` that it gives."""
     arrays: list[jax.Array]
     """[b, n, ...] each, 1 where shared."""
+    tables: list[jax.Array]
+    """[b, n, T, S] each, of which a tile reads its own: a bias, and masks that are given whole.
+
+    Those of full tiles are the first of those of partial ones.
+    """
 
     def answers(self, tiles: list[jax.Array]) -> Answers:
         """What `Split.tile` gave, by name."""
@@ -53,16 +59,19 @@ def tile_rule(
       partial: whether anything may be hidden.
       derived: whether the derivative of the score is asked for.
     """
-    arrays = _arrays(inputs, fixed, partial)
+    arrays, tables = _arrays(inputs, fixed, partial)
     leaves, tree = jax.tree.flatten(arrays)
     q_len, kv_len, names = inputs.query.shape[1], inputs.key.shape[1], list[str]()
 
-    def rule(
-        logit: jax.Array, q_idx: jax.Array, kv_idx: jax.Array, *leaves: jax.Array
-    ) -> list[jax.Array]:
+    def rule(logit: jax.Array, *given: jax.Array) -> list[jax.Array]:
+        pair, (q_idx, kv_idx, *leaves) = given[: len(tables)], given[len(tables) :]
         own = jax.tree.unflatten(tree, leaves)
-        found = _scored(own, logit, q_idx, kv_idx)
+        biased = logit
+        if inputs.bias is not None:
+            biased += _of_pair(own["bias"], q_idx, kv_idx) if "bias" in own else pair[0]
+        found = _scored(own, biased, q_idx, kv_idx)
         if partial:
+            own["mask"] = told(own["mask"], pair)
             found = found._replace(seen=_seen(setting, own, q_idx, kv_idx, kv_len))
         if derived and "score" in own and q_len % setting.block_q:
             inside = q_idx < q_len  # nobody is to see the score of what stands past the last query
@@ -75,20 +84,30 @@ def tile_rule(
         names[:] = answers
         return list(answers.values())
 
+    dtypes = [jnp.float32, *(x.dtype if x.dtype == bool else jnp.float32 for x in tables)]
     shapes = [jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for x in leaves]
-    parts = split(rule, [jnp.float32], shapes, _names(arrays))
-    told = [
+    parts = split(rule, dtypes, shapes, _names(arrays))
+    named = [
         (name, out)
         for i, (name, out) in enumerate(zip(names, parts.outputs, strict=True))
         if name == "logit" or parts.constant(i) != 1.0  # a slope of one, or always seen or kept
     ]
-    parts = dataclasses.replace(parts, outputs=[out for _, out in told])
-    return TileRule(parts, tuple(name for name, _ in told), leaves)
+    parts = dataclasses.replace(parts, outputs=[out for _, out in named])
+    return TileRule(parts, tuple(name for name, _ in named), leaves, tables)
 
 
-def _arrays(inputs: Inputs, fixed: Fixed, partial: bool) -> dict[str, PyTree]:
-    """What a rule reads, [b, n, ...] each, 1 where shared."""
-    arrays: dict[str, PyTree] = {"mask": _all_led(fixed.mask)} if partial else {}
+def _arrays(
+    inputs: Inputs, fixed: Fixed, partial: bool
+) -> tuple[dict[str, PyTree], list[jax.Array]]:
+    """What a rule reads, [b, n, ...] each, 1 where shared; and tables, that of a bias first."""
+    arrays: dict[str, PyTree] = {}
+    tables = list[jax.Array]()
+    if inputs.bias is not None and 1 in inputs.bias.shape[2:]:
+        arrays["bias"] = inputs.bias
+    elif inputs.bias is not None:
+        tables.append(inputs.bias)
+    if partial:
+        arrays["mask"] = taken_out(_all_led(fixed.mask), tables)
     if inputs.score is not None and fixed.score is not None:
         arrays["score"] = whole(inputs.score, fixed.score)
     if fixed.seeds is not None:
@@ -97,11 +116,14 @@ def _arrays(inputs: Inputs, fixed: Fixed, partial: bool) -> dict[str, PyTree]:
         group = fixed.q_nan.shape[2] // fixed.kv_nan.shape[2]
         arrays["q_nan"] = fixed.q_nan.swapaxes(1, 2)
         arrays["kv_nan"] = jnp.repeat(fixed.kv_nan, group, axis=2).swapaxes(1, 2)
-    return arrays
+    return arrays, tables
 
 
 def _scored(
-    own: dict[str, PyTree], logit: jax.Array, q_idx: jax.Array, kv_idx: jax.Array
+    own: dict[str, PyTree],
+    logit: jax.Array,
+    q_idx: jax.Array,
+    kv_idx: jax.Array,
 ) -> Answers:
     """The logit after the score, NaN where something is not finite, and its slope."""
     found = Answers(logit)
@@ -112,6 +134,12 @@ def _scored(
         nan = own["q_nan"][q_idx] + own["kv_nan"][kv_idx]
         found = found._replace(logit=found.logit + nan)
     return found
+
+
+def _of_pair(bias: jax.Array, q_idx: jax.Array, kv_idx: jax.Array) -> jax.Array:
+    """That of a pair, of [T, S] with an axis of 1."""
+    t, s = (i if size > 1 else 0 for i, size in zip((q_idx, kv_idx), bias.shape, strict=True))
+    return bias[t, s].astype(jnp.float32)
 
 
 def _seen(
@@ -133,11 +161,11 @@ def _names(arrays: dict[str, PyTree]) -> list[str]:
     return names
 
 
-def _all_led(tree: HasLeaves) -> HasLeaves:
+def _all_led(mask: Mask) -> Mask:
     """The same with all its arrays `led`."""
-    leads = [len(leaf.lead) for leaf in tree.leaves()]
-    arrays, structure = jax.tree.flatten(tree)
-    with_both: HasLeaves = jax.tree.unflatten(structure, map(led, map(jnp.asarray, arrays), leads))
+    leads = [len(leaf.lead) for leaf in mask.leaves()]
+    arrays, structure = jax.tree.flatten(mask)
+    with_both: Mask = jax.tree.unflatten(structure, map(led, map(jnp.asarray, arrays), leads))
     return with_both
 
 

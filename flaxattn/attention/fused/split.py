@@ -136,16 +136,21 @@ class Split:
         """The outputs in a tile, inside of a kernel.
 
         Args:
-          tile_inputs: as of the rule, tiles.
+          tile_inputs: as of the rule, tiles; any integers for booleans.
           of_queries, of_keys, of_heads: those of `outside` that belong to the tile, spread over it.
           spread: makes a tile of a number.
         """
-        env = dict(zip(self.tile_inputs, tile_inputs, strict=True))
-        read = ((self.of_queries, of_queries), (self.of_keys, of_keys), (self.of_heads, of_heads))
+        env: dict[Var, jax.Array] = {}
+        read = (
+            (self.tile_inputs, tile_inputs),
+            (self.of_queries, of_queries),
+            (self.of_keys, of_keys),
+            (self.of_heads, of_heads),
+        )
         for values, tiles in read:
             for value, x in zip(values, tiles, strict=True):
                 dtype = dtype_of(value)
-                env[value] = x != 0 if dtype.kind == "b" else x.astype(dtype)
+                env[value] = x.astype(jnp.int32) != 0 if dtype.kind == "b" else x.astype(dtype)
 
         def find(x: Var | Literal) -> jax.Array:
             return spread(jnp.asarray(x.val, dtype_of(x))) if isinstance(x, Literal) else env[x]

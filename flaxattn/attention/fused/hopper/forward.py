@@ -158,7 +158,7 @@ class Forward:
         """The rows of a warpgroup."""
         rows, steps = at.rows(self.block_q), self.steps(at, given)
         query = memory.query.load(at, given.query.at[at.batch, rows, at.head])
-        full, partial = asked_of(self.rules, given, at, rows, memory.columns.buffers)
+        full, partial = asked_of(self.rules, given, at, rows, memory.columns.buffers, steps)
         scale, live = number(given.scale, at), steps.live
         memory.query.wait(at)
 
@@ -223,7 +223,7 @@ class Forward:
         total: jax.Array,
     ) -> Sequence[jax.Array]:
         """The highest logit, the sum, what that before is to be multiplied by, and the powers."""
-        answers = asked(s, row.scale, row.reading.number(j), row.memory.columns)
+        answers = asked(s, row.scale, j, row.reading.number(j), row.memory.columns)
         factor = row.scale * LOG2E
         if answers.logit is not None:
             s, factor = answers.logit, jnp.float32(LOG2E)

@@ -177,10 +177,8 @@ class OfKeys:
         def of_head(g: jax.Array, carry: tuple[Sofar, jax.Array]) -> tuple[Sofar, jax.Array]:
             sofar, start = carry
             own = at._replace(head=at.head * self.group + g)
-            full, partial = asked_of(
-                self.rules, given, own, rows, memory.columns.buffers[2:], transposed=True
-            )
-            steps = self.steps(own, lists)
+            steps, columns = self.steps(own, lists), memory.columns.buffers[2:]
+            full, partial = asked_of(self.rules, given, own, rows, columns, steps, transposed=True)
             row = Row(key, value, number(given.scale, own), start, memory)
             step = functools.partial(self.step, row)
             sofar = lax.fori_loop(0, steps.full, functools.partial(step, full), sofar)
@@ -256,7 +254,7 @@ class OfKeys:
             s = logits()
             columns.wait(t)
             lse = across(column(slot(columns.buffers[0], t)), SHAPE, 1)
-            answers = asked(s, row.scale, t)
+            answers = asked(s, row.scale, t - row.start, t)
             return weights_of(answers, s, row.scale, lse, self.rules).distinct()
 
         fresh = Fresh(row.key, queries.of_step(t), SHAPE, lambda: queries.wait(t))

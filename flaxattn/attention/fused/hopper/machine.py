@@ -32,6 +32,7 @@ __all__ = [
     "filled",
     "launch",
     "multiply",
+    "pairs",
     "product",
     "vector",
     "whole",
@@ -176,6 +177,11 @@ def column(x: Ref) -> jax.Array:
 def whole(x: Ref) -> jax.Array:
     """A tile of shared memory in registers."""
     return _in_registers(x, TILE)
+
+
+def pairs(x: Ref) -> jax.Array:
+    """A tile of a table in registers."""
+    return _in_registers(x, TILE, optimized=False)
 
 
 def filled(value: float) -> jax.Array:

@@ -142,7 +142,7 @@ class OfQueries:
         where = (at.batch, rows, at.head)
         query = memory.query.load(at, given.query.at[where])
         d_output = memory.d_output.load(at, returned.d_output.at[where])
-        full, partial = asked_of(self.rules, given, at, rows, memory.columns.buffers)
+        full, partial = asked_of(self.rules, given, at, rows, memory.columns.buffers, steps)
         lse, mean = (across(vector(x, at, rows, ROW), SHAPE) for x in (returned.lse, returned.mean))
         memory.query.wait(at)
         memory.d_output.wait(at)
@@ -174,7 +174,7 @@ class OfQueries:
 
         def then(logits: Load, d_weights: Load) -> Sequence[jax.Array]:
             s = logits()
-            answers = asked(s, row.scale, row.reading.number(j), columns)
+            answers = asked(s, row.scale, j, row.reading.number(j), columns)
             weights = weights_of(answers, s, row.scale, row.lse, self.rules)
             return (weights.d_logits(d_weights(), row.mean, asked),)
 

@@ -22,6 +22,7 @@ from flaxattn.attention.fused.hopper.machine import (
     across,
     column,
     everywhere,
+    pairs,
     vector,
 )
 from flaxattn.attention.fused.rules import Answers, TileRule
@@ -126,6 +127,9 @@ class Asked(NamedTuple):
     of_rows: list[jax.Array]
     of_columns: Sequence[Ref]  # [stages, columns] each
     of_heads: list[jax.Array]
+    tables: Sequence[Ref]  # [b, n, positions of rows, and of columns] each
+    steps: Steps
+    rows: Any
     transposed: bool
 
     @classmethod
@@ -136,13 +140,17 @@ class Asked(NamedTuple):
         at: Here,
         rows: Any,
         columns: Sequence[Ref],
+        tables: Sequence[Ref],
+        steps: Steps,
         *,
         transposed: bool,
     ) -> "Asked":
         """The rule for rows of queries, or of keys if it is transposed."""
         of_rows = outside.of_keys if transposed else outside.of_queries
         loaded = [vector(x, at, rows, ROW) for x in of_rows]
-        return cls(rule, loaded, columns, [x[at.of(x)] for x in outside.of_heads], transposed)
+        numbers = [x[at.of(x)] for x in outside.of_heads]
+        own = tables[: len(rule.tables)]
+        return cls(rule, loaded, columns, numbers, own, steps, rows, transposed)
 
     @property
     def hides(self) -> bool:
@@ -154,14 +162,24 @@ class Asked(NamedTuple):
         """How many different tiles `Weights` holds."""
         return 3 if {"kept", "slope"}.intersection(self.rule.names) else 1
 
+    def of_table(self, x: Ref, step: jax.Array) -> jax.Array:
+        """The tile of a step."""
+        return pairs(x.at[(*self.steps.at.of(x), self.rows, self.steps.columns(step))])
+
     def __call__(
-        self, s: jax.Array, scale: jax.Array, j: jax.Array, ring: Ring | None = None
+        self,
+        s: jax.Array,
+        scale: jax.Array,
+        step: jax.Array,
+        j: jax.Array,
+        ring: Ring | None = None,
     ) -> Answers:
         """What the rule says of a tile of products.
 
         Args:
           s: they.
           scale: what makes them logits.
+          step: which they are of.
           j: which of the columns are theirs.
           ring: where these are waited for; None: they are there.
         """
@@ -176,9 +194,10 @@ class Asked(NamedTuple):
         sides = [[across(x, tile) for x in self.of_rows], of_columns]
         of_queries, of_keys = reversed(sides) if self.transposed else sides
         spread = functools.partial(everywhere, shape=tile)
+        tables = [self.of_table(x, step) for x in self.tables]
         of_heads = [spread(x) for x in self.of_heads]
         return self.rule.answers(
-            self.rule.split.tile([s * scale], of_queries, of_keys, of_heads, spread)
+            self.rule.split.tile([s * scale, *tables], of_queries, of_keys, of_heads, spread)
         )
 
 
@@ -188,16 +207,17 @@ def asked_of(
     at: Here,
     rows: Any,
     columns: Sequence[Ref],
+    steps: Steps,
     *,
     transposed: bool = False,
 ) -> list[Asked]:
     """What full tiles ask, and partial ones; `columns` are those of both."""
-    pairs = ((rules.full, given.full), (rules.partial, given.partial))
-    counts = [len(o.of_queries if transposed else o.of_keys) for _, o in pairs]
+    both = ((rules.full, given.full), (rules.partial, given.partial))
+    counts = [len(o.of_queries if transposed else o.of_keys) for _, o in both]
     ends = itertools.accumulate(counts, initial=0)
     return [
-        Asked.of(rule, outside, at, rows, columns[i:j], transposed=transposed)
-        for (rule, outside), (i, j) in zip(pairs, itertools.pairwise(ends), strict=True)
+        Asked.of(rule, outside, at, rows, columns[i:j], given.tables, steps, transposed=transposed)
+        for (rule, outside), (i, j) in zip(both, itertools.pairwise(ends), strict=True)
     ]
 
 

@@ -20,6 +20,7 @@ from flaxattn.attention.fused.tpu.grid import (
     along_key,
     along_query,
     of_key,
+    of_pairs,
     of_query,
 )
 from flaxattn.varying import shape_varying_like
@@ -49,6 +50,7 @@ class Read(NamedTuple):
     sinks: Any
     full: Outside
     partial: Outside
+    tables: Sequence[Any]
     d_output: Any = None
     lse: Any = None
     mean: Any = None
@@ -192,6 +194,7 @@ def _operands(grid: Grid, given: Given, returned: Returned | None) -> Read:
         sinks=None if given.sinks is None else of_heads(given.sinks),
         full=outside(given.full),
         partial=outside(given.partial),
+        tables=[Operand(x, of_pairs(grid, x.shape)) for x in given.tables],
     )
     if returned is None:
         return read

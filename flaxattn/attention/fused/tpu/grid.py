@@ -29,6 +29,7 @@ __all__ = [
     "grid_of_keys",
     "grid_of_queries",
     "of_key",
+    "of_pairs",
     "of_query",
     "own",
     "why_no_grid",
@@ -153,7 +154,8 @@ def _steps(lists: Lists) -> tuple[jax.Array, jax.Array]:
     shape = lists.blocks.shape
     lines, slots = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (2, 3))
     num_full, num_live = lists.num_full[..., None], lists.num_live[..., None]
-    count = jnp.maximum(num_live, 1)
+    # Of both, since under vmap jax asks steps and their number to vary together.
+    count = jnp.maximum(jnp.maximum(num_live, num_full), 1)
     kind = jnp.where(slots < num_full, FULL, jnp.where(slots < num_live, PARTIAL, NOTHING))
     flags = jnp.where(slots == 0, FIRST, 0) | jnp.where(slots == count - 1, LAST, 0)
     words = (lines << (FLAGS + INDEX)) | (lists.blocks << FLAGS) | flags | kind
@@ -188,6 +190,16 @@ def of_query(grid: Grid, shape: Sequence[int]) -> pl.BlockSpec:
 def of_key(grid: Grid, shape: Sequence[int]) -> pl.BlockSpec:
     """Of [B, K, S, features]."""
     return _block(grid, shape, (grid.block_kv, shape[3]), lambda at: (at.kv_head, at.kv_block, 0))
+
+
+def of_pairs(grid: Grid, shape: Sequence[int]) -> pl.BlockSpec:
+    """Of [b, n, T, S], or [b, n, S, T] where a line is of a key block."""
+
+    def find(at: Place) -> tuple[Scalar, ...]:
+        line, block = (at.kv_block, at.q_block) if grid.by_keys else (at.q_block, at.kv_block)
+        return at.head, line, block
+
+    return _block(grid, shape, grid.tile, find)
 
 
 def along_query(grid: Grid, shape: Sequence[int]) -> pl.BlockSpec:

@@ -159,7 +159,9 @@ def _tile(kind: int, rules: Rules, grid: Grid, work: Work) -> tuple[jax.Array, A
     rows = [spread(x[0, 0]) for x in (outside.of_queries if grid.by_keys else outside.of_keys)]
     of_queries, of_keys = (rows, columns) if grid.by_keys else (columns, rows)
     of_heads = [spread(_of_head(x, place)) for x in outside.of_heads]
-    answers = rule.answers(rule.split.tile([logits], of_queries, of_keys, of_heads, spread))
+    tables = [x[0, 0] for x in read.tables[: len(rule.tables)]]
+    found = rule.split.tile([logits, *tables], of_queries, of_keys, of_heads, spread)
+    answers = rule.answers(found)
     return logits if answers.logit is None else answers.logit, answers
 
 
