@@ -15,7 +15,9 @@ from flaxattn import (
     full,
     merge,
     relative_positions,
+    score,
     softcap,
+    where,
 )
 
 SHAPE = Shape(2, 5, 7, 4, 2, 3, 3)
@@ -172,3 +174,23 @@ def test_queries_of_no_features_mix_what_they_see_evenly(mask, implementation):
 def test_a_merged_part_that_jax_cannot_read_is_refused_too():
     with pytest.raises(TypeError, match=r"parts\[0\]\[0\] has dtype >f4"):
         merge([(V.astype(">f4"), V[..., 0])])
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, jax.vmap])
+@pytest.mark.parametrize("kind", ["mask", "score"])
+def test_rules_that_close_over_what_is_traced_are_told_to_take_it(kind, transform):
+    """As they may in FlexAttention; derivatives and devices trace a rule again."""
+
+    def loss(x):
+        own = {
+            "mask": {"mask": where(lambda q, k: (q - k).astype(x.dtype) < x)},
+            "score": {"score": score(lambda logit, q, k: logit * x)},
+        }
+        return attend(Q, K, V, implementation="blockwise", **own[kind]).sum()
+
+    x = np.ones(2 if transform is jax.vmap else (), np.float32)
+    with pytest.raises(ValueError, match=r"closes over float32\[\], which is being traced"):
+        transform(loss)(x)
+    with pytest.raises(ValueError, match=r"where\(lambda q, k, x: \.\.\., array\)"):
+        jax.jit(transform(loss))(x)
+    np.asarray(loss(jnp.float32(1)))  # what is known may be closed over

@@ -108,8 +108,20 @@ class Operation:
 def bind(operation: Operation, *arrays: jax.Array) -> list[jax.Array]:
     """The outputs of an operation: of its residuals and arguments."""
     closed = jax.make_jaxpr(operation.divided(operation.forward.fast))(*arrays)
+    _check_closed_over(closed.consts)
     outputs: list[jax.Array] = operation_p.bind(*arrays, jaxpr=closed, operation=operation)
     return outputs
+
+
+def _check_closed_over(consts: Sequence[jax.Array]) -> None:
+    """Raises ValueError for what belongs to another trace: derivatives trace the rule anew."""
+    for x in consts:
+        if isinstance(x, jax.core.Tracer):
+            raise ValueError(
+                f"a rule of the mask or score closes over {x.dtype}{list(x.shape)}, which is being "
+                "traced. Give it the array: where(lambda q, k, x: ..., array), or "
+                "score(lambda logit, q, k, x: ..., array)."
+            )
 
 
 def _evaluate(*arrays: jax.Array, jaxpr: ClosedJaxpr, operation: Operation) -> list[jax.Array]:

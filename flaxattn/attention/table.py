@@ -16,7 +16,7 @@ from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.fused.attend import (
     attend_fused,
     draw_fused_plan,
-    takes_gradients,
+    is_proven,
     why_not_fused,
 )
 from flaxattn.attention.options import Attend, Call
@@ -103,7 +103,7 @@ def _best_first(*call: *Call) -> Iterator[str]:
     lengths, planned = (query.shape[1], key.shape[1]), isinstance(mask, BlockPlan)
     name = best(*lengths).name
     if name == "fused":
-        if takes_gradients(*call):
+        if is_proven(*call):
             yield name
         if blocks_pay(*lengths)[0]:
             yield "blockwise"

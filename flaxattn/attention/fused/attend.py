@@ -13,11 +13,13 @@ from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.fused.chip import chip, device_kind
 from flaxattn.attention.fused.passes import kernels_of
 from flaxattn.attention.fused.rules import tile_rule
+from flaxattn.attention.fused.tables import taken_out
 from flaxattn.attention.options import Call, Options
 from flaxattn.attention.scoring import halves
 from flaxattn.masks import BlockPlan, Mask, full
+from flaxattn.types import Array
 
-__all__ = ["attend_fused", "draw_fused_plan", "takes_gradients", "why_not_fused"]
+__all__ = ["attend_fused", "draw_fused_plan", "is_proven", "why_not_fused"]
 
 
 def attend_fused(
@@ -72,12 +74,17 @@ def why_not_fused(*call: *Call) -> str | None:
     return reason or _why_no_rule(*call)
 
 
-def takes_gradients(*call: *Call) -> bool:
-    """Whether kernels of the chip give the gradients, too: of no bias, nor of heads too wide."""
-    (query, _, value, _, options), name = call, chip()
+def is_proven(*call: *Call) -> bool:
+    """Whether kernels of the chip do all of a call, gradients too, and were seen to on a device.
+
+    Not gradients of wide heads or a bias; and no mask that is given whole has been read on one.
+    """
+    (query, _, value, mask, options), name, tables = call, chip(), list[Array]()
     assert name is not None
+    if mask is not None:
+        taken_out(mask.mask if isinstance(mask, BlockPlan) else mask, tables)
     widest: int = kernels_of(name).WIDEST_WITH_GRADIENT
-    return options.bias is None and max(query.shape[3], value.shape[3]) <= widest
+    return not tables and options.bias is None and max(query.shape[3], value.shape[3]) <= widest
 
 
 def _why_no_rule(*call: *Call) -> str | None:

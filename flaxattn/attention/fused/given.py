@@ -103,7 +103,7 @@ def _padded(x: jax.Array, block: int, lanes: int) -> jax.Array:
 def _readable(table: jax.Array, inputs: Inputs, q_len: int, kv_len: int) -> jax.Array:
     """A table as kernels read it, of lengths that are whole blocks."""
     table = table[:, :, : inputs.query.shape[1], : inputs.key.shape[1]]
-    if table.dtype == bool or table.dtype.itemsize > 4:
+    if table.dtype != jnp.bfloat16:  # TPUs have no float16
         table = table.astype(jnp.int8 if table.dtype == bool else jnp.float32)
     return pad_to(pad_to(table, 2, q_len), 3, kv_len)
 

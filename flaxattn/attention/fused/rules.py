@@ -12,7 +12,7 @@ from flaxattn.attention.fused.split import Split, split
 from flaxattn.attention.fused.tables import taken_out, told
 from flaxattn.attention.scoring import whole
 from flaxattn.masks import Mask
-from flaxattn.types import PyTree
+from flaxattn.types import Array, PyTree
 
 __all__ = ["Answers", "TileRule", "led", "tile_rule"]
 
@@ -101,7 +101,7 @@ def _arrays(
 ) -> tuple[dict[str, PyTree], list[jax.Array]]:
     """What a rule reads, [b, n, ...] each, 1 where shared; and tables, that of a bias first."""
     arrays: dict[str, PyTree] = {}
-    tables = list[jax.Array]()
+    tables = list[Array]()
     if inputs.bias is not None and 1 in inputs.bias.shape[2:]:
         arrays["bias"] = inputs.bias
     elif inputs.bias is not None:
@@ -116,14 +116,11 @@ def _arrays(
         group = fixed.q_nan.shape[2] // fixed.kv_nan.shape[2]
         arrays["q_nan"] = fixed.q_nan.swapaxes(1, 2)
         arrays["kv_nan"] = jnp.repeat(fixed.kv_nan, group, axis=2).swapaxes(1, 2)
-    return arrays, tables
+    return arrays, [*map(jnp.asarray, tables)]
 
 
 def _scored(
-    own: dict[str, PyTree],
-    logit: jax.Array,
-    q_idx: jax.Array,
-    kv_idx: jax.Array,
+    own: dict[str, PyTree], logit: jax.Array, q_idx: jax.Array, kv_idx: jax.Array
 ) -> Answers:
     """The logit after the score, NaN where something is not finite, and its slope."""
     found = Answers(logit)

@@ -7,12 +7,11 @@ does nothing else, and where it is asked about the very indices of a tile, that 
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from flaxattn.masks import Mask, from_dense
 from flaxattn.masks.leaves import mask_type
 from flaxattn.masks.mask import And, Not, Or
-from flaxattn.types import Booleans, Indices
+from flaxattn.types import Array, Booleans, Indices
 
 __all__ = ["taken_out", "told"]
 
@@ -25,13 +24,13 @@ class Told(Mask):
     """Of the array."""
 
 
-def taken_out(mask: Mask, tables: list[jax.Array]) -> Mask:
-    """The mask without the arrays of whole masks, [b, n, T, S] each: `tables` has them after it."""
+def taken_out(mask: Mask, tables: list[Array]) -> Mask:
+    """The mask without the arrays of whole masks, [..., T, S] each: `tables` has them after it."""
 
     def take(x: Mask) -> Mask:
         if not isinstance(x, from_dense) or 1 in x.array.shape[-2:]:
             return x
-        tables.append(jnp.asarray(x.array))
+        tables.append(x.array)
         return Told(len(tables) - 1)
 
     return _mapped(take, mask)
