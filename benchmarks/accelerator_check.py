@@ -51,7 +51,8 @@ def _checks() -> dict[str, Check]:
     slopes, caps = np.float32(2.0) ** -np.arange(1, HEADS + 1), np.float32([20, 30, 40, 50])
     widths = np.array([[16, 64, 128, 300]], np.int32)
     flags = rng.random((BATCH, 600)) < 0.4
-    few = np.array([37, 600], np.int32)
+    few, table = np.array([37, 600], np.int32), rng.random((BATCH, 1, 600, 600)) < 0.5
+    bias = rng.standard_normal((BATCH, HEADS, 600, 600), np.float32)
 
     def older(q: Any, k: Any, age: Any) -> Any:
         return age[q] >= age[k]
@@ -92,6 +93,10 @@ def _checks() -> dict[str, Check]:
             rate=RATE, options=lambda _: {"score": flaxattn.softcap(30.0)}
         ),
         "garbage": Check(masks["documents"], garbage=True),
+        "from_dense": Check(lambda: flaxattn.from_dense(table)),
+        "from_dense, documents": Check(lambda: ~flaxattn.from_dense(table) & masks["documents"]()),
+        "bias": Check(learned={"bias": bias}),
+        "bias of keys": Check(masks["documents"], learned={"bias": bias[:, :1, :1]}),
     }
     return checks
 
