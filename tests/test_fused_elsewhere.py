@@ -10,6 +10,7 @@ from jax import export
 from flaxattn import attend, causal
 from flaxattn.attention.fused import attend as fused
 from flaxattn.attention.fused.chip import PLATFORMS
+from flaxattn.attention.options import Options
 
 CHIPS = pytest.mark.parametrize("chip", PLATFORMS)
 KERNEL = {"hopper": "mosaic_gpu", "tpu": "tpu_custom_call"}  # what a program calls it
@@ -24,7 +25,7 @@ def on(monkeypatch):
         call = call_of(CASES["empty rows, sinks, softcap"])
         dtype = jnp.float32 if chip == "tpu" else jnp.bfloat16
         arrays = [x.astype(dtype) for x in call[:3]]
-        if fused.why_not_fused(*arrays, None, fused.Options()) is not None:
+        if fused.why_not_fused(*arrays, None, Options()) is not None:
             pytest.skip("this jax has not what its kernels need")
         return arrays, call
 

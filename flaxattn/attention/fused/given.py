@@ -91,7 +91,7 @@ def given_to(setting: Setting, inputs: Inputs, fixed: Fixed, rules: Rules, lanes
         rows=Lists(*(led(x, lead) for x in (fixed.blocks, fixed.num_full, fixed.num_live))),
         full=full,
         partial=partial,
-        tables=[_readable(x, inputs, query.shape[1], key.shape[1]) for x in rules.partial.tables],
+        tables=[_in_blocks(x, inputs, query.shape[1], key.shape[1]) for x in rules.partial.tables],
     )
 
 
@@ -100,7 +100,7 @@ def _padded(x: jax.Array, block: int, lanes: int) -> jax.Array:
     return pad_to(pad_to(x, 1, length), 3, width)
 
 
-def _readable(table: jax.Array, inputs: Inputs, q_len: int, kv_len: int) -> jax.Array:
+def _in_blocks(table: jax.Array, inputs: Inputs, q_len: int, kv_len: int) -> jax.Array:
     """A table as kernels read it, of lengths that are whole blocks."""
     table = table[:, :, : inputs.query.shape[1], : inputs.key.shape[1]]
     if table.dtype != jnp.bfloat16:  # TPUs have no float16
