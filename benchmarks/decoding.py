@@ -29,7 +29,8 @@ from report import write  # beside this file
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig, keep_freed_memory
 from flaxattn.search import Hypotheses, Lengths, SpecialTokens, beam_search, greedy
-from flaxattn.training.devices import data_mesh, describe_devices, place, split_cpu
+from flaxattn.training.devices import describe_devices, split_cpu
+from flaxattn.training.mesh import data_mesh, place
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.initial import init_params

@@ -5,7 +5,8 @@ from training_problem import Problem
 from training_process import Count, count
 
 from flaxattn import EncoderDecoder, keep_freed_memory
-from flaxattn.training.devices import data_mesh, place, split_cpu
+from flaxattn.training.devices import split_cpu
+from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.metrics import total
 from flaxattn.training.train_step import (
     init_state,
@@ -32,7 +33,7 @@ class Contender:
         self._optimizer = make_optimizer(problem.training)
         loss = loss_of(model, problem.training, problem.bos_id)
         self._step = make_train_step(loss, self._optimizer, problem.training, mesh=self._mesh)
-        self._eval_step = make_eval_step(loss)
+        self._eval_step = make_eval_step(loss, mesh=self._mesh)
         self._train, valid = (self._pack(pairs) for pairs in (problem.train, problem.valid))
         self._valid = [self._place(batch) for batch in valid.all_batches()]
         self.parameters = sum(x.size for x in jax.tree.leaves(problem.params))

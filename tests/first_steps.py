@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from configs import PRESETS
-from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.config import DataConfig, RunConfig
 from flaxattn.translation.preparation import prepare

@@ -89,6 +89,9 @@ class LanguageTask:
         init = jax.jit(functools.partial(self._network.init, deterministic=True))
         key, tokens = jax.random.key(config.training.seed), jnp.zeros((1, 2), jnp.int32)
         self.params = init(key, tokens)["params"]
+        with nn.logical_axis_rules([("embed", None)]):
+            boxed = jax.eval_shape(functools.partial(init, key), tokens)["params"]
+        self.axes = nn.get_partition_spec(boxed)
         self._logits = jax.jit(functools.partial(self._network.apply, deterministic=True))
 
     def files(self):

@@ -8,7 +8,6 @@ import shutil
 import sys
 import tracemalloc
 
-import jax
 import numpy as np
 import pytest
 from run_cases import SMALL, contents, own_pairs, prepared_by, tiny, write_pairs
@@ -86,10 +85,24 @@ def test_rows_that_microbatches_do_not_divide_are_refused(refused):
     assert "--batch-size" in refused({"--microbatches": 3})
 
 
-def test_rows_that_devices_do_not_divide_are_refused(refused, monkeypatch):
-    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
-    error = refused({})
-    assert "--batch-size" in error and "3 devices" in error
+def test_rows_that_devices_do_not_divide_are_refused(refused):
+    error = refused({"--batch-size": 6})
+    assert "--batch-size" in error and "4 devices" in error
+    assert "--batch-size" in refused({"--batch-size": 6, "--mesh": "fsdp=4"})
+
+
+def test_a_mesh_that_the_devices_are_not_is_refused(refused):
+    assert "--mesh data=3: is of 3 devices; there are 4" in refused({"--mesh": "data=3"})
+    assert "--mesh is 'rows=2'; expected" in refused({"--mesh": "rows=2"})
+
+
+def test_processes_of_which_only_a_part_is_told_are_refused(refused):
+    assert "--coordinator is ''" in refused({"--processes": 2, "--process": 0})
+    assert "--processes is 0" in refused({"--coordinator": "host:1234"})
+    missing = {"--coordinator": "host:1234", "--processes": 2}
+    assert "--process is -1; expected" in refused(missing)
+    assert "--process is 2; expected" in refused(missing | {"--process": 2})
+    assert "host:port" in refused(missing | {"--coordinator": "host", "--process": 0})
 
 
 def test_features_that_heads_do_not_divide_are_refused(refused):

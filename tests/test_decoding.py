@@ -11,7 +11,7 @@ import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.search import Lengths, SpecialTokens, beam_search
-from flaxattn.training.devices import data_mesh
+from flaxattn.training.mesh import data_mesh
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.decoding.translator import Translator, translate

@@ -33,7 +33,7 @@ from flaxattn import (
     sliding_window,
     softcap,
 )
-from flaxattn.training.devices import data_mesh
+from flaxattn.training.mesh import data_mesh
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params

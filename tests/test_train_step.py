@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.train_step import (
     init_state,
@@ -139,7 +139,7 @@ def test_four_devices_hold_the_same_parameters_and_two_rows_each():
 
 
 def test_the_mesh_is_all_local_devices_where_none_are_named():
-    assert data_mesh().devices.tolist() == jax.local_devices()
+    assert data_mesh().devices.flatten().tolist() == jax.local_devices()
 
 
 # ---- Dropout ---------------------------------------------------------------------------------
@@ -198,7 +198,9 @@ def test_every_microbatch_has_dropout_of_its_own():
 
 
 def test_validation_drops_nothing():
-    dropping, plain = (make_eval_step(loss_of(m, TRAINING, BOS)) for m in (DROPPING, MODEL))
+    dropping, plain = (
+        make_eval_step(loss_of(m, TRAINING, BOS), mesh=mesh_of(1)) for m in (DROPPING, MODEL)
+    )
     sums = dropping(parameters(), BATCHES[0])
     jax.tree.map(close, sums, plain(parameters(), BATCHES[0]))
     close(sums.loss, sums.others.nll)

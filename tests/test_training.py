@@ -38,7 +38,7 @@ class Config:
 class Counting:
     """A task whose steps `count_step` makes; `measure` gives the metric of its parameters."""
 
-    unit, shown = "apples", ()
+    unit, shown, axes = "apples", (), ()
 
     def __init__(self, config, measure):
         self.config, self._measure = config, measure

@@ -11,7 +11,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from flaxattn import EncoderDecoderConfig
-from flaxattn.training.devices import data_mesh
+from flaxattn.training.mesh import data_mesh
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums

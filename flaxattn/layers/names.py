@@ -1,12 +1,15 @@
-"""The logical names of a parameter's axes, for those who ask for them."""
+"""The logical names of axes of parameters and activations, for those who have rules for them."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
-__all__ = ["named"]
+from flaxattn.logical import spec_of
+
+__all__ = ["in_place", "named"]
 
 
 def named(init: nn.initializers.Initializer, axes: tuple[str, ...]) -> nn.initializers.Initializer:
@@ -24,3 +27,20 @@ def named(init: nn.initializers.Initializer, axes: tuple[str, ...]) -> nn.initia
         return nn.LogicallyPartitioned(value, axes)
 
     return initial
+
+
+def in_place(x: jax.Array) -> jax.Array:
+    """`x` `[*lead, T, D]`, left on the devices that have its examples and positions.
+
+    Within `flax.linen.logical_axis_rules(rules)` under a mesh, where rules are for "batch" and
+    "length"; else, and on axes of a mesh that are Explicit or in a `shard_map`, nothing is done.
+    Else a compiler would rather move activations than the parameters that are spread over the same
+    devices.
+    """
+    rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+    if not rules or x.ndim < 3 or mesh.empty or {*mesh.auto_axes} != {*mesh.axis_names}:
+        return x
+    names = ("batch", *(None,) * (x.ndim - 3), "length")
+    place = NamedSharding(mesh, spec_of(names, x.shape, rules, mesh))
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, place)
+    return constrained

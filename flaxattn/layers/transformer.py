@@ -13,7 +13,7 @@ from flaxattn.layers.attention import MultiHeadAttention
 from flaxattn.layers.cache import CachePosition
 from flaxattn.layers.dropout import Dropout
 from flaxattn.layers.feed_forward import Activation, FeedForward
-from flaxattn.layers.names import named
+from flaxattn.layers.names import in_place, named
 from flaxattn.layers.rotation import Rotary
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.scores import Score
@@ -118,9 +118,9 @@ class TransformerLayer(nn.Module):
         dropout = functools.partial(Dropout(self.dropout_rate), deterministic=deterministic)
         sublayer = functools.partial(sublayer, deterministic=deterministic)
         if self.norm_position == "pre":
-            return x + dropout(sublayer(norm(x)))
+            return in_place(x + dropout(in_place(sublayer(in_place(norm(x))))))
         if self.norm_position == "post":
-            return norm(x + dropout(sublayer(x)))
+            return in_place(norm(x + dropout(in_place(sublayer(in_place(x))))))
         raise ValueError(f"norm_position is {self.norm_position!r}; expected 'pre' or 'post'.")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from flaxattn.ranges import FieldError, Range, check_fields
+from flaxattn.training.mesh import mesh_sizes
 from flaxattn.training.storage.json_data import from_data, from_older, same_fields
 
 __all__ = [
@@ -86,6 +87,10 @@ class TrainingConfig:
     """How many models, one for each validation, are averaged in the end."""
     select: typing.Literal["best", "last"] = "best"
     """Which models those are."""
+    mesh: str = ""
+    """The mesh of all devices, e.g. data=2,fsdp=2,model=2,context=2. Rows are spread over data and
+    fsdp, parameters over fsdp and model, the positions of a row over context; what data is not
+    given, it takes. It may be another when a run goes on."""
     init_from: str = ""
     """Folder of a run from whose model training starts: its parameters and architecture, and the
     tokenizer where there is one."""
@@ -98,6 +103,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        mesh_sizes(self.mesh)
         if self.batch_size % self.microbatches:
             raise FieldError(
                 "batch_size",
@@ -183,6 +189,8 @@ def config_hash(config: RunConfig, places: Set[str] = frozenset()) -> str:
 def portable(data: dict[str, Any], places: Set[str] = frozenset()) -> dict[str, Any]:
     """A configuration as JSON-able data, less the places that differ from machine to machine.
 
+    The mesh is such a place.
+
     Of the run that training starts from, the name of the folder is kept. Of a run that was never
     continued nothing is said of that, either.
 
@@ -192,7 +200,7 @@ def portable(data: dict[str, Any], places: Set[str] = frozenset()) -> dict[str, 
     training = data["training"]
     start = training["init_from"]
     training = training | {"init_from": Path(start).absolute().name if start else ""}
-    unsaid = {*places} if training["ended_at"] else {"ended_at", "cooled_for", *places}
+    unsaid = {"mesh", *places} | (set() if training["ended_at"] else {"ended_at", "cooled_for"})
     parts = data | {"training": training}
     return {name: _without(part, unsaid) for name, part in parts.items() if name != "output"}
 

@@ -1,22 +1,15 @@
-"""The devices that compute: said first and loudly, split, and given what they compute with."""
+"""The devices that compute: said first and loudly, and split."""
 
 import os
 import platform
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from flaxattn.training.trees import Tree
 
 __all__ = [
-    "check_batch_size",
-    "data_mesh",
     "describe_devices",
     "device_memory",
     "idle_accelerator",
-    "place",
     "split_cpu",
 ]
 
@@ -30,19 +23,22 @@ UNLIMITED = 2**62
 INSTALL_HINTS = {"NVIDIA GPU": "jax[cuda13] or jax[cuda12]", "TPU": "jax[tpu]"}
 
 
-def split_cpu(rows: int) -> None:
+def split_cpu(rows: int, times: int = 1) -> None:
     """Makes each CPU core a device of its own, over which the `rows` of a batch can be spread.
 
     Cores that work side by side on different rows are faster than cores that share every single
     matrix product. Where there are more cores than that serves, each device has several. Does
     nothing if the number of devices has been chosen already, or jax has begun to compute; nothing
     is lost where there is an accelerator.
+
+    Args:
+      times: make so many times as many, of what would be made of the cores shared by so many.
     """
     cores, flags = _cores(), os.environ.get("XLA_FLAGS", "")
     if getattr(jax.config, "jax_num_cpu_devices", -1) >= 0 or HOST_DEVICES in flags:
         return
-    most = min(cores, max(rows // MIN_ROWS, 1))
-    devices = max(n for n in range(1, most + 1) if rows % n == 0)
+    most = min(cores // times, max(rows // MIN_ROWS, 1))
+    devices = times * max((n for n in range(1, most + 1) if rows % n == 0), default=1)
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:  # jax has begun
@@ -51,29 +47,9 @@ def split_cpu(rows: int) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
-def check_batch_size(batch_size: int, microbatches: int) -> None:
-    """Raises ValueError unless all devices get as many rows, in every microbatch."""
-    devices = jax.local_device_count()
-    if batch_size % (devices * microbatches):
-        raise ValueError(
-            f"--batch-size is {batch_size}; expected a multiple of {devices} devices times "
-            f"{microbatches} microbatches."
-        )
-
-
-def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All local devices in one line called "data", over which rows are spread."""
-    return Mesh(np.array(devices or jax.local_devices()), ("data",))
-
-
-def place(tree: Tree, mesh: Mesh, *axes: str) -> Tree:
-    """`tree` on the devices: spread over `axes`, or, without any, the same on all."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
-
-
 def describe_devices() -> str:
     """One line: how many devices of what kind, e.g. `2 × NVIDIA H200 (gpu)`."""
-    devices = jax.local_devices()
+    devices = jax.devices()
     kind, platform_name = devices[0].device_kind, devices[0].platform
     if platform_name == "cpu":
         return f"CPU ({_cpu_name()}, {_cores()} cores), jax {jax.__version__}"

@@ -8,15 +8,15 @@ from typing import TypeVar
 import jax
 from jax.sharding import Mesh
 
-from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.mesh import make_mesh, place_batch
 from flaxattn.training.parameters.freezing import path_of
 from flaxattn.training.screen import Screen, duration
 from flaxattn.training.task import Task
 from flaxattn.training.train_step import (
-    init_state,
     make_eval_step,
     make_optimizer,
     make_train_step,
+    spread_state,
 )
 from flaxattn.training.trees import Params
 
@@ -29,7 +29,7 @@ State = TypeVar("State")
 
 def dry_run(task: Task, screen: Screen) -> None:
     """Shows how long training would take, its memory, and the parameters."""
-    _show_time(task, data_mesh(), screen)
+    _show_time(task, make_mesh(task.config.training.mesh), screen)
     screen.headline("Parameters")
     for line in _parameter_table(task.params):
         screen.say(line)
@@ -40,16 +40,17 @@ def _show_time(task: Task, mesh: Mesh, screen: Screen) -> None:
     training = task.config.training
     screen.headline("Time and memory")
     optimizer = make_optimizer(training, task.params)
-    step = make_train_step(task.loss, optimizer, training, mesh=mesh)
-    state = place(init_state(task.params, optimizer, training), mesh)
-    batch = place(task.batch(0), mesh, "data")
+    state = spread_state(task.params, task.axes, optimizer, training, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = make_train_step(task.loss, optimizer, training, mesh=mesh, shardings=shardings)
+    batch = place_batch(task.batch(0), mesh)
     began = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     screen.say(f"  compiled in {time.perf_counter() - began:.1f} s")
     if memory := compiled.memory_analysis():
         screen.say(f"  temporary memory of a step: {memory.temp_size_in_bytes / 2**20:.0f} MiB")
     state, seconds = _time_steps(lambda state: compiled(state, batch)[0], state)
-    evaluate = make_eval_step(task.loss)
+    evaluate = make_eval_step(task.loss, mesh=mesh)
     _, pass_seconds = _time_steps(lambda _: evaluate(state.model, batch), None)
     validations = -(-training.steps // training.valid_every)
     validation = pass_seconds * len(task.valid_batches())

@@ -1,4 +1,8 @@
-"""What a run keeps while it trains, elsewhere if its folder is gone: models, states to resume."""
+"""What a run keeps while it trains, elsewhere if its folder is gone: models, states to resume.
+
+Of several processes the first alone reads and writes: the others give it their parts of a state,
+and are told what it has read.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,14 +11,16 @@ from typing import Any, Self
 
 from flaxattn.training.config import TrainingConfig
 from flaxattn.training.home import Home
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.mesh import place_like
+from flaxattn.training.processes import by_first, from_first, on_first, whole
+from flaxattn.training.reporting import Log
 from flaxattn.training.storage.checkpoints import Checkpoints, Models
 from flaxattn.training.storage.files import SaveError
 from flaxattn.training.storage.layout import CHECKPOINTS, MODELS
 from flaxattn.training.train_step import TrainState
 from flaxattn.training.trees import Params, Tree
 
-__all__ = ["Keeping"]
+__all__ = ["Keeping", "NothingKept", "restored"]
 
 
 class Keeping:
@@ -46,7 +52,7 @@ class Keeping:
         return self._checkpoints.restore_latest(like)
 
     def keep(
-        self, state: TrainState, progress: dict[str, Any], log: RunLog, *, validated: bool
+        self, state: TrainState, progress: dict[str, Any], log: Log, *, validated: bool
     ) -> None:
         """Writes a state in the background and, if it has just been validated, its model.
 
@@ -60,7 +66,7 @@ class Keeping:
             self._models.wait()  # so that no checkpoint is without the models before it
             self._checkpoints.save(int(state.step), state, progress)
 
-    def average(self, state: TrainState, progress: dict[str, Any], log: RunLog) -> Params:
+    def average(self, state: TrainState, progress: dict[str, Any], log: Log) -> Params:
         """The mean of the models kept, once all is on disk. Raises as `keep` and `Models.average`.
 
         Args:
@@ -83,7 +89,7 @@ class Keeping:
 
     @contextlib.contextmanager
     def _not_lost(
-        self, state: TrainState, progress: dict[str, Any], log: RunLog, validated: bool
+        self, state: TrainState, progress: dict[str, Any], log: Log, validated: bool
     ) -> Iterator[None]:
         """Keeps a state in a new folder if that of the run is not there before or after the block.
 
@@ -103,7 +109,7 @@ class Keeping:
         raise self._kept_anew(state, progress, log, validated) from reason
 
     def _kept_anew(
-        self, state: TrainState, progress: dict[str, Any], log: RunLog, validated: bool
+        self, state: TrainState, progress: dict[str, Any], log: Log, validated: bool
     ) -> SaveError:
         """Keeps what is in memory in a new folder, and gives the error that tells of it."""
         step, home = int(state.step), self._home
@@ -121,3 +127,41 @@ class Keeping:
             f"are kept in {folder}, where {command} goes on; models and checkpoints from before "
             "are not."
         )
+
+
+class NothingKept:
+    """What a process keeps that is not the first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]]:
+        """As of `Keeping`, as all here."""
+        return like, {}
+
+    def keep(
+        self, state: TrainState, progress: dict[str, Any], log: Log, *, validated: bool
+    ) -> None:
+        pass
+
+    def average(self, state: TrainState, progress: dict[str, Any], log: Log) -> Params:
+        return state.model
+
+
+def restored(
+    kept: Keeping | NothingKept, state: TrainState, shardings: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """The latest state that is whole, on all devices of all processes, and its progress.
+
+    Args:
+      kept: what this process keeps.
+      state: what is given back, with no progress, where nothing is kept.
+      shardings: of the state.
+    """
+    like = whole(state)
+    tree, progress = on_first(lambda: kept.restore(like)) or (like, {})
+    told = by_first(lambda: progress)
+    return (place_like(from_first(tree), shardings), told) if told else (state, {})

@@ -2,17 +2,20 @@
 
 from typing import NamedTuple
 
-from flaxattn.training.devices import data_mesh, place
+import jax
+
 from flaxattn.training.home import Home
 from flaxattn.training.interruption import InterruptedRun, Interruption
-from flaxattn.training.keeping import Keeping
+from flaxattn.training.keeping import Keeping, NothingKept, restored
+from flaxattn.training.mesh import make_mesh, place_batch
 from flaxattn.training.metrics import Metrics, Tally
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.processes import Agreement, any_process, on_first, whole
+from flaxattn.training.reporting import NoLog, RunLog
 from flaxattn.training.run_folder import check_space
 from flaxattn.training.screen import Screen
 from flaxattn.training.storage.checkpoints import size_of
 from flaxattn.training.task import Task
-from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.training.train_step import make_optimizer, make_train_step, spread_state
 from flaxattn.training.trees import Params
 from flaxattn.training.validation import Validation, stale
 
@@ -28,30 +31,35 @@ class Trained(NamedTuple):
     units: float  # `Sums.units` of all batches
 
 
-def train(task: Task, home: Home, screen: Screen) -> Trained:
+def train(task: Task, home: Home | None, screen: Screen) -> Trained:
     """Trains a task, from the latest whole checkpoint in `home` if there is one.
 
     Nothing waits for the device inside the loop, save to validate and to write a checkpoint.
+
+    Args:
+      home: the run's folder; None in a process that is not the first.
 
     Raises:
       InterruptedRun if the process was asked to stop, DivergedError if the loss ceased to be
       finite, SaveError or OSError if there is no room or the folder is gone; whatever is raised,
       what the last checkpoint holds is kept.
     """
-    config, mesh = task.config.training, data_mesh()
-    optimizer = make_optimizer(config, task.params)
-    step_once = make_train_step(task.loss, optimizer, config, mesh=mesh)
-    validation = Validation(task, mesh, screen)
-    state = place(init_state(task.params, optimizer, config), mesh)
-    check_space(task.config, size_of(state), size_of(state.model))
-    with Interruption() as interruption, Keeping(home, config, screen.warn) as kept:
-        state, progress = kept.restore(state)
+    config = task.config.training
+    mesh, optimizer = make_mesh(config.mesh), make_optimizer(config, task.params)
+    state = spread_state(task.params, task.axes, optimizer, config, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step_once = make_train_step(task.loss, optimizer, config, mesh=mesh, shardings=shardings)
+    validation, agreement = Validation(task, mesh, screen), Agreement()
+    on_first(lambda: check_space(task.config, size_of(state), size_of(state.model)))
+    keeping = Keeping(home, config, screen.warn) if home else NothingKept()
+    with Interruption() as interruption, keeping as kept:
+        state, progress = restored(kept, state, shardings)
         tally, start = Tally.of(progress), int(state.step)
         ends = {*config.ended_at, config.steps}
         if start:
             screen.say(f"Resumed from the checkpoint of step {start}.")
         with (
-            RunLog(home.path, start) as log,
+            RunLog(home.path, start) if home else NoLog() as log,
             screen.progress("training", config.steps, start) as bar,
         ):
             metrics = Metrics(task, log, bar, tally)
@@ -59,19 +67,20 @@ def train(task: Task, home: Home, screen: Screen) -> Trained:
                 if config.patience and stale(tally.history) >= config.patience:
                     screen.say(f"Stopped early: no better model in {config.patience} validations.")
                     break
-                batch = place(task.batch(step - 1), mesh, "data")
+                batch = place_batch(task.batch(step - 1), mesh)
                 state, sums = step_once(state, batch)
                 metrics.add(step, sums)
                 validate = step % config.valid_every == 0 or step in ends
                 if validate:
                     metrics.flush(step)
                     tally.history.append(validation.report(step, state.model, log))
-                if validate or interruption.requested:
-                    kept.keep(state, metrics.progress(), log, validated=validate)
+                stop = agreement.asked(interruption.requested)
+                if validate or stop:
+                    kept.keep(whole(state), metrics.progress(), log, validated=validate)
                     metrics.restart_clock()
-                if interruption.requested:
+                if stop:
                     raise InterruptedRun(step)
-            params = kept.average(state, metrics.progress(), log)
-        if interruption.requested:
+            params = kept.average(whole(state), metrics.progress(), log)
+        if any_process(interruption.requested):
             raise InterruptedRun(int(state.step))
         return Trained(params, int(state.step), metrics.seconds, tally.units)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxattn.training.compilations import count_compilations
 from flaxattn.training.renamed import renamed
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.reporting import Log
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.screen import Progress, duration
 from flaxattn.training.task import Sums, Task
@@ -55,7 +55,7 @@ class Metrics:
       tally: what had been counted before.
     """
 
-    def __init__(self, task: Task, log: RunLog, progress: Progress, tally: Tally) -> None:
+    def __init__(self, task: Task, log: Log, progress: Progress, tally: Tally) -> None:
         self.tally = tally
         self._began = time.perf_counter() - tally.seconds
         self._task, self._config = task, task.config.training

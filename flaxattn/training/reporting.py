@@ -5,12 +5,54 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from flaxattn.training.storage.files import read_regular, write_whole
 from flaxattn.training.storage.layout import LOG, SPEED, TENSORBOARD
 
-__all__ = ["RunLog"]
+__all__ = ["Log", "NoLog", "RunLog"]
+
+
+class Log(Protocol):
+    """What is told of a run, row by row."""
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """What is learned."""
+
+    def write_speed(self, step: int, values: dict[str, float]) -> None:
+        """How fast."""
+
+    def contents(self) -> dict[str, bytes]:
+        """What has been written, by the name of the file."""
+
+    def mend(self) -> None:
+        """Writes anew what someone has deleted."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class NoLog:
+    """Of a process that tells nothing, since another does."""
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        pass
+
+    def write_speed(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def contents(self) -> dict[str, bytes]:
+        return {}
+
+    def mend(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 class RunLog:

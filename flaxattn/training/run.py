@@ -1,5 +1,9 @@
 """A run from its folder to its result: open or resume, train, test, keep it all."""
 
+import contextlib
+import hashlib
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +11,16 @@ from typing import Any
 import jax
 
 from flaxattn.memory import keep_freed_memory
-from flaxattn.training.config import Config, TrainingConfig, at_home, config_hash
+from flaxattn.training.config import (
+    Config,
+    TrainingConfig,
+    at_home,
+    config_hash,
+    from_json,
+    to_json,
+)
 from flaxattn.training.continuing import continued
 from flaxattn.training.devices import (
-    check_batch_size,
     describe_devices,
     idle_accelerator,
     split_cpu,
@@ -18,6 +28,17 @@ from flaxattn.training.devices import (
 from flaxattn.training.dry_run import dry_run
 from flaxattn.training.home import Home
 from flaxattn.training.loop import Trained, train
+from flaxattn.training.mesh import check_batch_size, describe_mesh, make_mesh, mesh_sizes
+from flaxattn.training.processes import (
+    ALONE,
+    Rendezvous,
+    are_several,
+    by_first,
+    check_same,
+    is_first,
+    join,
+    on_first,
+)
 from flaxattn.training.record import check_names, has_begun
 from flaxattn.training.run_folder import check_folder, opened
 from flaxattn.training.schedule import describe_rate, shortfall
@@ -41,6 +62,7 @@ def run(
     prepare: "Prepare[Config]",
     rules: RunRules,
     *,
+    rendezvous: Rendezvous = ALONE,
     stop_before_training: bool = False,
     accept_changed_data: bool = False,
 ) -> dict[str, Any] | None:
@@ -52,6 +74,7 @@ def run(
     that has ended goes on if it is given more steps.
 
     Args:
+      rendezvous: where this process meets others that train with it, if there are any.
       stop_before_training: prepare, show what would be trained, compile, write nothing, stop.
       accept_changed_data: take a run further although its data is not what it began with.
 
@@ -60,11 +83,11 @@ def run(
     """
     check_names(rules)
     config = at_home(config)
-    screen = _begin(config.training)
-    config = continued(config, rules)
+    screen = _begin(config.training, rendezvous)
+    config = _of_first(continued(config, rules), rules)
     begun = None
     if not stop_before_training:
-        check_folder(config, rules)
+        on_first(lambda: check_folder(config, rules))
         begun = Path(config.output) if has_begun(Path(config.output)) else None
     _tell_rate(config.training, screen)
     task = prepare(config, begun, screen)
@@ -73,21 +96,46 @@ def run(
     if stop_before_training:
         dry_run(task, screen)
         return None
-    with opened(task, rules, accept_changed_data=accept_changed_data) as home:
+    check_same("data", _digest(task))
+    with contextlib.ExitStack() as stack:
+        folder = opened(task, rules, accept_changed_data=accept_changed_data)
+        home = on_first(lambda: stack.enter_context(folder))
         trained = train(task, home, screen)
-        return _finish(task, rules, trained, home, screen)
+        return by_first(lambda: _finish(task, rules, trained, home, screen))
 
 
-def _begin(config: TrainingConfig) -> Screen:
-    """Makes the devices ready, and gives the screen, on which they stand first."""
+def _begin(config: TrainingConfig, rendezvous: Rendezvous) -> Screen:
+    """Makes processes and devices ready, and gives the screen, on which these stand first."""
     keep_freed_memory()
-    split_cpu(config.batch_size // config.microbatches)
-    screen = Screen()
-    screen.headline(f"Device: {describe_devices()}")
+    processes = join(rendezvous)
+    _split(config, processes)
+    screen = Screen(silent=not is_first())
+    mesh = make_mesh(config.mesh)
+    screen.headline(f"Device: {describe_devices()}{describe_mesh(mesh)}")
     if warning := idle_accelerator():
         screen.warn(warning)
-    check_batch_size(config.batch_size, config.microbatches)
+    check_batch_size(config.batch_size, config.microbatches, mesh)
     return screen
+
+
+def _split(config: TrainingConfig, processes: int) -> None:
+    """Makes as many CPU devices as the mesh has in each process, or as serve the rows."""
+    sizes = mesh_sizes(config.mesh)
+    rows = 0 if "data" in sizes else config.batch_size // config.microbatches // processes
+    split_cpu(rows, max(math.prod(sizes.values()) // processes, 1))
+
+
+def _digest(task: Task) -> str:
+    """Of what a task has read and learned of its files."""
+    files = {name: hashlib.sha256(x).hexdigest() for name, x in task.files().items()}
+    return json.dumps([dict(task.digests()), files], sort_keys=True)
+
+
+def _of_first(config: Config, rules: RunRules) -> Config:
+    """The configuration that the first process has, which may know of the run's folder."""
+    if not are_several():
+        return config
+    return from_json(rules.config, by_first(lambda: to_json(config)), "process 0")
 
 
 def _tell_rate(config: TrainingConfig, screen: Screen) -> None:
@@ -97,9 +145,11 @@ def _tell_rate(config: TrainingConfig, screen: Screen) -> None:
 
 
 def _finish(
-    task: Task, rules: RunRules, trained: Trained, home: Home, screen: Screen
-) -> dict[str, Any]:
+    task: Task, rules: RunRules, trained: Trained, home: Home | None, screen: Screen
+) -> dict[str, Any] | None:
     """Tests the model, and keeps and shows what came of that."""
+    if not home:
+        return None
     tested = task.test(trained.params, screen)
     folder = home.path if home.is_whole() else home.made_anew({})
     for name, content in tested.files.items():

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 
 from flaxattn.training.config import RunConfig, config_hash, flat, portable, to_json
 from flaxattn.training.continuing import check_schedule, kept_run
-from flaxattn.training.devices import check_batch_size
 from flaxattn.training.home import Home
 from flaxattn.training.parameters.freezing import labels
 from flaxattn.training.record import has_begun, name_in_data, read_config, read_data
@@ -74,7 +73,6 @@ def opened(task: Task, rules: RunRules, *, accept_changed_data: bool = False) ->
       else as `check_folder`.
     """
     folder, training = Path(task.config.output), task.config.training
-    check_batch_size(training.batch_size, training.microbatches)
     labels(task.params, training.freeze)
     _check_writable(folder)
     make_folder(folder)

@@ -36,12 +36,13 @@ class Screen:
     Args:
       error: speak on standard error, where standard output is for what was asked for.
       speaker: the name before every line, where others may speak there, too.
+      silent: say nothing, where another process says it.
     """
 
-    def __init__(self, *, error: bool = False, speaker: str = "") -> None:
+    def __init__(self, *, error: bool = False, speaker: str = "", silent: bool = False) -> None:
         self._start = f"{speaker}: " if speaker else ""
         self._console = rich.console.Console(
-            stderr=error, soft_wrap=True, highlight=False, markup=False, emoji=False
+            stderr=error, soft_wrap=True, highlight=False, markup=False, emoji=False, quiet=silent
         )
 
     @property

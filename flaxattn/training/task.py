@@ -15,7 +15,7 @@ from flaxattn.types import PyTree
 __all__ = ["Batch", "Loss", "RunRules", "Sums", "Task", "Tested"]
 
 Batch = PyTree
-"""Each array with `batch_size` rows."""
+"""Each array with `batch_size` rows, and, if it has a second axis, with the positions of a row."""
 
 
 class Sums(NamedTuple):
@@ -66,6 +66,14 @@ class Task(Protocol):
     @property
     def params(self) -> Params:
         """The parameters before the first step; with `init_from`, those of the model it names."""
+
+    @property
+    def axes(self) -> PyTree:
+        """For each parameter the logical names of its axes, `embed` and others, in a tuple.
+
+        As layers name them, and `flax.linen.get_partition_spec` tells; () for what has none. By
+        these `training.mesh` spreads it over devices, of which the task need know nothing.
+        """
 
     def files(self) -> Mapping[str, bytes]:
         """The task's own files that a run begins with, by name: those of `RunRules.files`."""

@@ -1,4 +1,4 @@
-"""One update of the parameters: jitted, donated, data-parallel, exact to the token."""
+"""One update of the parameters: jitted, donated, spread over a mesh, exact to the token."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxattn.training.config import TrainingConfig
+from flaxattn.training.mesh import on_mesh, place_like, shardings_like
 from flaxattn.training.parameters.averaging import update_average
 from flaxattn.training.parameters.freezing import freeze
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.task import Batch, Loss, Sums
 from flaxattn.training.trees import Params
+from flaxattn.types import PyTree
 
 __all__ = [
     "TrainState",
@@ -20,6 +22,7 @@ __all__ = [
     "make_eval_step",
     "make_optimizer",
     "make_train_step",
+    "spread_state",
 ]
 
 
@@ -60,25 +63,55 @@ def make_optimizer(config: TrainingConfig, params: Params = None) -> optax.Gradi
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, config: TrainingConfig
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    config: TrainingConfig,
+    shardings: TrainState | None = None,
 ) -> TrainState:
-    """The state before the first step, in arrays of its own, since the step takes them over."""
+    """The state before the first step, in arrays of its own, since the step takes them over.
 
-    @jax.jit
+    Args:
+      shardings: where it is made; default: where the parameters are.
+    """
+
     def init(params: Params) -> TrainState:
         ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
         params = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
-    return init(params)
+    return jax.jit(init, out_shardings=shardings)(params)
+
+
+def spread_state(
+    params: Params,
+    axes: PyTree,
+    optimizer: optax.GradientTransformation,
+    config: TrainingConfig,
+    mesh: Mesh,
+) -> TrainState:
+    """The state before the first step on a mesh, on no device of which it ever is in the whole.
+
+    Args:
+      params: in the memory of each process.
+      axes: the logical names of their axes, as in `shardings_like`.
+    """
+    shapes = jax.eval_shape(lambda params: init_state(params, optimizer, config), params)
+    shardings = shardings_like(shapes, axes, mesh)
+    return init_state(place_like(params, shardings.params), optimizer, config, shardings)
 
 
 def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, config: TrainingConfig, *, mesh: Mesh
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    config: TrainingConfig,
+    *,
+    mesh: Mesh,
+    shardings: TrainState | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted update: (TrainState, Batch) -> (TrainState, Sums).
 
-    The state it is given is donated: use the one it returns.
+    The state it is given is donated: use the one it returns, which lies where `shardings` say, by
+    default the same on all devices.
     The loss is summed over all that is counted in all microbatches and on all devices, and divided
     once by their number, so that neither the number of microbatches nor of devices changes the
     gradient. Where it or a gradient is not finite, the step changes nothing but its number, and is
@@ -90,6 +123,10 @@ def make_train_step(
         return sums.loss, sums
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        with on_mesh(mesh):
+            return made(state, batch)
+
+    def made(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def add_microbatch(total: Params, part: tuple[jax.Array, Batch]) -> tuple[Params, Sums]:
@@ -120,13 +157,19 @@ def make_train_step(
             ema = update_average(ema, params, state.step, config.ema_decay)
         return TrainState(state.step, params, opt_state, ema)
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    places = (everywhere if shardings is None else shardings, everywhere)
+    return jax.jit(step, donate_argnums=0, out_shardings=places)
 
 
-def make_eval_step(loss: Loss) -> jax.stages.Wrapped:
+def make_eval_step(loss: Loss, *, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted loss without dropout: (params, Batch) -> Sums."""
-    return jax.jit(lambda params, batch: loss(params, batch, None))
+
+    def evaluated(params: Params, batch: Batch) -> Sums:
+        with on_mesh(mesh):
+            return loss(params, batch, None)
+
+    return jax.jit(evaluated, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _split(batch: Batch, parts: int) -> Batch:

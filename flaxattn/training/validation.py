@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from flaxattn.training.devices import place
+from flaxattn.training.mesh import place_batch
 from flaxattn.training.metrics import total
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.processes import by_first, is_first, whole
+from flaxattn.training.reporting import Log
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Task
 from flaxattn.training.train_step import make_eval_step
@@ -27,22 +28,24 @@ class Validation:
 
     def __init__(self, task: Task, mesh: Mesh, screen: Screen) -> None:
         self._task, self._mesh, self._screen = task, mesh, screen
-        self._eval_step = make_eval_step(task.loss)
+        self._eval_step = make_eval_step(task.loss, mesh=mesh)
 
     def measure(self, params: Params) -> tuple[dict[str, float], float]:
         """The values of a model, and its metric: more is better, and no number is worst."""
-        batches = (place(batch, self._mesh, "data") for batch in self._task.valid_batches())
-        sums = total([self._eval_step(params, batch) for batch in batches])
-        values, metric = self._task.validate(params, self._task.means(sums))
+        batches = (place_batch(batch, self._mesh) for batch in self._task.valid_batches())
+        means = self._task.means(total([self._eval_step(params, batch) for batch in batches]))
+        params = whole(params)
+        values, metric = by_first(lambda: self._task.validate(params, means))
         return values, -math.inf if math.isnan(metric) else metric
 
-    def report(self, step: int, params: Params, log: RunLog) -> float:
+    def report(self, step: int, params: Params, log: Log) -> float:
         """Tells of a model's values and of its samples, and gives its metric."""
         values, metric = self.measure(params)
         log.write("valid", step, values)
         shown = "  ".join(f"{name} {x:.3f}" for name, x in values.items() if name != "loss")
         self._screen.say(f"step {step:>6}  validation  {shown}")
-        for texts in self._task.samples(params):
+        params = whole(params)
+        for texts in self._task.samples(params) if is_first() else ():
             log.write("sample", step, dict(texts))
             for name, text in texts.items():
                 self._screen.say(f"    {name:<12} {text}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from flaxattn.training.command_line import given, parsed
 from flaxattn.training.config import at_home
 from flaxattn.training.ending import EXIT_CODES, exit_code
+from flaxattn.training.processes import Rendezvous
 from flaxattn.training.screen import Screen, sturdy_streams, warnings_told
 from flaxattn.translation.config import RunConfig, check_sampling
 from flaxattn.translation.options import completed
@@ -26,6 +27,7 @@ usage: {prog} [PRESET] [OPTIONS]
   {prog} multi30k --data-dir ~/multi30k         a preset and the folder its files are in
   {prog} small --train my.tsv --steps 500       fewer steps; what counts steps scales with them
   {prog} small --train my.tsv --dry-run         show what would be done, and stop
+  {prog} --coordinator host:1234 --processes 2 --process 0    one of two that train together
 
 Presets: {presets}. The options below show the values of preset "{preset}".
 A run that was interrupted goes on when the same command is given again; one that has ended, when it
@@ -66,6 +68,7 @@ def _train(presets: Mapping[str, RunConfig], words: list[str], prog: str) -> Non
         remarks=remarks,
         stop_before_training=command.dry_run,
         accept_changed_data=command.accept_changed_data,
+        rendezvous=Rendezvous(command.coordinator, command.processes, command.process),
     )
 
 
@@ -89,6 +92,13 @@ class Command:
     """Show shapes, parameters and a sample of the data, compile, and stop."""
     accept_changed_data: bool = False
     """Take a run further although its data is not what it began with."""
+    coordinator: str = ""
+    """Host and port of process 0, where several processes train together, each started with this
+    command; with Slurm or on a TPU pod nothing need be given."""
+    processes: int = 0
+    """How many processes there are."""
+    process: int = -1
+    """The number of this one, from 0."""
     debug: bool = False
     """Show the whole traceback of an error."""
 

@@ -4,6 +4,7 @@ import jax
 
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.training.devices import device_memory
+from flaxattn.training.mesh import mesh_sizes
 from flaxattn.translation.config import DecodingConfig, RunConfig
 
 __all__ = [
@@ -21,7 +22,7 @@ GIB = 2**30
 def check_training(config: RunConfig) -> None:
     """Raises ValueError if a step of training needs more memory than there is."""
     _check(
-        training_bytes(config, jax.local_device_count()),
+        training_bytes(config, _copies(config.training.mesh)),
         "a step of training",
         "a smaller model (--vocab-size, --features, --ff-features, --encoder-layers, "
         "--decoder-layers) or a smaller batch (--batch-size, --sequence-length, or more "
@@ -50,10 +51,14 @@ def check_decoding(
     )
 
 
-def training_bytes(config: RunConfig, devices: int) -> int:
-    """A lower bound: parameters with gradients and moments on every device, and a step's arrays."""
+def training_bytes(config: RunConfig, copies: float) -> float:
+    """A lower bound: parameters with gradients and moments, and a step's arrays.
+
+    Args:
+      copies: of the parameters, on the devices of this process together.
+    """
     model, training = config.model, config.training
-    copies = 2 + 2 * (not training.freeze) + bool(training.ema_decay)
+    trees = 2 + 2 * (not training.freeze) + bool(training.ema_decay)
     tokens = training.batch_size * training.sequence_length // training.microbatches
     sizes = (model.features, model.features)
     if not model.remat:  # else the input of each layer alone is kept for the backward pass
@@ -61,7 +66,13 @@ def training_bytes(config: RunConfig, devices: int) -> int:
     kept = model.encoder_layers * sizes[0] + model.decoder_layers * sizes[1]
     of_token = 4 * model.vocab_size + kept * ITEM_BYTES[model.dtype]
     params = parameter_count(model) * ITEM_BYTES[model.param_dtype]
-    return copies * params * devices + tokens * of_token
+    return copies * trees * params + tokens * of_token
+
+
+def _copies(mesh: str) -> float:
+    """How many copies of the parameters the devices of this process have together."""
+    sizes = mesh_sizes(mesh)
+    return jax.local_device_count() / (sizes.get("fsdp", 1) * sizes.get("model", 1))
 
 
 def decoding_bytes(
@@ -94,7 +105,7 @@ def parameter_count(model: EncoderDecoderConfig) -> int:
     return tables * width + stacks
 
 
-def _check(needed: int, what: str, smaller: str) -> None:
+def _check(needed: float, what: str, smaller: str) -> None:
     """`needed` on all local devices together."""
     memory = device_memory()
     if needed > memory:

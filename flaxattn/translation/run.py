@@ -11,6 +11,7 @@ import numpy as np
 
 from flaxattn.training.config import at_home
 from flaxattn.training.continuing import kept_run
+from flaxattn.training.processes import ALONE, Rendezvous
 from flaxattn.training.run import run as run_task
 from flaxattn.training.screen import Screen
 from flaxattn.translation.config import MAX_RATIO, RunConfig
@@ -28,6 +29,7 @@ __all__ = ["run"]
 def run(
     config: RunConfig,
     *,
+    rendezvous: Rendezvous = ALONE,
     stop_before_training: bool = False,
     accept_changed_data: bool = False,
     remarks: Sequence[str] = (),
@@ -39,7 +41,7 @@ def run(
     `model/`, the exported model.
 
     Args:
-      stop_before_training, accept_changed_data: as in `flaxattn.training.run.run`.
+      rendezvous, stop_before_training, accept_changed_data: as in `flaxattn.training.run.run`.
       remarks: what there is to say of how `config` came to be.
 
     Raises:
@@ -49,6 +51,7 @@ def run(
         _with_kept_limit(at_home(config)),
         functools.partial(_task, remarks=remarks, show_data=stop_before_training),
         RULES,
+        rendezvous=rendezvous,
         stop_before_training=stop_before_training,
         accept_changed_data=accept_changed_data,
     )

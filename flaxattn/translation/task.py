@@ -15,6 +15,7 @@ from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import Translator, translate
+from flaxattn.translation.initial import axes_of
 from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
 from flaxattn.translation.loss import loss_of, means
 from flaxattn.translation.preparation import Prepared
@@ -23,6 +24,7 @@ from flaxattn.translation.text.packing import Batch
 from flaxattn.translation.text.scoring import score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded
+from flaxattn.types import PyTree
 
 __all__ = ["TranslationTask"]
 
@@ -42,6 +44,10 @@ class TranslationTask:
     @property
     def params(self) -> Params:
         return self.prepared.params
+
+    @property
+    def axes(self) -> PyTree:
+        return axes_of(self.prepared.model)
 
     def files(self) -> dict[str, bytes]:
         return {TOKENIZER: self.prepared.tokenizer.model}

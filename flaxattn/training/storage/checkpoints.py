@@ -80,7 +80,7 @@ class _Kept(abc.ABC):
             self._make_folder()
             if free_bytes(self._folder) < size_of(tree):  # else orbax finds out, array by array
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+            with _orbax() as orbax:
                 orbax.save(partial / TREE, args=ocp.args.StandardSave(tree))
             seal(partial, about)
             self._replace(step, partial)
@@ -171,7 +171,7 @@ class _Kept(abc.ABC):
         folder = self._folder / str(step)
         _check_arrays(about.get("arrays"), _arrays(like), folder)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+        with _orbax() as orbax:
             return orbax.restore(folder / TREE, args=ocp.args.StandardRestore(abstract))
 
 
@@ -258,6 +258,15 @@ class Models(_Kept):
         by_metric = lambda step: (abouts[step]["metric"], -step)  # noqa: E731  an equal one is no better
         ranked = sorted(abouts, key=by_metric if self._select == "best" else None)
         return set(ranked[-self._keep :])
+
+
+def _orbax() -> ocp.Checkpointer:
+    """Orbax in this process alone: it waits for no others, which keep nothing."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def size_of(tree: PyTree) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flaxattn.models import EncoderDecoder
 from flaxattn.search import Hypotheses, SpecialTokens
-from flaxattn.training.devices import data_mesh, place
+from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode

@@ -1,0 +1,187 @@
+"""One mesh: what lies where on it, and a step that is the same on all of them."""
+
+import collections
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+from test_train_step import BOS, LENGTH, MODEL, ROWS, TRAINING, V, adam, parameters
+
+from flaxattn.logical import spec_of
+from flaxattn.ranges import FieldError
+from flaxattn.training.mesh import (
+    RULES,
+    check_batch_size,
+    describe_mesh,
+    make_mesh,
+    mesh_sizes,
+    place_batch,
+)
+from flaxattn.training.processes import whole
+from flaxattn.training.train_step import (
+    make_eval_step,
+    make_optimizer,
+    make_train_step,
+    spread_state,
+)
+from flaxattn.translation.initial import axes_of
+from flaxattn.translation.loss import loss_of
+from flaxattn.translation.text.packing import Batch
+
+MESHES = [
+    "data=4",
+    "fsdp=4",
+    "context=4",
+    "model=2",
+    "data=2,fsdp=2",
+    "fsdp=2,model=2",
+    "data=2,context=2",
+    "context=2,model=2",
+    "fsdp=2,context=2",
+    "data=2,model=2",
+]
+
+
+def mesh_of(text):
+    return make_mesh(text, jax.devices("cpu")[: np.prod([*mesh_sizes(text).values()])])
+
+
+@functools.cache
+def packed():
+    """Rows of two segments and padding, of other lengths in each."""
+    rng = np.random.default_rng(3)
+    sides = []
+    for _ in range(2):
+        tokens = rng.integers(4, V, (ROWS, LENGTH)).astype(np.int32)
+        ends = np.sort(rng.integers(1, LENGTH, (ROWS, 2)), axis=1)
+        ids = (np.arange(LENGTH) < ends[:, :1]) + (np.arange(LENGTH) < ends[:, 1:])
+        ids = np.where(ids == 0, 0, 3 - ids).astype(np.int32)
+        sides += [np.where(ids == 0, 0, tokens), ids]
+    return Batch(*sides)
+
+
+def stepped(text):
+    """The state after two steps, and the sums of the second, as of one device."""
+    mesh, optimizer = mesh_of(text), make_optimizer(TRAINING)
+    state = spread_state(parameters(), axes_of(MODEL), optimizer, TRAINING, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    loss = loss_of(MODEL, TRAINING, BOS)
+    step = make_train_step(loss, optimizer, TRAINING, mesh=mesh, shardings=shardings)
+    for _ in range(2):
+        state, sums = step(state, place_batch(packed(), mesh))
+    assert jax.tree.map(lambda x: x.sharding, state) == shardings
+    evaluated = make_eval_step(loss, mesh=mesh)(state.params, place_batch(packed(), mesh))
+    return whole((state.params, state.opt_state)), jax.device_get((sums, evaluated))
+
+
+one = functools.cache(lambda: stepped("data=1"))
+
+
+@pytest.mark.thorough(quick=5)
+@adam
+@pytest.mark.parametrize("text", MESHES)
+def test_a_step_is_that_of_one_device(text):
+    (state, sums), (expected_state, expected_sums) = stepped(text), one()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5), sums, expected_sums)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5)
+    jax.tree.map(close, state, expected_state)
+
+
+# ---- What lies where -------------------------------------------------------------------------
+
+
+def spread_sizes(text):
+    """The bytes of the state on each device, and in all."""
+    optimizer = make_optimizer(TRAINING)
+    state = spread_state(parameters(), axes_of(MODEL), optimizer, TRAINING, mesh_of(text))
+    parts = [(x.addressable_shards[0].data.nbytes, x.nbytes) for x in jax.tree.leaves(state)]
+    return np.sum(parts, axis=0)
+
+
+SPREAD = [("data=4", 1), ("fsdp=4", 4), ("fsdp=2,model=2", 3.8)]  # its vectors not over model
+
+
+@pytest.mark.parametrize("text, parts", SPREAD)
+def test_parameters_and_moments_are_spread_over_fsdp_and_model(text, parts):
+    part, all_of_it = spread_sizes(text)
+    assert all_of_it / parts <= part <= 1.2 * all_of_it / parts
+
+
+def collectives(text):
+    """How often the compiled step moves an array of each shape, by what it does."""
+    mesh, optimizer = mesh_of(text), make_optimizer(TRAINING)
+    state = spread_state(parameters(), axes_of(MODEL), optimizer, TRAINING, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    loss = loss_of(MODEL, TRAINING, BOS)
+    step = make_train_step(loss, optimizer, TRAINING, mesh=mesh, shardings=shardings)
+    program = step.lower(state, place_batch(packed(), mesh)).compile().as_text()
+    found = collections.Counter()
+    for shape, name in re.findall(r"= (\w+\[[\d,]*\])\S* (all-gather)(?:-start)?\(", program):
+        found[name, shape] += 1
+    return found
+
+
+@adam
+def test_where_parameters_are_spread_they_are_gathered_and_activations_are_not():
+    shapes = {
+        f"f32[{','.join(map(str, x.shape))}]"
+        for x in jax.tree.leaves(jax.eval_shape(lambda: parameters()))
+    }
+    gathered = {shape for _, shape in collectives("fsdp=2") if shape.startswith("f32")}
+    permuted = {tuple(sorted(re.findall(r"\d+", shape))) for shape in shapes}
+    assert gathered
+    assert {tuple(sorted(re.findall(r"\d+", shape))) for shape in gathered} <= permuted
+    assert not collectives("data=2")
+
+
+def test_an_axis_is_spread_once_and_where_it_divides():
+    mesh = AbstractMesh((2, 2, 2, 2), ("data", "fsdp", "context", "model"))
+    spec = functools.partial(spec_of, rules=RULES, mesh=mesh)
+    assert spec(("batch", "length"), (8, 6)) == PartitionSpec(("data", "fsdp"), "context")
+    assert spec(("batch", "length"), (8, 7)) == PartitionSpec(("data", "fsdp"), None)
+    assert spec(("batch", "embed"), (4, 6)) == PartitionSpec(("data", "fsdp"), None)
+    assert spec(("heads", "mlp", "nobody"), (3, 4, 2)) == PartitionSpec(None, "model", None)
+    assert spec((), (4, 4)) == PartitionSpec(None, None)
+
+
+def test_names_of_parameters_are_those_that_layers_give():
+    axes = axes_of(MODEL)
+    assert tuple(axes["source_embedding"]["embedding"]) == ("vocab", "embed")
+    attention = axes["encoder"]["layer_0"]["self_attention"]
+    assert tuple(attention["query"]["kernel"]) == ("embed", "heads", "kv")
+    is_names = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    jax.tree.map(lambda names, x: None, axes, parameters(), is_leaf=is_names)  # of one structure
+
+
+# ---- What is said of it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["data", "data=", "rows=2", "data=2,data=2", "data=0", "data=-1", "data=1e1", "fsdp=²"]
+)
+def test_what_is_no_mesh_is_refused_by_the_name_of_the_option(text):
+    with pytest.raises(FieldError, match=r"mesh .*expected") as error:
+        mesh_sizes(text)
+    assert error.value.of_option().startswith("--mesh ")
+
+
+def test_a_mesh_of_other_devices_than_there_are_is_refused():
+    for text in ("data=3", "fsdp=3", "data=2,model=4"):
+        with pytest.raises(ValueError, match=f"--mesh {text}: is of .* devices; there are 4"):
+            make_mesh(text)
+
+
+def test_data_takes_what_is_left():
+    assert dict(make_mesh("model=2").shape) == {"data": 2, "fsdp": 1, "context": 1, "model": 2}
+    assert describe_mesh(make_mesh("model=2")) == "; mesh data=2,model=2"
+    assert describe_mesh(make_mesh()) == ""
+
+
+def test_rows_are_everywhere_as_many():
+    check_batch_size(16, 2, mesh_of("data=2,fsdp=2"))
+    check_batch_size(6, 1, mesh_of("model=4"))
+    with pytest.raises(ValueError, match="--batch-size is 12; expected a multiple of 4 devices"):
+        check_batch_size(12, 2, mesh_of("data=2,fsdp=2"))
