@@ -97,8 +97,8 @@ def test_stopped_in_one_process_it_goes_on_in_two_with_parameters_spread(tmp_pat
     folder, whole_run = tmp_path / "run", tmp_path / "whole"
     ((code, told),) = ended(start(folder, "--signal", "SIGTERM@6", devices=2))
     assert code == 75, told
-    (code, told), (other, _) = together(folder, "--mesh", "fsdp=2")
-    assert (code, other) == (0, 0) and "mesh fsdp=2" in told, told
+    (code, told), (other, words) = together(folder, "--mesh", "fsdp=2")
+    assert (code, other) == (0, 0) and "mesh fsdp=2" in told, told + words
     ((code, _),) = ended(start(whole_run, "--mesh", "fsdp=2", devices=2))
     assert code == 0
     losses = [
@@ -118,7 +118,8 @@ def test_where_one_is_killed_the_other_says_so_and_ends(alone, tmp_path, killed)
     assert outcomes[killed][0] == -9
     code, told = outcomes[1 - killed]
     assert code == 1 and "another process of this run has ended" in told
-    assert together(folder)[0][0] == 0
+    again = together(folder)
+    assert again[0][0] == 0, again
     assert same(folder, alone) == []
 
 
@@ -133,14 +134,11 @@ def test_where_the_disk_is_full_both_end_and_go_on_once_there_is_room(alone, tmp
 
 @pytest.mark.thorough
 def test_what_the_first_refuses_ends_all_with_its_words(alone, tmp_path):
-    """Other text than the run began with; and text that only one of them reads."""
+    """Such as other text than the run began with."""
     (code, told), (other, words) = together(alone, "--text", "another text of some length " * 40)
     assert (code, other) == (2, 2)
     assert "holds a run that began with other train" in told
     assert "process 1: error: process 0: " in words and "other train" in words
-    others = ["--text", "another text of some length " * 40]
-    (code, _), (other, words) = together(tmp_path / "run", others=others)
-    assert (code, other) == (1, 2) and "reads other data than process 0" in words
 
 
 # ---- A process alone -------------------------------------------------------------------------
@@ -154,6 +152,13 @@ def test_a_process_alone_asks_nobody(monkeypatch):
     tree = {"w": np.ones(3)}
     assert from_first(tree) is tree
     assert isinstance(whole({"w": jax.numpy.ones(3)})["w"], np.ndarray)
+
+
+def test_a_process_with_other_data_than_the_first_says_so(monkeypatch):
+    monkeypatch.setattr(processes, "by_first", lambda do: "of the first")
+    check_same("data", "of the first")
+    with pytest.raises(ValueError, match="reads other data than process 0"):
+        check_same("data", "of this one")
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,8 @@ def from_first(tree: Tree) -> Tree:
         return tree
 
     def told(x: Any) -> np.ndarray:
-        array = np.ascontiguousarray(x)
-        octets = array.reshape(-1).view(np.uint8)
+        array = np.asarray(x)
+        octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return _broadcast(octets).view(array.dtype).reshape(array.shape)
 
     return jax.tree.map(told, tree)
