@@ -85,7 +85,7 @@ def test_stopped_in_two_processes_it_goes_on_in_one_to_the_same_bytes(alone, tmp
     assert "2 processes; mesh data=2" in told
     stopped = int(re.search(r"Interrupted after step (\d+)", told)[1])
     assert 7 <= stopped <= 10  # the others are told some steps later
-    assert not nothing.strip()  # the first alone speaks
+    assert nothing.splitlines()[1:] == []  # the first alone speaks, but for who is waiting
     ((code, told),) = ended(start(tmp_path / "run", devices=2))
     assert code == 0 and f"Resumed from the checkpoint of step {stopped}" in told
     assert same(tmp_path / "run", alone) == []
@@ -181,7 +181,7 @@ def test_a_cluster_that_tells_of_others_is_asked(monkeypatch, variables, count):
         monkeypatch.setenv(name, value)
     assert join(ALONE) == count
     assert len(asked) == (count > 1)
-    assert all(arguments == (None,) and len(given) == 1 for arguments, given in asked)
+    assert all(arguments == (None,) and "process_id" not in given for arguments, given in asked)
 
 
 def test_others_that_are_not_there_are_told(monkeypatch):
@@ -192,6 +192,12 @@ def test_others_that_are_not_there_are_told(monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)
     with pytest.raises(OSError, match="--coordinator host:1: the other processes could not"):
         join(Rendezvous("host:1", 2, 0))
+
+
+def test_a_first_process_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE", 0.3)
+    with pytest.raises(OSError, match=r"--coordinator 127\.0\.0\.1:9: process 0 was not reached"):
+        join(Rendezvous("127.0.0.1:9", 2, 1))
 
 
 @pytest.mark.parametrize("kind, code", [(SaveError, 1), (ValueError, 2)])

@@ -11,7 +11,9 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 LAG = 2  # steps after which an answer is there without waiting for the device
+PATIENCE = 300  # seconds to wait for the others to be started
+PAUSE = 0.2
 SILENCE = 30  # seconds after which a process that is not heard of is taken for dead
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # of processes, where a cluster tells
 HOSTS = "TPU_WORKER_HOSTNAMES"
@@ -87,6 +91,8 @@ def join(where: Rendezvous) -> int:
     given, told = _checked(where), _told()
     if not given and told == 1:
         return 1
+    if given and where.process:
+        _await(where.coordinator)
     former = signal.getsignal(signal.SIGTERM)
     with contextlib.suppress(AttributeError, ValueError):  # jax that knows of no others
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -95,7 +101,10 @@ def join(where: Rendezvous) -> int:
         numbers = {"num_processes": where.processes, "process_id": where.process}
     try:
         jax.distributed.initialize(
-            where.coordinator or None, **numbers, heartbeat_timeout_seconds=SILENCE
+            where.coordinator or None,
+            **numbers,
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=SILENCE,
         )
     except (RuntimeError, ValueError) as error:
         raise OSError(
@@ -125,6 +134,27 @@ def _checked(where: Rendezvous) -> bool:
             f"{where.processes - 1}."
         )
     return True
+
+
+def _await(coordinator: str) -> None:
+    """Waits until process 0 listens: jax itself would end the process with a trace of its own.
+
+    Raises:
+      OSError if it does not within PATIENCE.
+    """
+    host, _, port = coordinator.rpartition(":")
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(
+                    f"--coordinator {coordinator}: process 0 was not reached in {PATIENCE} s: "
+                    f"{error}. Start it with --process 0 on that host."
+                ) from error
+            time.sleep(PAUSE)
 
 
 def _told() -> int:

@@ -107,6 +107,9 @@ def run(
 def _begin(config: TrainingConfig, rendezvous: Rendezvous) -> Screen:
     """Makes processes and devices ready, and gives the screen, on which these stand first."""
     keep_freed_memory()
+    if rendezvous != ALONE:
+        told = f"process {rendezvous.process} of {rendezvous.processes}"
+        Screen(error=True).say(f"Waiting for all at {rendezvous.coordinator}: this is {told}.")
     processes = join(rendezvous)
     _split(config, processes)
     screen = Screen(silent=not is_first())
