@@ -2,13 +2,16 @@
 
 import collections
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
-from test_train_step import BOS, LENGTH, MODEL, ROWS, TRAINING, V, adam, parameters
+from test_train_step import BOS, MODEL, ROWS, TRAINING, V, adam, parameters
 
 from flaxattn.logical import spec_of
 from flaxattn.ranges import FieldError
@@ -31,6 +34,7 @@ from flaxattn.translation.initial import axes_of
 from flaxattn.translation.loss import loss_of
 from flaxattn.translation.text.packing import Batch
 
+CELLS = 16  # of a row: eight devices divide them
 MESHES = [
     "data=4",
     "fsdp=4",
@@ -55,9 +59,9 @@ def packed():
     rng = np.random.default_rng(3)
     sides = []
     for _ in range(2):
-        tokens = rng.integers(4, V, (ROWS, LENGTH)).astype(np.int32)
-        ends = np.sort(rng.integers(1, LENGTH, (ROWS, 2)), axis=1)
-        ids = (np.arange(LENGTH) < ends[:, :1]) + (np.arange(LENGTH) < ends[:, 1:])
+        tokens = rng.integers(4, V, (ROWS, CELLS)).astype(np.int32)
+        ends = np.sort(rng.integers(1, CELLS, (ROWS, 2)), axis=1)
+        ids = (np.arange(CELLS) < ends[:, :1]) + (np.arange(CELLS) < ends[:, 1:])
         ids = np.where(ids == 0, 0, 3 - ids).astype(np.int32)
         sides += [np.where(ids == 0, 0, tokens), ids]
     return Batch(*sides)
@@ -84,10 +88,48 @@ one = functools.cache(lambda: stepped("data=1"))
 @adam
 @pytest.mark.parametrize("text", MESHES)
 def test_a_step_is_that_of_one_device(text):
+    check_step(text)
+
+
+def check_step(text):
     (state, sums), (expected_state, expected_sums) = stepped(text), one()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5), sums, expected_sums)
     close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5)
     jax.tree.map(close, state, expected_state)
+
+
+EIGHT = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from test_mesh import check_step
+with jax.numpy_dtype_promotion("standard"):
+    for text in sys.argv[1:]:
+        check_step(text)
+        print(text, "is as one")
+"""
+
+
+@pytest.mark.thorough
+def test_a_step_over_eight_devices_is_that_of_one():
+    meshes = [
+        "data=8",
+        "fsdp=8",
+        "context=8",
+        "data=4,fsdp=2",
+        "fsdp=4,model=2",
+        "context=4,model=2",
+    ]
+    meshes += ["data=2,fsdp=2,model=2", "data=2,fsdp=2,context=2", "fsdp=2,context=2,model=2"]
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT, *meshes],
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [f"{text} is as one" for text in meshes], done.stderr
 
 
 # ---- What lies where -------------------------------------------------------------------------
