@@ -6,8 +6,10 @@
 (1, 4, 2, 8)
 """
 
+from flaxattn.attention import Layout as Layout
 from flaxattn.attention import attend as attend
 from flaxattn.attention import attend_head as attend_head
+from flaxattn.attention import attend_over as attend_over
 from flaxattn.attention import attend_with_stats as attend_with_stats
 from flaxattn.attention import attention_weights as attention_weights
 from flaxattn.attention import dropout_keys as dropout_keys

@@ -14,12 +14,14 @@ from flaxattn.types import Array
 
 __all__ = [
     "check_arrays",
+    "check_bias",
     "check_dropout",
     "check_drawable",
     "check_indices",
     "check_is_score",
     "check_mask",
     "check_of_heads",
+    "check_qkv",
     "check_query_key",
     "make_options",
 ]
@@ -29,11 +31,16 @@ def check_arrays(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask | BlockPlan | Array | None
 ) -> Mask | BlockPlan | None:
     """Checks the arrays of a call, and its mask against them; gives the mask back as a `Mask`."""
+    return check_mask(mask, check_qkv(query, key, value))
+
+
+def check_qkv(query: jax.Array, key: jax.Array, value: jax.Array) -> Sizes:
+    """Checks shapes and dtypes of the three and returns what each letter stands for."""
     sizes = check_query_key(query, key)
     checks.check_axes("value", value, "B S K H'", sizes)
     if value.dtype != query.dtype:
         raise TypeError(f"value has dtype {value.dtype}, query {query.dtype}; expected the same.")
-    return check_mask(mask, sizes)
+    return sizes
 
 
 def check_drawable(mask: object, q_len: int, kv_len: int) -> None:
@@ -58,10 +65,14 @@ def make_options(
     score: Score | None,
     sinks: float | jax.Array | None,
     dropout_rate: float = 0.0,
+    sizes: Sizes | None = None,
 ) -> Options:
-    """The checked options of a call, still without seeds, the score as it was given."""
-    sizes = check_query_key(query, key)
-    _check_bias(bias, sizes)
+    """The checked options of a call, still without seeds, the score as it was given.
+
+    `sizes` are those that they are to fit; None: those of query and key.
+    """
+    sizes = check_query_key(query, key) if sizes is None else sizes
+    check_bias(bias, sizes)
     check_of_heads("scale", scale, sizes["N"][0])
     check_of_heads("sinks", sinks, sizes["N"][0])
     _check_score(score, sizes)
@@ -128,7 +139,7 @@ def _mask_of_array(array: object, sizes: Sizes) -> Mask:
     return from_dense(array)
 
 
-def _check_bias(bias: Array | None, sizes: Sizes) -> None:
+def check_bias(bias: Array | None, sizes: Sizes) -> None:
     """Raises TypeError or ValueError unless `bias` is floating and [B, N, T, S], 1 where shared."""
     if bias is not None:
         checks.check_array("bias", bias)
@@ -186,8 +197,12 @@ def _is_real(value: object) -> bool:
     return is_number or hasattr(value, "__jax_array__")
 
 
-def check_dropout(query: jax.Array, rate: float, key: jax.Array | None) -> jax.Array | None:
+def check_dropout(
+    query: jax.Array, rate: float, key: jax.Array | None, but: jax.Array | None = None
+) -> jax.Array | None:
     """The key if there is a rate, else None.
+
+    Over devices that `but` varies over a key may be the same.
 
     Raises:
       TypeError for what is no key; ValueError where a key is missing, has axes other than [B, N],
@@ -199,7 +214,7 @@ def check_dropout(query: jax.Array, rate: float, key: jax.Array | None) -> jax.A
         return None
     if key is None:
         raise ValueError(f"dropout_rate is {rate} but dropout_key is None; pass a key.")
-    check_varies("dropout_key", key, query)
+    check_varies("dropout_key", key, query, but)
     return key
 
 

@@ -69,6 +69,7 @@ def option_axes(options: Options) -> tuple[Axes, ...]:
         *(() if score is None else tree_axes(score)),
         *(() if sinks is None else (head_axes(jnp.asarray(sinks)),)),
         *(() if seeds is None else (lead_axes(seeds, 2),)),
+        *(() if options.places is None else ((None,),) * 2),
     )
 
 

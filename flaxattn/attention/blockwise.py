@@ -91,6 +91,9 @@ def prepared(
         floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(score)]
         score, others = halves(score, floating)
     fixed = fixed._replace(score=others, seeds=options.seeds)
+    if options.seeds is not None and options.places is not None:
+        q_places, kv_places = map(jnp.asarray, options.places)
+        fixed = fixed._replace(q_places=q_places, kv_places=kv_places)
     sinks = None if own.sinks is None else own.sinks[0]
     sizes = (plan.block_q, plan.block_kv)
     setting = Setting(*sizes, options.dropout_rate, has_mask, kernels=kernels)
@@ -208,4 +211,5 @@ def _fixed_axes(fixed: Fixed) -> tuple[Axes, ...]:
     of_nan = () if fixed.q_nan is None else (("b", None, "n"), ("b", None, "k"))
     of_score = () if fixed.score is None else tree_axes(fixed.score)
     of_seeds = () if fixed.seeds is None else (lead_axes(fixed.seeds, 2),)
-    return (*mask_axes(fixed.mask), *of_plan, *of_nan, *of_score, *of_seeds)
+    of_places = () if fixed.q_places is None else ((None,), (None,))
+    return (*mask_axes(fixed.mask), *of_plan, *of_nan, *of_score, *of_seeds, *of_places)

@@ -73,6 +73,9 @@ class Fixed(NamedTuple):
     kv_nan: jax.Array | None = None  # [B, S, K]; [levels, blocks, k, s]
     score: Score | None = None  # the leaves of the score that are not floating
     seeds: jax.Array | None = None  # uint32 [B, N, 2]; [levels, k, g, 2]
+    # Where queries and keys stand, where that is not in order; [levels, ...].
+    q_places: jax.Array | None = None  # int32 [T]
+    kv_places: jax.Array | None = None  # int32 [S]
 
 
 class Returning(NamedTuple):
@@ -160,6 +163,8 @@ def _cut_fixed(tiling: Tiling, fixed: Fixed) -> Fixed:
         kv_nan=None if kv_nan is None else tiling.split_kv(kv_nan),
         score=jax.tree.map(tiling.split_heads, fixed.score),
         seeds=None if seeds is None else tiling.split_heads(seeds),
+        q_places=None if fixed.q_places is None else fixed.q_places[None, None, None],
+        kv_places=None if fixed.kv_places is None else fixed.kv_places[None, None, None],
     )
 
 

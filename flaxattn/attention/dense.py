@@ -71,7 +71,7 @@ def attend_dense(
     ) -> tuple[jax.Array, jax.Array]:
         logits = logits_of_head(of_query, of_key, mask, of_head, pairs)
         weights = weights_of_head(logits, mask, of_head.sinks)
-        output = _output_of_head(weights, of_key.value, mask, options.dropout_rate, seeds)
+        output = _output_of_head(weights, of_key.value, mask, options, seeds)
         return output, _log_sum_exp_of_head(logits, mask, of_head.sinks)
 
     dense = None if mask is None else four_axes(mask.dense(query.shape[1], key.shape[1]))
@@ -114,12 +114,12 @@ def attend_head(
     if score is not None and score.lead:
         raise ValueError(f"score {score} has leading axes {score.lead}; expected that of one head.")
     of_query, of_key = repaired(query, key, value, mask)
-    options = Options(bias, scale, score, sink)
+    options = Options(bias, scale, score, sink, dropout_rate=dropout_rate)
     of_head = options.of_heads(query.shape[-1], softmax_dtype(query.dtype)).of_one()
     pairs = Pairs.all(query.shape[0], key.shape[0])
     logits = logits_of_head(of_query, of_key, mask, of_head, pairs)
     weights = weights_of_head(logits, mask, of_head.sinks)
-    return _output_of_head(weights, of_key.value, mask, dropout_rate, dropout_seeds)
+    return _output_of_head(weights, of_key.value, mask, options, dropout_seeds)
 
 
 def logits_of_head(
@@ -184,12 +184,13 @@ def _output_of_head(
     weights: jax.Array,
     value: jax.Array,
     mask: jax.Array | None,
-    rate: float,
+    options: Options,
     seeds: jax.Array | None,
 ) -> jax.Array:
     """Weights [T, S], less those dropped, times value [S, H'] -> [T, H'] in its dtype."""
     if seeds is not None:
-        q_idx, kv_idx = jnp.arange(weights.shape[0]), jnp.arange(weights.shape[1])
+        rate = options.dropout_rate
+        q_idx, kv_idx = map(jnp.asarray, options.places or map(jnp.arange, weights.shape))
         stays = keep(seeds, q_idx, kv_idx, rate) | jnp.isnan(weights)  # NaN stays NaN
         weights = jnp.where(stays, weights / (1.0 - rate), 0.0)
     output = wide_einsum("ts,sh->th", weights.astype(value.dtype), value, weights.dtype)

@@ -42,11 +42,15 @@ def check_rate(name: str, rate: float | Array) -> float:
     return float(rate)
 
 
-def check_varies(name: str, key: jax.Array, array: jax.Array) -> None:
-    """Raises ValueError in `shard_map` where a key is the same on devices but an array is not."""
+def check_varies(name: str, key: jax.Array, array: jax.Array, but: jax.Array | None = None) -> None:
+    """Raises ValueError in `shard_map` where a key is the same on devices but an array is not.
+
+    Over devices that `but` varies over it may be.
+    """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return
     seed = jax.random.key_data(key).reshape(-1)[0]
+    seed = seed if but is None else seed + zero_varying_like(but, seed.dtype)
     if jax.typeof(seed) != jax.typeof(seed + zero_varying_like(array, seed.dtype)):
         raise ValueError(
             f"{name} is the same on devices whose arrays are not, {jax.typeof(array)}: each would "

@@ -12,13 +12,14 @@ from jax.typing import DTypeLike
 
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.scores import Score
+from flaxattn.types import Array
 
 __all__ = ["Attend", "Call", "OfHeads", "Options"]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["bias", "scale", "score", "sinks", "seeds"],
+    data_fields=["bias", "scale", "score", "sinks", "seeds", "places"],
     meta_fields=["dropout_rate"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Options:
     """`[]` or `[N]`: a logit of each head that takes part in the sum of its softmax alone."""
     seeds: jax.Array | None = None
     """uint32 `[B, N, 2]`, of `dropout.keep`. None: nothing is dropped."""
+    places: tuple[Array, Array] | None = None
+    """int32 `[T]`, `[S]`: where queries and keys stand, to `dropout.keep`. None: 0, 1, 2, ..."""
     dropout_rate: float = 0.0
     """The share of weights that is dropped; known while tracing."""
 

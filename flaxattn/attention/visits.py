@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.chunks import Chunk, Row, Static, count
+from flaxattn.attention.chunks import Chunk, Fixed, Row, Static, count
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.dropout import keep
 from flaxattn.attention.scored_tiles import score_tile
@@ -131,7 +131,7 @@ def tile_of(static: Static, row: Row, chunk: Chunk, j: jax.Array, partial: bool)
     blocks, pairs = places.blocks, places.pairs(tiling.block_kv)
     key = take_blocks(chunk.inputs.key, blocks)
     unscored = logits = _logits(tiling, row, key, blocks)
-    kept = None if fixed.seeds is None else _kept(static, fixed.seeds, places)
+    kept = None if fixed.seeds is None else _kept(static, fixed, fixed.seeds, places)
     # Barriers keep XLA from evaluating these anew for each head and each use of the logits.
     seen = jax.lax.optimization_barrier(_seen(static, row, fixed.mask, places)) if partial else None
     if chunk.inputs.score is not None:
@@ -167,11 +167,15 @@ def _logits(tiling: Tiling, row: Row, key: jax.Array, blocks: jax.Array) -> jax.
     return logits
 
 
-def _kept(static: Static, seeds: jax.Array, places: Places) -> jax.Array:
+def _kept(static: Static, fixed: Fixed, seeds: jax.Array, places: Places) -> jax.Array:
     """What dropout keeps: seeds [k, g, 2] -> bool [u·k, g·t, W·s]."""
+    q_idx, kv_idx = places.q_idx, places.kv_idx
+    if fixed.q_places is not None and fixed.kv_places is not None:
+        pairs = (fixed.q_places, q_idx), (fixed.kv_places, kv_idx)
+        q_idx, kv_idx = (jnp.take(places, i, mode="clip") for places, i in pairs)
     over_heads = jax.vmap(jax.vmap(keep, (0, None, None, None)), (0, None, None, None))
     over_blocks = jax.vmap(over_heads, (None, 0, 0, None))
-    return static.tiling.fold(over_blocks(seeds, places.q_idx, places.kv_idx, static.setting.rate))
+    return static.tiling.fold(over_blocks(seeds, q_idx, kv_idx, static.setting.rate))
 
 
 def _seen(static: Static, row: Row, mask: Mask, places: Places) -> jax.Array:

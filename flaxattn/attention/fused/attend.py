@@ -61,7 +61,9 @@ def _sizes(mask: Mask, q_len: int, kv_len: int) -> tuple[int, int]:
 
 def why_not_fused(*call: *Call) -> str | None:
     """Why the kernels of the chip do not serve a call; None: they do."""
-    query, key, value, mask, _ = call
+    query, key, value, mask, options = call
+    if options.places is not None:
+        return "a kernel drops weights by indices, and these stand at positions that are given"
     if any(is_symbolic_dim(n) for x in (query, key, value) for n in x.shape):
         return "a size is symbolic, and kernels need known ones"
     name = chip()
