@@ -109,6 +109,18 @@ def test_what_stands_in_hidden_keys_changes_nothing():
         np.testing.assert_array_equal(a, e)
 
 
+def test_beside_a_sink_nothing_flows_back_from_rows_that_see_nothing():
+    """Not even NaN: they are zero, whatever the sink."""
+    outputs, lses = parts_of(6)
+    lses[:, 2], sinks = -np.inf, np.float32(0.3)
+    results, pull = jax.vjp(
+        lambda o, lse, sink: merge(zip(o, lse, strict=True), sinks=sink), outputs, lses, sinks
+    )
+    dirty = results[0].at[2].set(np.nan)
+    for a, e in zip(pull((dirty, results[1])), pull(results), strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
 # Parts as arrays, whatever made them.
 
 

@@ -58,9 +58,9 @@ def attend_blockwise(
 
 
 def attended(setting: Setting, inputs: Inputs, fixed: Fixed) -> tuple[jax.Array, jax.Array]:
-    """The output in the dtype of the query, and the log-sum-exp, by what `prepared` gives."""
+    """The output, in the dtype of the query or wide, and the log-sum-exp, by `prepared`."""
     output, lse = _attend(setting, inputs, fixed)
-    output, sinks = output.astype(inputs.query.dtype), inputs.sinks
+    output, sinks = output if setting.wide else output.astype(inputs.query.dtype), inputs.sinks
     # Of a row that sees nothing the sink is all there is; until here -inf tells which these are.
     return output, lse if sinks is None else jnp.where(lse == -jnp.inf, sinks[None, None], lse)
 
@@ -96,7 +96,7 @@ def prepared(
         fixed = fixed._replace(q_places=q_places, kv_places=kv_places)
     sinks = None if own.sinks is None else own.sinks[0]
     sizes = (plan.block_q, plan.block_kv)
-    setting = Setting(*sizes, options.dropout_rate, has_mask, kernels=kernels)
+    setting = Setting(*sizes, options.dropout_rate, has_mask, kernels=kernels, wide=options.wide)
     inputs = Inputs(query, key, value, own.bias, own.scale[0], score, sinks)
     return setting, _varying_alike(inputs, fixed), fixed
 

@@ -196,7 +196,7 @@ def _output_of_head(
     output = wide_einsum("ts,sh->th", weights.astype(value.dtype), value, weights.dtype)
     if mask is not None:  # nothing flows back from a row that sees nothing, not even NaN
         output = jnp.where(mask.any(axis=-1, keepdims=True), output, 0.0)
-    return output.astype(value.dtype)
+    return output if options.wide else output.astype(value.dtype)
 
 
 def softmax_dtype(dtype: np.dtype) -> np.dtype:

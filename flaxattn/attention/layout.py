@@ -17,6 +17,7 @@ __all__ = ["Layout"]
 
 EVEN = 1.1  # the slowest over the mean: a layout that is as even as that is not cut further
 CHUNKS = (2, 4, 8, 16)  # of a device, tried in turn
+FINE, MOST = 64, 2048  # positions of a block that work is counted in; how many blocks
 NEAR = 0.02  # of the mean: shards that differ by less are taken as equally loaded
 
 
@@ -156,7 +157,7 @@ class Layout:
     def cells(self, mask: Mask, of_keys: "Layout | None" = None) -> np.ndarray:
         """float64 `[D, D]`: logits that each device computes of the keys that each holds."""
         of_keys = of_keys or self
-        size = max(256, max(self.length, of_keys.length) // 2048)
+        size = max(FINE, max(self.length, of_keys.length) // MOST)
         q, kv = (blocks_of(np.asarray(x.starts), x.chunk, size) for x in (self, of_keys))
         return cells_of(mask, q, kv, self.shards, of_keys.shards)
 

@@ -95,6 +95,7 @@ def _merge(
     sinks: float | jax.Array | None,
 ) -> Part:
     """The mean of the outputs, weighted by the exponentials of the log-sum-exps."""
+    sees = functools.reduce(jnp.maximum, lses) != -jnp.inf
     if sinks is not None:  # a part whose values are zero
         sinks, rank = jnp.asarray(sinks, lses[0].dtype), lses[0].ndim
         sinks = sinks.reshape((*(1,) * (rank - 1), -1) if rank else ())
@@ -111,7 +112,7 @@ def _merge(
             total.dtype
         )
     # From a row that sees nothing nothing flows back, not even NaN.
-    output = jnp.where(seen[..., None], mixed, 0.0).astype(outputs[0].dtype)
+    output = jnp.where(sees[..., None], mixed, 0.0).astype(outputs[0].dtype)
     return output, jnp.where(seen, origin + jnp.log(total), -jnp.inf)
 
 

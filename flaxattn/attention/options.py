@@ -20,7 +20,7 @@ __all__ = ["Attend", "Call", "OfHeads", "Options"]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["bias", "scale", "score", "sinks", "seeds", "places"],
-    meta_fields=["dropout_rate"],
+    meta_fields=["dropout_rate", "wide"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
@@ -40,6 +40,8 @@ class Options:
     """int32 `[T]`, `[S]`: where queries and keys stand, to `dropout.keep`. None: 0, 1, 2, ..."""
     dropout_rate: float = 0.0
     """The share of weights that is dropped; known while tracing."""
+    wide: bool = False
+    """Whether the output is given in the dtype of logits, as a part of one is to be."""
 
     def for_heads(self, num_heads: int) -> "Options":
         """The same, with a score as it was given made one for so many heads."""

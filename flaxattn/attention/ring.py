@@ -182,7 +182,7 @@ def _of_part(part: Part, total: Part, d_total: Part) -> Part:
 
 def _zeros(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Where sums of gradients of `x` begin, varying over devices as it does."""
-    wide = jnp.promote_types(x.dtype, dtype)
+    wide = dtype if x.dtype.itemsize < dtype.itemsize else x.dtype
     return jnp.zeros(x.shape, wide) + zero_varying_like(x, wide)
 
 

@@ -82,7 +82,7 @@ class Stand(NamedTuple):
 def _attend_by_ring(spread: Spread, live: jax.Array | None, *call: *LocalCall) -> jax.Array:
     """Keys and values go round; sinks take part once, in the end."""
     query, key, value, mask, options = call
-    sinks, options = options.sinks, dataclasses.replace(options, sinks=None)
+    sinks, options = options.sinks, dataclasses.replace(options, sinks=None, wide=True)
     leaves, tree = jax.tree.flatten((query, options))
     floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
     kinds = [*zip(leaves, floating, strict=True)]
@@ -93,8 +93,7 @@ def _attend_by_ring(spread: Spread, live: jax.Array | None, *call: *LocalCall) -
         query, options = jax.tree.unflatten(tree, [next(both[f]) for f in floating])
         q = Stand.of_shard(spread.q, jax.lax.axis_index(spread.axis))
         kv = Stand.of_shard(spread.kv, shard)
-        output, lse = _attend_at(spread.implementation, (query, *things, fixed[1], options), q, kv)
-        return output.astype(lse.dtype), lse
+        return _attend_at(spread.implementation, (query, *things, fixed[1], options), q, kv)
 
     def is_live(fixed: PyTree, shard: jax.Array) -> jax.Array:
         answer: jax.Array = fixed[2][jax.lax.axis_index(spread.axis), shard]
