@@ -27,6 +27,7 @@ from flaxattn import (
     attend_over,
     causal,
     dropout_keys,
+    explain,
     full,
     same_segment,
     sliding_window,
@@ -469,6 +470,16 @@ def test_a_table_of_work_is_of_live_blocks():
     on_diagonal = 64**2 * 10  # four blocks of 64 and what is before them
     np.testing.assert_array_equal(cells, np.tri(4, k=-1) * 256**2 + np.eye(4) * on_diagonal)
     assert live_hops(np.eye(4, dtype=bool)) == (0,)
+
+
+def test_explain_tells_what_devices_wait_for_and_send():
+    lines = explain(sliding_window(64), 2048, 2048, shards=8).splitlines()[-6:]
+    names, rows = zip(*(line.split(None, 1) for line in lines[1:4]), strict=True)
+    assert names == ("contiguous", "zigzag", "balanced")
+    assert rows[0].split() == rows[2].split() == ["1.02", "1.02", "256", "KiB"]  # two hops
+    refused(lambda: explain(causal(), 100, 100, shards=8), "length is 100 and shards 8")
+    refused(lambda: explain(causal(), 64, 64, shards=0), "shards is 0; expected at least 1")
+    assert "zigzag" not in explain(causal(), 64, 32, shards=4)
 
 
 # ---- Errors -------------------------------------------------------------------------------------

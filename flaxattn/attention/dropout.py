@@ -15,7 +15,15 @@ import numpy as np
 from flaxattn.types import Array
 from flaxattn.varying import zero_varying_like
 
-__all__ = ["check_rate", "check_varies", "dropout_keys", "keep", "keep_pair", "seeds_for"]
+__all__ = [
+    "check_rate",
+    "check_varies",
+    "dropout_keys",
+    "each_key",
+    "keep",
+    "keep_pair",
+    "seeds_for",
+]
 
 HIGHEST_RATE = 1 - 2**-32  # above it none of the 2**32 numbers that a weight may draw keeps it
 
@@ -78,10 +86,15 @@ def dropout_keys(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
     return keys
 
 
+def each_key(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
+    """One key, or [B, N] of them, as [B, N]."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return dropout_keys(key, batch, num_heads) if key.ndim == (0 if typed else 1) else key
+
+
 def seeds_for(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
     """Two 32-bit seeds for every example and head, of one key or [B, N] -> uint32 [B, N, 2]."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    keys = dropout_keys(key, batch, num_heads) if key.ndim == (0 if typed else 1) else key
+    keys = each_key(key, batch, num_heads)
     bits = functools.partial(jax.random.bits, shape=(2,), dtype=jnp.uint32)
     seeds: jax.Array = jax.vmap(jax.vmap(bits))(keys)
     return seeds

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxattn import checks
-from flaxattn.attention.balance import blocks_of, cells_of, slowest
+from flaxattn.attention.balance import blocks_of, cells_of, live_of, slowest
 from flaxattn.masks import Mask
 from flaxattn.types import Array
 
@@ -160,6 +160,12 @@ class Layout:
         size = max(FINE, max(self.length, of_keys.length) // MOST)
         q, kv = (blocks_of(np.asarray(x.starts), x.chunk, size) for x in (self, of_keys))
         return cells_of(mask, q, kv, self.shards, of_keys.shards)
+
+    def live(self, mask: Mask, of_keys: "Layout | None" = None) -> Array:
+        """bool `[D, D]`: whose queries may see any of whose keys; NumPy's where that is known."""
+        of_keys = of_keys or self
+        q, kv = (blocks_of(np.asarray(x.starts), x.chunk, x.chunk) for x in (self, of_keys))
+        return live_of(mask, q, kv, self.shards, of_keys.shards)
 
     def slowest(self, mask: Mask, of_keys: "Layout | None" = None) -> float:
         """The work of the device that has most, over the mean: what all wait for."""

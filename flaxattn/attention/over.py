@@ -15,7 +15,7 @@ from flaxattn.attention.arguments import (
     check_qkv,
     make_options,
 )
-from flaxattn.attention.balance import all_live, blocks_of, live_hops, live_of
+from flaxattn.attention.balance import all_live, live_hops
 from flaxattn.attention.dropout import seeds_for
 from flaxattn.attention.layout import Layout
 from flaxattn.attention.options import Options
@@ -112,7 +112,8 @@ def attend_over(
         sizes=whole,
     )
     keys = check_dropout(query, dropout_rate, dropout_key, jax.lax.axis_index(axis))
-    live = _live(mask, spread)
+    known = np.ones((shards, shards), bool)
+    live = known if mask is None else spread.q.live(mask, spread.kv)
     if isinstance(live, np.ndarray):
         spread = dataclasses.replace(spread, hops=live_hops(live), always=all_live(live))
     options = dataclasses.replace(options, bias=bias)
@@ -177,11 +178,3 @@ def _check_method(method: str, sizes: Sizes, shards: int) -> None:
                 f'method is "heads", which are exchanged over {shards} devices, but {whose} has '
                 f'{letter} = {size}; expected a multiple. "ring" and "gather" serve any.'
             )
-
-
-def _live(mask: Mask | None, spread: Spread) -> Array:
-    """bool [D, D]: which queries may see any of whose keys."""
-    q, kv = (blocks_of(np.asarray(x.starts), x.chunk, x.chunk) for x in (spread.q, spread.kv))
-    if mask is None:
-        return np.ones((spread.q.shards, spread.kv.shards), bool)
-    return live_of(mask, q, kv, spread.q.shards, spread.kv.shards)

@@ -7,6 +7,7 @@ import numpy as np
 from flaxattn.attention import table
 from flaxattn.attention.arguments import check_drawable, check_is_score
 from flaxattn.attention.costs import draw_plan
+from flaxattn.drawing.shards import in_words
 from flaxattn.masks import BlockPlan, Blocks, Mask
 from flaxattn.scores import Score
 from flaxattn.types import Array
@@ -17,12 +18,16 @@ SYMBOLS = np.array(["·", "▒", "█"])  # empty, partial, full
 MAP_ROWS, MAP_COLUMNS = 32, 64
 
 
-def explain(mask: Mask, q_len: int, kv_len: int, score: Score | None = None) -> str:
+def explain(
+    mask: Mask, q_len: int, kv_len: int, score: Score | None = None, *, shards: int | None = None
+) -> str:
     """A map of the blocks, the share of work skipped, and what "auto" chooses and why.
 
-    A score is named; it hides nothing, and so changes no block.
+    A score is named; it hides nothing, and so changes no block. With `shards` also what
+    `attend_over` costs over so many devices: how evenly layouts divide the work, and what is sent.
 
-    Raises TypeError for what is no `Mask`, `Score` or integer; ValueError for lengths below 0.
+    Raises TypeError for what is no `Mask`, `Score` or integer; ValueError for lengths below 0, or
+    that the devices do not divide.
 
     >>> print(explain(causal(), 1024, 1024))
     causal(): 1024 queries, 1024 keys, blocks of 256 x 256
@@ -34,6 +39,14 @@ def explain(mask: Mask, q_len: int, kv_len: int, score: Score | None = None) -> 
     skipped: 37.5% of the blocks, 37.5% of the FLOPs of dense attention
     implementation="auto" chooses "blockwise": 1024 x 1024 logits per head; blocks are
     faster above about 360 x 360
+    >>> for line in explain(causal(), 1024, 1024, shards=4).splitlines()[-6:]:
+    ...     print(line)
+    over 4 devices      slowest   in step     ring sends
+    contiguous             1.71      1.71        384 KiB
+    zigzag                 1.00      1.00        384 KiB
+    balanced               1.00      1.00        384 KiB
+    gather sends 384 KiB, heads 192 KiB: a device, forward, for each head of 64 in float32
+    slowest: its work over the mean; in step: if devices wait for each other at each hop
     """
     check_drawable(mask, q_len, kv_len)
     check_is_score(score)
@@ -50,6 +63,7 @@ def explain(mask: Mask, q_len: int, kv_len: int, score: Score | None = None) -> 
         f"skipped: {_share(state == 0)} of the blocks, "
         f"{share_skipped(plan):.1%} of the FLOPs of dense attention",
         *textwrap.wrap(f'implementation="auto" chooses "{choice.name}": {choice.why}', 88),
+        *([] if shards is None else in_words(mask, q_len, kv_len, shards)),
     ]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -1,6 +1,7 @@
 """Multi-head attention as a linen module: projections around `attend`."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ from flaxattn.layers.keeping import keep, store, stored
 from flaxattn.layers.leading import flat, flat_key_value, flat_logits, flat_positions
 from flaxattn.layers.names import named
 from flaxattn.layers.rotation import Rotary, rotary
+from flaxattn.layers.spread import attend_in_mesh
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.scores import Score
 
@@ -173,15 +175,21 @@ class MultiHeadAttention(nn.Module):
         drops = self.dropout_rate > 0 and not deterministic
         if drops and dropout_rng is None:
             dropout_rng = self.make_rng("dropout")
-        output = self._attend(query, kept, sinks, dropout_rng if drops else None)
+        call = attend_in_mesh if cache_position is None else attend
+        output = self._attend(call, query, kept, sinks, dropout_rng if drops else None)
         out = self._project("out", (out_features,), ("heads", "kv", "embed"), num_in_axes=2)
         return out(output).reshape(*lead, -1, out_features)
 
     def _attend(
-        self, query: jax.Array, kept: Kept, sinks: jax.Array | None, dropout_key: jax.Array | None
+        self,
+        call: Callable[..., jax.Array],
+        query: jax.Array,
+        kept: Kept,
+        sinks: jax.Array | None,
+        dropout_key: jax.Array | None,
     ) -> jax.Array:
         def over(kept: Kept) -> jax.Array:
-            return attend(
+            return call(
                 query,
                 kept.key,
                 kept.value,
