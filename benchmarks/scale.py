@@ -44,7 +44,7 @@ from flaxattn import (  # noqa: E402
 from flaxattn.drawing.shards import costs_of, sent  # noqa: E402
 from flaxattn.training.devices import describe_devices  # noqa: E402
 
-ROUNDS, HEADS, FEATURES = 5, 8, 64
+ROUNDS, HEADS, FEATURES = 3, 8, 64
 Step = Callable[..., Any]
 
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/scale"))
     parser.add_argument("--quick", action="store_true", help="tiny, to try it out")
     options = parser.parse_args()
-    length, steps, rounds = (1024, 256, 1) if options.quick else (65536, 4096, ROUNDS)
+    length, steps, rounds = (1024, 256, 1) if options.quick else (65536, 8192, ROUNDS)
     shards = (2, 4) if options.quick else (2, 4, 8, 16, 32, 64)
     rows, times = counted(length, shards), measured(steps, rounds)
     on = describe_devices()

@@ -24,8 +24,9 @@ from flaxattn.attention.costs import draw_plan
 from flaxattn.attention.dense import attend_dense, softmax_dtype
 from flaxattn.attention.fused import passes as fused
 from flaxattn.attention.fused.chip import platform_of
+from flaxattn.attention.merge import share
 from flaxattn.attention.operation import Operation, Pass, bind
-from flaxattn.attention.options import Options
+from flaxattn.attention.options import Call, Options
 from flaxattn.attention.passes import backward, forward, tangents
 from flaxattn.attention.placement import Flat
 from flaxattn.attention.repair import repair
@@ -35,7 +36,7 @@ from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import PyTree
 from flaxattn.varying import varying_like
 
-__all__ = ["attend_blockwise", "attended", "prepared"]
+__all__ = ["attend_blockwise", "attended", "prepared", "share_blockwise"]
 
 
 def attend_blockwise(
@@ -51,10 +52,28 @@ def attend_blockwise(
     """
     if 0 in (*query.shape, *value.shape):  # there are no blocks; dense returns at once
         return attend_dense(query, key, value, mask, options)
+    return attended(*_by_plan(query, key, value, mask, options))
+
+
+def _by_plan(*call: *Call) -> tuple[Setting, Inputs, Fixed]:
+    query, key, value, mask, options = call
     plan = mask
     if not isinstance(plan, BlockPlan):
         plan = draw_plan(full() if plan is None else plan, query.shape[1], key.shape[1])
-    return attended(*prepared(query, key, value, plan, options, has_mask=mask is not None))
+    return prepared(query, key, value, plan, options, has_mask=mask is not None)
+
+
+def share_blockwise(
+    total: tuple[jax.Array, jax.Array],
+    *call: *Call,
+    by_plan: Callable[..., tuple[Setting, Inputs, Fixed]] = _by_plan,
+) -> tuple[jax.Array, jax.Array]:
+    """What has the derivatives of `merge.share`, without the part being computed once more."""
+    query, _, value, *_ = call
+    if 0 in (*query.shape, *value.shape):
+        return share(attend_dense(*call), total)
+    output, lse = _share(*by_plan(*call), Outputs(*total))
+    return output, lse
 
 
 def attended(setting: Setting, inputs: Inputs, fixed: Fixed) -> tuple[jax.Array, jax.Array]:
@@ -130,6 +149,29 @@ def _attend_jvp(
     (inputs, fixed), (d_inputs, _) = primals, along
     setting = setting._replace(wide=True)
     outputs = _attend(setting, inputs, fixed)
+    return outputs, _along(setting, inputs, fixed, outputs, d_inputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _share(setting: Setting, inputs: Inputs, fixed: Fixed, total: Outputs) -> Outputs:
+    """The outputs of all parts, whose derivative here is what this part adds to it."""
+    return total
+
+
+@functools.partial(_share.defjvp, symbolic_zeros=True)
+def _share_jvp(
+    setting: Setting,
+    primals: tuple[Inputs, Fixed, Outputs],
+    along: tuple[Inputs, Fixed, Outputs],
+) -> tuple[Outputs, Outputs]:
+    (inputs, fixed, total), (d_inputs, *_) = primals, along
+    return total, _along(setting._replace(wide=True), inputs, fixed, total, d_inputs)
+
+
+def _along(
+    setting: Setting, inputs: Inputs, fixed: Fixed, outputs: Outputs, d_inputs: Inputs
+) -> Outputs:
+    """The derivative of the outputs along `d_inputs`."""
     inputs, fixed, d_inputs = _moving(inputs, fixed, d_inputs)
     residuals = Residuals(inputs, fixed, outputs)
     there, back = (jax.tree.structure((residuals, x)) for x in (inputs, outputs))
@@ -141,7 +183,7 @@ def _attend_jvp(
         output_axes=OUTPUT_AXES,
         platform=platform_of(setting.kernels),
     )
-    return outputs, Outputs(*bind(operation, *jax.tree.leaves((residuals, d_inputs))))
+    return Outputs(*bind(operation, *jax.tree.leaves((residuals, d_inputs))))
 
 
 def _moving(inputs: Inputs, fixed: Fixed, along: Inputs) -> tuple[Inputs, Fixed, Inputs]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flaxattn import checks
 from flaxattn.attention.arguments import check_of_heads
 
-__all__ = ["merge"]
+__all__ = ["Part", "merge", "share"]
 
 Part: TypeAlias = tuple[jax.Array, jax.Array]
 """What `attend_with_stats` gives: an output `[..., H']` and its log-sum-exp `[...]`."""
@@ -51,6 +51,17 @@ def merge(parts: Iterable[Part], *, sinks: float | jax.Array | None = None) -> P
         check_of_heads("sinks", sinks, (1, *lses[0].shape)[-1])
     merged: Part = _merge(outputs, lses, sinks)
     return merged
+
+
+def share(part: Part, total: Part) -> Part:
+    """What has the derivatives of the total as far as these are a part's, the total being given.
+
+    It is the mean of outputs, weighted by the exponentials of log-sum-exps, and these add up.
+    """
+    (output, lse), (of_all, all_lse) = part, total
+    unseen = lse == -jnp.inf  # nothing flows back from there, not even NaN
+    weight = jnp.exp(lse - jnp.where(unseen, 0.0, all_lse))
+    return jnp.where(unseen[..., None], 0.0, weight[..., None] * (output - of_all)), weight
 
 
 def _checked(parts: list[Part]) -> list[Part]:

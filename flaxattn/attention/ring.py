@@ -11,15 +11,13 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.merge import merge
+from flaxattn.attention.merge import Part, merge
 from flaxattn.types import PyTree
 from flaxattn.varying import varying_like, zero_varying_like
 
-__all__ = ["Part", "Ring", "attend_round"]
+__all__ = ["Ring", "attend_round"]
 
 Carry = TypeVar("Carry")
-Part: TypeAlias = tuple[jax.Array, jax.Array]
-"""An output [B, T, N, H'] and its log-sum-exp [B, T, N], both in the dtype of logits."""
 Like: TypeAlias = tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
 """What these look like."""
 
@@ -33,6 +31,8 @@ class Ring(NamedTuple):
     """At hop h a device has what device d - h began with; the others are left out."""
     attend: Callable[[PyTree, PyTree, PyTree, jax.Array], Part]
     """Of what a device has of its own, what travels, what no gradient flows to, and whose it is."""
+    share: Callable[[Part, PyTree, PyTree, PyTree, jax.Array], Part]
+    """Of a total and these: what has the derivatives of the total as far as they are the part's."""
     is_live: Callable[[PyTree, jax.Array], jax.Array] | None
     """Of the last two: whether a device has anything to do there. None: always."""
 
@@ -136,7 +136,7 @@ def _forward(ring: Ring, like: Like, own: PyTree, things: PyTree, fixed: PyTree)
 def _backward(
     ring: Ring, own: PyTree, things: PyTree, fixed: PyTree, total: Part, d_total: Part
 ) -> tuple[PyTree, PyTree]:
-    """Gradients of what stays and of what travels; those of a part need its share of the total."""
+    """Gradients of what stays and of what travels."""
 
     def visit(
         d_own: PyTree, travelling: tuple[PyTree, PyTree], shard: jax.Array
@@ -144,11 +144,10 @@ def _backward(
         things, d_things = travelling
 
         def added(d_own: PyTree, d_things: PyTree) -> tuple[PyTree, PyTree]:
-            def attended(own: PyTree, things: PyTree) -> Part:
-                return ring.attend(own, things, fixed, shard)
+            def shared(own: PyTree, things: PyTree) -> Part:
+                return ring.share(total, own, things, fixed, shard)
 
-            part, pull = jax.vjp(attended, own, things)
-            found = pull(_of_part(part, total, d_total))
+            found = jax.vjp(shared, own, things)[1](d_total)
             both: tuple[PyTree, PyTree] = jax.tree.map(_add, (d_own, d_things), found)
             return both
 
@@ -166,18 +165,6 @@ def _backward(
         lambda d, x: d.astype(x.dtype), (d_own, d_things), (own, things)
     )
     return cast
-
-
-def _of_part(part: Part, total: Part, d_total: Part) -> Part:
-    """The cotangents of a part: the total is the mean of outputs, weighted by exp(lse)."""
-    (output, lse), (all_output, all_lse), (d_output, d_lse) = part, total, d_total
-    unseen = lse == -jnp.inf  # nothing flows back from there, not even NaN
-    share = jnp.exp(lse - jnp.where(unseen, 0.0, all_lse))
-    of_lse = (d_output * (output - all_output)).sum(axis=-1) + d_lse
-    return (
-        jnp.where(unseen[..., None], 0.0, share[..., None] * d_output),
-        jnp.where(unseen, 0.0, share * of_lse),
-    )
 
 
 def _zeros(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flaxattn.attention.axes import mask_axes, option_axes
 from flaxattn.attention.dense import softmax_dtype
 from flaxattn.attention.layout import Layout
-from flaxattn.attention.merge import merge
+from flaxattn.attention.merge import Part, merge, share
 from flaxattn.attention.options import Options
 from flaxattn.attention.placement import in_place
-from flaxattn.attention.ring import Part, Ring, attend_round
-from flaxattn.attention.table import IMPLEMENTATIONS, choose
+from flaxattn.attention.ring import Ring, attend_round
+from flaxattn.attention.table import IMPLEMENTATIONS, Implementation, choose
 from flaxattn.masks import Mask
 from flaxattn.scores import Score
 from flaxattn.types import Array, Indices, PyTree
@@ -79,6 +79,13 @@ class Stand(NamedTuple):
         return jnp.arange(self.length, dtype=jnp.int32) + self.start
 
 
+class Placed(NamedTuple):
+    """A call, and the implementation that does it."""
+
+    by: Implementation
+    call: LocalCall
+
+
 def _attend_by_ring(spread: Spread, live: jax.Array | None, *call: *LocalCall) -> jax.Array:
     """Keys and values go round; sinks take part once, in the end."""
     query, key, value, mask, options = call
@@ -88,12 +95,18 @@ def _attend_by_ring(spread: Spread, live: jax.Array | None, *call: *LocalCall) -
     kinds = [*zip(leaves, floating, strict=True)]
     own, others = [x for x, flows in kinds if flows], [x for x, flows in kinds if not flows]
 
-    def part(own: PyTree, things: PyTree, fixed: PyTree, shard: jax.Array) -> Part:
+    def placed(own: PyTree, things: PyTree, fixed: PyTree, shard: jax.Array) -> Placed:
         both = {True: iter(own), False: iter(fixed[0])}
         query, options = jax.tree.unflatten(tree, [next(both[f]) for f in floating])
         q = Stand.of_shard(spread.q, jax.lax.axis_index(spread.axis))
         kv = Stand.of_shard(spread.kv, shard)
-        return _attend_at(spread.implementation, (query, *things, fixed[1], options), q, kv)
+        return _placed(spread.implementation, (query, *things, fixed[1], options), q, kv)
+
+    def part(*where: PyTree) -> Part:
+        return _attended(placed(*where))
+
+    def shared(total: Part, *where: PyTree) -> Part:
+        return _shared(total, placed(*where))
 
     def is_live(fixed: PyTree, shard: jax.Array) -> jax.Array:
         answer: jax.Array = fixed[2][jax.lax.axis_index(spread.axis), shard]
@@ -101,7 +114,7 @@ def _attend_by_ring(spread: Spread, live: jax.Array | None, *call: *LocalCall) -
 
     size, dtype = spread.q.shards, softmax_dtype(query.dtype)
     hops = spread.hops or tuple(range(size))
-    ring = Ring(spread.axis, size, hops, part, None if spread.always else is_live)
+    ring = Ring(spread.axis, size, hops, part, shared, None if spread.always else is_live)
     shapes = (*query.shape[:3], value.shape[3]), query.shape[:3]
     of_output, of_lse = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
     fixed = (others, mask, live)
@@ -115,7 +128,7 @@ def _attend_by_gather(spread: Spread, live: jax.Array | None, *call: *LocalCall)
     key, value = (jax.lax.all_gather(x, spread.axis, axis=1, tiled=True) for x in (key, value))
     q = Stand.of_shard(spread.q, jax.lax.axis_index(spread.axis))
     kv = Stand.of_all(spread.kv)
-    return _attend_at(spread.implementation, (query, key, value, mask, options), q, kv)[0]
+    return _attended(_placed(spread.implementation, (query, key, value, mask, options), q, kv))[0]
 
 
 def _attend_by_heads(spread: Spread, live: jax.Array | None, *call: *LocalCall) -> jax.Array:
@@ -137,7 +150,8 @@ def _attend_by_heads(spread: Spread, live: jax.Array | None, *call: *LocalCall) 
     if bias is not None:
         options = dataclasses.replace(options, bias=_own_bias(bias, axis, of_device, size))
     stands = Stand.of_all(spread.q), Stand.of_all(spread.kv)
-    output = _attend_at(spread.implementation, (query, key, value, mask, options), *stands)[0]
+    placed = _placed(spread.implementation, (query, key, value, mask, options), *stands)
+    output = _attended(placed)[0]
     back: jax.Array = jax.lax.all_to_all(output, axis, split_axis=1, concat_axis=2, tiled=True)
     return back
 
@@ -166,8 +180,8 @@ def _own_bias(bias: jax.Array, axis: AxisName, d: jax.Array, size: int) -> jax.A
     return own
 
 
-def _attend_at(implementation: str, call: LocalCall, q: Stand, kv: Stand) -> Part:
-    """`attend_with_stats` of queries and keys that stand somewhere in the sequence."""
+def _placed(implementation: str, call: LocalCall, q: Stand, kv: Stand) -> Placed:
+    """A call of queries and keys that stand somewhere in the sequence, and what does it."""
     query, key, value, mask, options = call
     score, bias = options.score, options.bias
     if score is not None:
@@ -177,9 +191,20 @@ def _attend_at(implementation: str, call: LocalCall, q: Stand, kv: Stand) -> Par
     places = None if options.seeds is None else (q.indices, kv.indices)
     options = dataclasses.replace(options, score=score, bias=bias, places=places)
     mask = None if mask is None else _seen_from(mask, q, kv)
-    name = choose(implementation, query, key, value, mask, options)
-    part: Part = in_place(IMPLEMENTATIONS[name].attend)(query, key, value, mask, options)
+    call = query, key, value, mask, options
+    return Placed(IMPLEMENTATIONS[choose(implementation, *call)], call)
+
+
+def _attended(placed: Placed) -> Part:
+    """`attend_with_stats`."""
+    part: Part = in_place(placed.by.attend)(*placed.call)
     return part
+
+
+def _shared(total: Part, placed: Placed) -> Part:
+    """`merge.share` of what a call gives."""
+    by, call = placed
+    return share(_attended(placed), total) if by.share is None else by.share(total, *call)
 
 
 def _seen_from(given: Seen, q: Stand, kv: Stand) -> Seen:

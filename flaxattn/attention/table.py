@@ -10,15 +10,17 @@ from typing import NamedTuple
 from jax.export import is_symbolic_dim
 
 from flaxattn.attention.arguments import check_drawable
-from flaxattn.attention.blockwise import attend_blockwise
+from flaxattn.attention.blockwise import attend_blockwise, share_blockwise
 from flaxattn.attention.costs import blocks_pay, draw_plan, kernels_pay
 from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.fused.attend import (
     attend_fused,
     draw_fused_plan,
     is_proven,
+    share_fused,
     why_not_fused,
 )
+from flaxattn.attention.merge import Part
 from flaxattn.attention.options import Attend, Call
 from flaxattn.masks import BlockPlan, Mask
 
@@ -51,12 +53,14 @@ class Implementation(NamedTuple):
     """Of a mask, T and S: the plan that it would draw itself; None: it needs no plan."""
     why_not: Callable[[*Call], str | None] = _serves
     """Why it cannot serve a call; None: it can."""
+    share: Callable[[Part, *Call], Part] | None = None
+    """`merge.share` of a part and a total, in a faster way; None: it has none."""
 
 
 IMPLEMENTATIONS = {
     "dense": Implementation(attend_dense),
-    "blockwise": Implementation(attend_blockwise, plan=draw_plan, why_not=_blocks_need_sizes),
-    "fused": Implementation(attend_fused, plan=draw_fused_plan, why_not=why_not_fused),
+    "blockwise": Implementation(attend_blockwise, draw_plan, _blocks_need_sizes, share_blockwise),
+    "fused": Implementation(attend_fused, draw_fused_plan, why_not_fused, share_fused),
 }
 
 

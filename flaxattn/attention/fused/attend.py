@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
-from flaxattn.attention.blockwise import attended, prepared
+from flaxattn.attention.blockwise import attended, prepared, share_blockwise
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.fused.chip import chip, device_kind
@@ -19,7 +19,7 @@ from flaxattn.attention.scoring import halves
 from flaxattn.masks import BlockPlan, Mask, full
 from flaxattn.types import Array
 
-__all__ = ["attend_fused", "draw_fused_plan", "is_proven", "why_not_fused"]
+__all__ = ["attend_fused", "draw_fused_plan", "is_proven", "share_fused", "why_not_fused"]
 
 
 def attend_fused(
@@ -35,6 +35,16 @@ def attend_fused(
     """
     if 0 in (*query.shape, *value.shape):
         return attend_dense(query, key, value, mask, options)
+    return attended(*_by_plan(query, key, value, mask, options))
+
+
+def share_fused(total: tuple[jax.Array, jax.Array], *call: *Call) -> tuple[jax.Array, jax.Array]:
+    """`share_blockwise` with the kernels of the chip."""
+    return share_blockwise(total, *call, by_plan=_by_plan)
+
+
+def _by_plan(*call: *Call) -> tuple[Setting, Inputs, Fixed]:
+    query, key, value, mask, options = call
     name, plan = chip(), mask
     assert name is not None
     if not isinstance(plan, BlockPlan):
@@ -42,8 +52,7 @@ def attend_fused(
     elif (plan.block_q, plan.block_kv) != _sizes(plan.mask, plan.q_len, plan.kv_len):
         plan = draw_fused_plan(plan.mask, plan.q_len, plan.kv_len)
     has_mask = mask is not None
-    call = prepared(query, key, value, plan, options, has_mask=has_mask, kernels=name)
-    return attended(*call)
+    return prepared(query, key, value, plan, options, has_mask=has_mask, kernels=name)
 
 
 def draw_fused_plan(mask: Mask, q_len: int, kv_len: int) -> BlockPlan:
