@@ -29,6 +29,7 @@ from flaxattn import (
     dropout_keys,
     explain,
     full,
+    lengths,
     same_segment,
     sliding_window,
     softcap,
@@ -252,7 +253,7 @@ def test_examples_are_spread_at_the_same_time(method):
     )
 
 
-def permutes(text):
+def permutes(text, what="collective-permute"):
     """The bytes of each time that a program sends, what is in a loop as often as that goes."""
     inside, called, name = {}, {}, ""
     for line in text.splitlines():
@@ -269,7 +270,7 @@ def permutes(text):
 
     sent = []
     for name, lines in inside.items():
-        sent += often(name) * [size for kind, size in moved("\n".join(lines)) if "permute" in kind]
+        sent += often(name) * [size for kind, size in moved("\n".join(lines)) if kind == what]
     return sent
 
 
@@ -309,6 +310,21 @@ def test_a_ring_sends_what_is_seen_somewhere_and_no_more(name):
 def test_its_gradient_sends_keys_once_more_and_their_gradients_home():
     text = compiled(causal(), gradient=True).as_text()
     assert len(permutes(text)) == 2 * 3 + 2 * 3 + 2 * 4
+
+
+def test_gradients_of_what_all_devices_share_are_added_up_once_at_the_end():
+    """And not at each hop, which devices may leave out: they would wait for each other for ever."""
+    mesh, spec = mesh_of(4), P(None, AXIS)
+
+    def local(query, scale):
+        given = {"axis": AXIS, "scale": scale, "implementation": "dense"}
+        return attend_over(query, query, query, causal(), **given)
+
+    over = jax.shard_map(local, mesh=mesh, in_specs=(spec, P()), out_specs=spec)
+    gradient = jax.jit(jax.grad(lambda *x: over(*x).sum(), 1))
+    text = gradient.lower(jnp.ones((1, 32, 2, 4)), jnp.ones(2)).compile().as_text()
+    assert [kind for kind, _ in moved(text) if "reduce" in kind] == ["all-reduce"]
+    assert permutes(text, "all-reduce") == [8]
 
 
 def test_hops_that_are_known_to_be_empty_are_not_computed(monkeypatch):
@@ -440,6 +456,7 @@ BALANCED = {
     "documents of any length": same_segment(documents(0.9)),
     "causal documents": causal() & same_segment(documents(0.9)),
     "full": full(),
+    "padding": lengths(3000, 3000),
 }
 
 
