@@ -42,6 +42,8 @@ PUBLIC = {
     "alibi_slopes",
     "attend",
     "attend_with_stats",
+    "attend_over",
+    "Layout",
     "attend_head",
     "attention_weights",
     "build_masks",
