@@ -363,6 +363,29 @@ def test_memory_of_a_device_falls_with_their_number(method, gradient):
     assert 0 < of(4) <= 1.25 * of(2) / 2
 
 
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("method", ["ring", "gather"])
+def test_mapped_over_queries_that_share_keys_it_is_the_same(method):
+    query, key, value, _, cotangent = inputs(SHAPE, bias=(1, 1, 1, 1))
+    queries = np.stack([query, cotangent[..., :1] * query])
+    spec, of_key = P(None, None, AXIS), P(None, AXIS)
+
+    def mapped(call):
+        return lambda queries, *of_key: jax.vmap(lambda query: call(query, *of_key, causal()))(
+            queries
+        )
+
+    local = mapped(functools.partial(attend_over, axis=AXIS, method=method))
+    specs = {"in_specs": (spec, of_key, of_key), "out_specs": spec}
+    over = jax.shard_map(local, mesh=mesh_of(4), **specs)
+
+    def slopes(call):
+        return jax.jit(jax.grad(lambda *x: jnp.sin(call(*x)).sum(), (0, 1, 2)))(queries, key, value)
+
+    for a, e in zip(slopes(over), slopes(mapped(attend)), strict=True):
+        np.testing.assert_allclose(a, e, atol=5e-6)
+
+
 # ---- The laws that hold everywhere --------------------------------------------------------------
 
 
