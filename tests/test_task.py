@@ -1,6 +1,7 @@
 """The seam between training and its tasks: another task than translation, by the same engine."""
 
 import ast
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import language_task
+import numpy as np
 import pytest
 from language_task import Config, LanguageTask, Model, raising, train
 from run_cases import contents
@@ -63,6 +65,23 @@ def test_killed_and_asked_to_stop_it_goes_on_to_the_same_bytes(
     assert "Resumed from the checkpoint of step 10" in capsys.readouterr().out
     for name in SAME:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def values(folder):
+    """All that is learned: the numbers of the log, row by row."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [[x for x in row.values() if isinstance(x, float)] for row in rows]
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("mesh", ["context=4", "fsdp=2,model=2", "data=2,context=2"])
+def test_it_is_trained_on_any_mesh(whole, tmp_path, mesh):
+    training = dataclasses.replace(language_task.TRAINING, mesh=mesh)
+    assert train(Config(str(tmp_path), training=training)) == 0
+    for found, expected in zip(values(tmp_path), values(whole), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-4)
+    kept, begun = (json.loads((f / "data.json").read_text()) for f in (tmp_path, whole))
+    assert kept["run"] == begun["run"]  # a mesh makes no other run
 
 
 def test_its_folder_refuses_other_settings_and_data_by_their_names(whole, capsys):
