@@ -15,7 +15,9 @@ from flaxattn.training.train_step import (
     make_train_step,
 )
 from flaxattn.translation.loss import loss_of
-from flaxattn.translation.text.packing import Batch, PackedPairs
+from flaxattn.translation.text.packing import Batch
+from flaxattn.translation.text.supply import PackedPairs
+from flaxattn.translation.text.tokens import TokenizedPairs
 
 __all__ = ["Contender"]
 
@@ -58,9 +60,9 @@ class Contender:
     def _pack(self, pairs: list) -> PackedPairs:
         training = self._problem.training
         batch_size, length = training.batch_size, training.sequence_length
-        sides = zip(*pairs, strict=True)
+        tokens = TokenizedPairs.of(*zip(*pairs, strict=True))
         return PackedPairs(
-            *sides, batch_size=batch_size, sequence_length=length, seed=training.seed
+            tokens, batch_size=batch_size, sequence_length=length, seed=training.seed
         )
 
     def _place(self, batch: Batch) -> Batch:

@@ -12,8 +12,9 @@ from flaxattn.training.schedule import learning_rate
 from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.text.corpus import load_corpus
-from flaxattn.translation.text.packing import PackedPairs
+from flaxattn.translation.text.supply import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.text.tokens import TokenizedPairs
 
 __all__ = ["PaddedPairs", "Problem", "by_length", "evenly", "pad", "prepare"]
 
@@ -85,7 +86,7 @@ def prepare(config: RunConfig, steps: int) -> Problem:
 def _tokens_per_update(pairs: list[Pair], training: TranslationTraining) -> int:
     """Those of a packed batch, on average; the others take as many."""
     packed = PackedPairs(
-        *zip(*pairs, strict=True),
+        TokenizedPairs.of(*zip(*pairs, strict=True)),
         batch_size=training.batch_size,
         sequence_length=training.sequence_length,
     )

@@ -10,11 +10,12 @@ from flaxattn.translation.text.lines import read_lines
 
 
 def load_corpus(config):
-    return corpus.load_corpus(config, print)
+    found = corpus.load_corpus(config, print)
+    return found._replace(train=[*found.train])
 
 
 def read_pairs(paths, config=DataConfig()):
-    return corpus.read_pairs(paths, config, print)
+    return [*corpus.read_pairs(paths, config, print)]
 
 
 BOM = b"\xef\xbb\xbf"

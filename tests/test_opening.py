@@ -30,7 +30,7 @@ def test_compressed_text_is_read_under_any_name(tmp_path, kind, name):
     assert read_text(path) == TEXT
     with opened_text(path) as stream:
         assert [line for piece in chunks(stream, "x") for line in piece] == read_lines(path)
-    assert read_pairs([path], DataConfig(), print)[2999] == ("Größe 2999", "大小 2999")
+    assert [*read_pairs([path], DataConfig(), print)][2999] == ("Größe 2999", "大小 2999")
 
 
 @pytest.mark.parametrize("kind", PACKED)
@@ -59,7 +59,7 @@ def test_damaged_compressed_text_is_refused_by_name(tmp_path, kind):
     for damaged in (packed[:-9], packed[:100], bytes(flipped)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"text\.tsv: damaged; it cannot be unpacked"):
-            read_pairs([path], DataConfig(), print)
+            list(read_pairs([path], DataConfig(), print))
         with pytest.raises(ValueError, match=r"text\.tsv"), opened_text(path) as stream:
             list(chunks(stream, str(path)))
 

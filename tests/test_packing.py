@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxattn.translation.text.packing import PackedPairs, pack_rows
+from flaxattn.translation.text.packing import pack_rows
+from flaxattn.translation.text.supply import PackedPairs
+from flaxattn.translation.text.tokens import TokenizedPairs, Tokens
 
 lengths_of_pairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 
@@ -24,7 +26,10 @@ def make_pairs(lengths):
 def make_packed(lengths, *, batch_size=4, sequence_length=9, seed=0):
     sources, targets = zip(*make_pairs(lengths), strict=True)
     return PackedPairs(
-        sources, targets, batch_size=batch_size, sequence_length=sequence_length, seed=seed
+        TokenizedPairs.of(sources, targets),
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        seed=seed,
     )
 
 
@@ -246,15 +251,16 @@ def resampled(**options):
     sources, targets = zip(*make_pairs(LENGTHS), strict=True)
     asked = []
 
-    def resample(epoch):
+    def resample(blocks, seed):
+        _, epoch, window = seed
+        assert (blocks.tolist(), window) == ([0], 0)
         asked.append(epoch)
         new = [[ids + 1000 * (epoch + 1) for ids in side] for side in (sources, targets)]
         new[0][5] = np.arange(7000, 7010, dtype=np.int32)
-        return new
+        return Tokens.of(*new)
 
-    packed = PackedPairs(
-        sources, targets, batch_size=4, sequence_length=9, resample=resample, **options
-    )
+    tokens = TokenizedPairs.of(sources, targets)
+    packed = PackedPairs(tokens, batch_size=4, sequence_length=9, resample=resample, **options)
     return packed, asked
 
 
@@ -278,6 +284,6 @@ def test_resampled_batches_are_the_same_in_any_order_of_calls_and_from_a_fresh_o
         assert_equal_batches(fresh.batch(step), batches[step])
         assert_equal_batches(packed.batch(step), batches[step])
     asked.clear()
-    for step in range(5 * n, 6 * n):
+    for step in range(5 * n, 7 * n):
         packed.batch(step)
-    assert asked == [5]  # an epoch is drawn once
+    assert asked.count(5) == asked.count(6) == 1  # an epoch is drawn once, perhaps ahead

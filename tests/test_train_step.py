@@ -21,7 +21,9 @@ from flaxattn.training.train_step import (
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.loss import batch_loss, loss_of
-from flaxattn.translation.text.packing import Batch, PackedPairs
+from flaxattn.translation.text.packing import Batch
+from flaxattn.translation.text.supply import PackedPairs
+from flaxattn.translation.text.tokens import TokenizedPairs
 
 V, BOS, EOS, ROWS, LENGTH = 13, 1, 2, 8, 6
 CONFIG = EncoderDecoderConfig(
@@ -300,7 +302,8 @@ def toy():
     sentences = [
         np.array([*rng.integers(3, V, rng.integers(1, 4)), EOS], np.int32) for _ in range(120)
     ]
-    packed = PackedPairs(sentences, sentences, batch_size=ROWS, sequence_length=LENGTH)
+    tokens = TokenizedPairs.of(sentences, sentences)
+    packed = PackedPairs(tokens, batch_size=ROWS, sequence_length=LENGTH)
     optimizer, mesh = make_optimizer(TOY), mesh_of(1)
     return optimizer, make_train_step(loss_of(MODEL, TOY, BOS), optimizer, TOY, mesh=mesh), packed
 

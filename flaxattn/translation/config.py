@@ -1,7 +1,10 @@
 """Everything a run depends on, as plain frozen data: defaults, meanings and units in one place."""
 
 import dataclasses
+import math
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -19,14 +22,75 @@ __all__ = [
     "RunConfig",
     "TranslationTraining",
     "check_sampling",
+    "corpora",
     "data_path",
+    "is_weight",
 ]
 
 MAX_RATIO = 1.5  # of the length of a translation to that of its source, the least that is chosen
 Normalization = Literal["none", "nfc", "nfkc"]
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
+TSV = re.compile(r"\.tsv(\.\w+)?$")  # packed or not
+TOGETHER = ([True], [False, False])  # which files are a corpus: whether they are TSV
 Ratio = Annotated[float, Range(0, 100)]
+
+
+Corpora = list[tuple[float, list[tuple[str, ...]]]]
+
+
+def corpora(names: Sequence[str]) -> Corpora:
+    """The training text that is named: parts with their weights, each of one corpus or several.
+
+    Raises:
+      FieldError if a number is no weight, or files are not two and two.
+
+    >>> corpora(["a.en", "a.de", "b.tsv"])
+    [(1.0, [('a.en', 'a.de'), ('b.tsv',)])]
+    >>> corpora(["3", "a.en", "a.de", "1", "b.tsv"])
+    [(3.0, [('a.en', 'a.de')]), (1.0, [('b.tsv',)])]
+    """
+    weights = [at for at, name in enumerate(names) if is_weight(name)]
+    if not weights:
+        return [(1.0, _grouped(names))] if names else []
+    if weights[0] != 0:
+        raise FieldError(
+            "train", f"gives no weight to {names[0]}; expected one for each corpus, or none."
+        )
+    ends = [*weights[1:], len(names)]
+    return [
+        (_weight(names[start]), _grouped(names[start + 1 : end]))
+        for start, end in zip(weights, ends, strict=True)
+    ]
+
+
+def is_weight(name: str) -> bool:
+    """Whether what stands among the training files is a weight, not a file."""
+    return re.fullmatch(r"\d+(\.\d*)?", name) is not None
+
+
+def _weight(word: str) -> float:
+    if not 0 < (weight := float(word)) < math.inf:
+        raise FieldError("train", f"has the weight {word}; expected one above 0.")
+    return weight
+
+
+def _grouped(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """TSV files, each alone, and aligned files, two and two; a file that is alone is TSV."""
+    if len(names) == 1:
+        return [(names[0],)]
+    groups, rest = list[tuple[str, ...]](), list(names)
+    while rest:
+        count = 1 if TSV.search(rest[0]) else 2
+        groups.append(tuple(rest[:count]))
+        del rest[:count]
+    if not groups or any([bool(TSV.search(x)) for x in g] not in TOGETHER for g in groups):
+        raise FieldError(
+            "train",
+            f"has {' '.join(names) or 'no file'}; expected for each corpus two aligned files, or "
+            "one TSV file whose name ends in .tsv.",
+        )
+    return groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +101,9 @@ class DataConfig:
     """The folder that the files below are relative to. Files given without it are relative to the
     current folder."""
     train: tuple[str, ...] = ()
-    """Training text: two aligned files (source target), or one TSV file (source TAB target).
-    None: the built-in English-German corpus."""
+    """Training text: two aligned files (source target), or one TSV file (source TAB target). None:
+    the built-in English-German corpus. Of several such corpora, whose TSV files end in .tsv, a
+    number before one is its weight: the share of rows that it and what follows it get."""
     valid: tuple[str, ...] = ()
     """Validation text. None: pairs held out of the training text."""
     test: tuple[str, ...] = ()
@@ -72,11 +137,12 @@ class DataConfig:
             )
         if self.columns and not len(self.columns) == len({*self.columns}) == 2:
             raise FieldError("columns", f"is {self.columns}; expected two different columns.")
-        for split in ("train", "valid", "test"):
-            if len(files := getattr(self, split)) > 2:
+        for split in ("valid", "test"):
+            if len(names := getattr(self, split)) > 2:
                 raise FieldError(
-                    split, f"has {len(files)} files; expected two aligned files, or one TSV file."
+                    split, f"has {len(names)} files; expected two aligned files, or one TSV file."
                 )
+        corpora(self.train)
 
 
 @dataclasses.dataclass(frozen=True)

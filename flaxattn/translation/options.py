@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.training.continuing import kept_run
 from flaxattn.training.counts import check_end, going_on, scaled
-from flaxattn.translation.config import DataConfig, RunConfig
+from flaxattn.translation.config import DataConfig, RunConfig, is_weight
 from flaxattn.translation.preparation import free_to_differ
 from flaxattn.translation.rules import RULES
 from flaxattn.translation.trained.loading import architecture
@@ -78,7 +78,9 @@ def own_paths(data: DataConfig, given: Set[str]) -> DataConfig:
         return data
     folder = Path(data.data_dir)
     others: dict[str, Any] = {
-        split: tuple(str(folder / name) for name in getattr(data, split))
+        split: tuple(
+            name if is_weight(name) else str(folder / name) for name in getattr(data, split)
+        )
         for split in splits
         if split not in given
     }

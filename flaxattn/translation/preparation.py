@@ -14,12 +14,16 @@ from flaxattn.training.screen import Tell
 from flaxattn.training.storage.layout import START
 from flaxattn.training.storage.weights import read_weights
 from flaxattn.training.trees import Params
-from flaxattn.translation.config import RunConfig
+from flaxattn.translation.config import RunConfig, corpora
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import TOKENIZER
-from flaxattn.translation.text.corpus import Corpus, Pairs, load_corpus
-from flaxattn.translation.text.packing import PackedPairs
+from flaxattn.translation.text.corpus import Corpus, load_corpus
+from flaxattn.translation.text.pairs import StoredPairs
+from flaxattn.translation.text.records import place_for
+from flaxattn.translation.text.sampling import sample
+from flaxattn.translation.text.supply import PackedPairs
 from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.translation.text.tokens import Tokens, sampled, tokenized
 from flaxattn.translation.trained.loading import Loaded, load
 
 __all__ = ["Prepared", "check_architecture", "free_to_differ", "prepare"]
@@ -37,7 +41,10 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepared:
-    """Reads the corpus, learns the tokenizer, packs, makes the model. Nothing is written.
+    """Reads the corpus, learns the tokenizer, packs, makes the model.
+
+    Nothing is written that stays: text that does not fit memory lies beside the run's folder, in
+    files without names.
 
     Args:
       tell: as in `load_corpus`.
@@ -50,7 +57,8 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
     start = _start(config, begun)
     kept = _kept_tokenizer(begun, start)
     normalization = kept.normalization if kept else config.data.normalization
-    corpus = load_corpus(dataclasses.replace(config.data, normalization=normalization), tell)
+    data = dataclasses.replace(config.data, normalization=normalization)
+    corpus = load_corpus(data, tell, place_for(Path(config.output)))
     tokenizer = kept or _learned_tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
@@ -62,7 +70,7 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
         model,
         params,
         _pack(corpus.train, tokenizer, config, config.training.subword_dropout),
-        _pack(corpus.valid, tokenizer, config),
+        _pack(StoredPairs([corpus.valid]), tokenizer, config),
     )
 
 
@@ -110,7 +118,7 @@ def _kept_tokenizer(begun: Path | None, start: Loaded | None) -> Tokenizer | Non
 
 def _learned_tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
     return Tokenizer.train(
-        (text for pair in corpus.train for text in pair),
+        (text for pair in sample(corpus.train) for text in pair),
         config.model.vocab_size,
         character_coverage=config.data.character_coverage,
         normalization=config.data.normalization,
@@ -130,24 +138,19 @@ def _first_params(
 
 
 def _pack(
-    pairs: Pairs, tokenizer: Tokenizer, config: RunConfig, subword_dropout: float = 0.0
+    pairs: StoredPairs, tokenizer: Tokenizer, config: RunConfig, subword_dropout: float = 0.0
 ) -> PackedPairs:
     training = config.training
-    fitting = [p for p in pairs if all(tokenizer.fits(t, training.sequence_length) for t in p)]
-    sides = [[pair[side] for pair in fitting] for side in (0, 1)]
+    length = training.sequence_length
 
-    def resample(epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        source, target = (
-            tokenizer.sample(texts, subword_dropout, (training.seed, epoch, side))
-            for side, texts in enumerate(sides)
-        )
-        return source, target
+    def resample(blocks: np.ndarray, seed: tuple[int, int, int]) -> Tokens:
+        return sampled(pairs, tokenizer, length, subword_dropout, blocks=blocks, seed=seed)
 
     return PackedPairs(
-        *(tokenizer.encode(texts) for texts in sides),
+        tokenized(pairs, tokenizer, length),
         batch_size=training.batch_size,
-        sequence_length=training.sequence_length,
+        sequence_length=length,
         seed=training.seed,
+        weights=[weight for weight, _ in corpora(config.data.train)][: len(pairs.parts)] or [1.0],
         resample=resample if subword_dropout else None,
-        left_out=len(pairs) - len(fitting),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaxattn.training.config import config_hash as hash_of
 from flaxattn.training.task import RunRules
-from flaxattn.translation.config import DecodingConfig, RunConfig, data_path
+from flaxattn.translation.config import DecodingConfig, RunConfig, data_path, is_weight
 from flaxattn.translation.layout import RESULTS, TOKENIZER
 
 __all__ = ["RULES", "config_hash"]
@@ -32,7 +32,8 @@ def _free(config: RunConfig) -> Set[str]:
 
 def _inputs(config: RunConfig) -> Mapping[str, Sequence[Path]]:
     data = config.data
-    splits = {"--train": data.train, "--valid": data.valid, "--test": data.test}
+    train = [name for name in data.train if not is_weight(name)]
+    splits = {"--train": train, "--valid": data.valid, "--test": data.test}
     return {option: [data_path(data, x) for x in names] for option, names in splits.items()}
 
 

@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from flaxattn.training.config import at_home
 from flaxattn.training.continuing import kept_run
@@ -100,9 +98,10 @@ def _describe(
     references = [target for _, target in corpus.test]
     if doubt := doubt_of_tokenizer(references, config.data.bleu_tokenizer):
         screen.warn(doubt)
+    epochs = " and ".join(f"{n:.1f}" for n in prepared.train.epochs(training.steps))
     screen.say(
         f"{training.steps} steps of {training.batch_size} rows of {training.sequence_length} "
-        f"tokens: {training.steps / prepared.train.batches_per_epoch:.1f} epochs."
+        f"tokens: {epochs} epochs."
     )
     for remark in remarks:
         screen.say(remark)
@@ -140,11 +139,13 @@ def _with_kept_limit(config: RunConfig) -> RunConfig:
     return config
 
 
-def _limited(config: RunConfig, lengths: np.ndarray, screen: Screen) -> RunConfig:
+def _limited(
+    config: RunConfig, lengths: Mapping[tuple[int, int], int], screen: Screen
+) -> RunConfig:
     """The configuration with the limit of translations chosen, if it is not given.
 
     Args:
-      lengths: of the training pairs, int [n, 2].
+      lengths: how often a training pair has so many tokens on either side.
     """
     decoding = config.decoding
     if decoding.max_ratio is None:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from flaxattn.translation.initial import axes_of
 from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
 from flaxattn.translation.loss import loss_of, means
 from flaxattn.translation.preparation import Prepared
-from flaxattn.translation.text.corpus import Corpus
 from flaxattn.translation.text.packing import Batch
 from flaxattn.translation.text.scoring import score
 from flaxattn.translation.trained.exporting import export
@@ -53,7 +52,7 @@ class TranslationTask:
         return {TOKENIZER: self.prepared.tokenizer.model}
 
     def digests(self) -> dict[str, str]:
-        return _digests(self.prepared.corpus)
+        return _digests(self.prepared)
 
     def batch(self, step: int) -> Batch:
         return self.prepared.train.batch(step)
@@ -127,15 +126,26 @@ class TranslationTask:
         return [best[0].text for best in found]
 
 
-def _digests(corpus: Corpus) -> dict[str, str]:
-    """The SHA-256 of each split's sentence pairs, in their order."""
+def _digests(prepared: Prepared) -> dict[str, str]:
+    """The SHA-256 of each split's sentence pairs, in their order.
+
+    That of the training pairs is also of how they are shuffled, where that has not always been so.
+    """
     digests = {}
-    for split, pairs in corpus._asdict().items():
+    for split, pairs in prepared.corpus._asdict().items():
         digest = hashlib.sha256()
         for pair in pairs:
-            digest.update(json.dumps(pair).encode() + b"\n")
+            digest.update(_line(pair))
+        if split == "train":
+            digest.update(prepared.train.order.encode())
         digests[split] = digest.hexdigest()
     return digests
+
+
+def _line(pair: tuple[str, str]) -> bytes:
+    """What `json.dumps` makes of a pair, at a third of the cost."""
+    source, target = map(encode_basestring_ascii, pair)
+    return f"[{source}, {target}]\n".encode()
 
 
 def _chosen(sources: list[str], references: list[str], hypotheses: list[str]) -> Iterator[str]:

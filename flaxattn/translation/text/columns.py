@@ -1,13 +1,13 @@
 """TSV files: which two columns are source and target, and what a person is told of it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from flaxattn.training.screen import Tell
 
-__all__ = ["Columns", "describe_columns", "find_columns", "split_line"]
+__all__ = ["Columns", "Seen", "find_columns", "split_line"]
 
 SHOWN = 40  # characters of a field
 LOOKED_AT = 1000  # lines in which identifiers are looked for
@@ -73,24 +73,34 @@ def split_line(line: str, columns: Columns, where: str) -> tuple[str, str]:
     return fields[columns.source], fields[columns.target]
 
 
-def describe_columns(path: Path, columns: Columns, lines: Sequence[str | None], tell: Tell) -> None:
-    """Tells which columns are taken, with the first line, and which are not."""
-    texts = [line for line in lines[columns.header :] if line and line.strip()]
-    if not texts:
-        return
-    rows = [line.split("\t") for line in texts[:LOOKED_AT]]
-    others = [
-        at for at in range(max(line.count("\t") for line in texts) + 1) if at not in columns[:2]
-    ]
-    source, target = (f"column {at + 1}, {_shown(rows[0][at])}" for at in columns[:2])
-    unused = f"; not used: {_numbers(others)}" if others else ""
-    tell(f"{path}: the source is {source}; the target is {target}{unused}.")
-    for at in columns[:2] if others else ():
-        if all(IDENTIFIER.fullmatch(row[at].strip()) for row in rows):
-            tell(
-                f"{path}: column {at + 1} looks like identifiers, not like text. --columns says "
-                "which two are source and target, for example --columns 2 3."
-            )
+class Seen:
+    """What there is to tell of the columns of a TSV file, whose lines come in pieces."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._tabs = 0
+
+    def look(self, lines: Iterable[str | None]) -> None:
+        """Looks at some lines; None stands for one that is no text."""
+        texts = [line for line in lines if line and line.strip()]
+        self._first += texts[: LOOKED_AT - len(self._first)]
+        self._tabs = max([self._tabs, *(line.count("\t") for line in texts)])
+
+    def describe(self, path: Path, columns: Columns, tell: Tell) -> None:
+        """Tells which columns are taken, with the first line, and which are not."""
+        if not self._first:
+            return
+        rows = [line.split("\t") for line in self._first]
+        others = [at for at in range(self._tabs + 1) if at not in columns[:2]]
+        source, target = (f"column {at + 1}, {_shown(rows[0][at])}" for at in columns[:2])
+        unused = f"; not used: {_numbers(others)}" if others else ""
+        tell(f"{path}: the source is {source}; the target is {target}{unused}.")
+        for at in columns[:2] if others else ():
+            if all(IDENTIFIER.fullmatch(row[at].strip()) for row in rows):
+                tell(
+                    f"{path}: column {at + 1} looks like identifiers, not like text. --columns "
+                    "says which two are source and target, for example --columns 2 3."
+                )
 
 
 def _numbers(columns: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """How long translations may be: so many tokens for each token of the source, and a few more."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -21,21 +22,29 @@ def max_target_length(source: int, max_ratio: float | None) -> int:
     return int(source * (MAX_RATIO if max_ratio is None else max_ratio)) + EXTRA
 
 
-def choose_ratio(lengths: np.ndarray) -> float:
+def choose_ratio(lengths: Mapping[tuple[int, int], int]) -> float:
     """The least of 1.5, 2, 2.5, ... at which at most a thousandth of the targets are longer.
 
     Args:
-      lengths: int [n, 2], tokens of each source and target.
+      lengths: how often a source and its target have so many tokens.
 
-    >>> choose_ratio(np.array([[4, 20], [10, 9]]))
+    >>> choose_ratio({(4, 20): 1, (10, 9): 1})
     3.0
     """
-    needed = np.sort((lengths[:, 1] - EXTRA) / lengths[:, 0])
-    ratio = needed[len(needed) - 1 - int(LONGER * len(needed))]
+    pairs, counts = _arrays(lengths)
+    needed = (pairs[:, 1] - EXTRA) / pairs[:, 0]
+    order = np.argsort(needed)
+    last = counts.sum() - 1 - int(LONGER * counts.sum())  # of the pairs, by what they need
+    ratio = needed[order][np.searchsorted(np.cumsum(counts[order]), last, side="right")]
     return max(MAX_RATIO, math.ceil(2 * ratio) / 2)
 
 
-def share_longer(lengths: np.ndarray, max_ratio: float) -> float:
+def share_longer(lengths: Mapping[tuple[int, int], int], max_ratio: float) -> float:
     """The share of the targets that are longer than a translation of their sources may be."""
-    most = (lengths[:, 0] * max_ratio).astype(int) + EXTRA
-    return float((lengths[:, 1] > most).mean())
+    pairs, counts = _arrays(lengths)
+    most = (pairs[:, 0] * max_ratio).astype(int) + EXTRA
+    return float(counts[pairs[:, 1] > most].sum() / counts.sum())
+
+
+def _arrays(lengths: Mapping[tuple[int, int], int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([*lengths]), np.array([*lengths.values()])

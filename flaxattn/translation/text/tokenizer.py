@@ -108,9 +108,9 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, with `eos_id` at its end: int32 [length]."""
-        rows = self._processor.encode(list(texts), add_eos=True)
+        rows = self._processor.encode(list(texts), add_eos=True, out_type="numpy")
         return [
-            np.asarray(self._encode_sign(text) if SPACE in text else row, np.int32)
+            np.array(self._encode_sign(text), np.int32) if SPACE in text else row
             for text, row in zip(texts, rows, strict=True)
         ]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from flaxattn.translation.config import corpora
 from flaxattn.translation.text.lengths import EXTRA
 from flaxattn.translation.trained.loading import Loaded
 from flaxattn.translation.trained.stablehlo import LONGEST, PLATFORMS, room
@@ -146,9 +147,13 @@ def _data(run: Mapping[str, Any]) -> str:
             "It was trained on flaxattn's built-in English-German corpus, sentences that a small "
             "grammar makes, and translates no others."
         )
-    names = [f"`{Path(name).name}`" for name in data["train"]]
-    sides = "{} to {}".format(*names) if len(names) == 2 else f"the pairs of {names[0]}"
-    return f"It was trained on {sides}."
+    named = [
+        [f"`{Path(name).name}`" for name in files]
+        for _, part in corpora(data["train"])
+        for files in part
+    ]
+    sides = ["{} to {}".format(*x) if len(x) == 2 else f"the pairs of {x[0]}" for x in named]
+    return f"It was trained on {' and '.join(sides)}."
 
 
 def _is_builtin(run: Mapping[str, Any]) -> bool:
