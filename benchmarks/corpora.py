@@ -6,7 +6,7 @@
 
 The pairs are generated: words of a skewed distribution, lengths as of sentences. Each size is
 prepared in a process of its own. The tokenizer's own work, which SentencePiece does, is counted
-apart, and so are fresh parameters. A step is then a rest of 50 ms, in which nothing is computed:
+apart, and so are fresh parameters. A step is then a rest of 100 ms, in which nothing is computed:
 what is seen is how long a batch is waited for around the end of the first epoch.
 """
 

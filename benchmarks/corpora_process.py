@@ -18,7 +18,7 @@ from flaxattn.translation.config import DataConfig, RunConfig, TranslationTraini
 from flaxattn.translation.task import TranslationTask
 from flaxattn.translation.text.tokenizer import Tokenizer
 
-STEPS, STEP_SECONDS = 40, 0.05  # walked on either side of the end; of each
+BEFORE, AFTER, STEP_SECONDS = 150, 20, 0.1  # walked on either side of the end; of each step
 
 
 def counted(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
@@ -68,7 +68,7 @@ def main(source: str, target: str, subword_dropout: str) -> None:
         spent, wall = time.process_time() - began, time.perf_counter() - wall
         end = prepared.train.batches_per_epoch
         waits = []
-        for step in range(max(0, end - STEPS), end + STEPS):
+        for step in range(max(0, end - BEFORE), end + AFTER):
             asked = time.perf_counter()
             task.batch(step)
             waits.append(time.perf_counter() - asked)

@@ -38,7 +38,7 @@ class SubwordDropout:
         self._ids = {processor.id_to_piece(i): i for i in normal}
         self._ranks = {piece: -processor.get_score(i) for piece, i in self._ids.items()}
         self._byte_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        self._spell_known = functools.lru_cache(maxsize=1 << 18)(self._merge)
+        self._spell_known = functools.lru_cache(maxsize=1 << 16)(self._merge)
 
     def sample(self, texts: Sequence[str], dropout: float, seed: Sequence[int]) -> list[np.ndarray]:
         """The ids of each text, with the end token at its end: int32 [length].
@@ -48,12 +48,11 @@ class SubwordDropout:
           seed: integers; the outcome depends on the arguments alone.
         """
         rng = np.random.default_rng(list(seed))
-        words = [[w for w in text.replace(SPACE, STAND_IN).split(" ") if w] for text in texts]
-        first = iter(rng.geometric(dropout, sum(map(len, words))).tolist())
+        first = map(int, rng.geometric(dropout, sum(len(_words(text)) for text in texts)))
         later = _endless(rng, dropout)
         rows = []
-        for text in words:
-            ids = [i for word in text for i in self._spell(word, next(first), later)]
+        for text in texts:  # whose words are made again, since memory should not hold all of them
+            ids = [i for word in _words(text) for i in self._spell(word, next(first), later)]
             rows.append(np.array([*ids, self._eos_id], np.int32))
         return rows
 
@@ -98,6 +97,10 @@ class SubwordDropout:
         if symbol in self._ids:
             return [self._ids[symbol]]
         return [self._byte_ids[byte] for byte in symbol.replace(STAND_IN, SPACE).encode()]
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.replace(SPACE, STAND_IN).split(" ") if word]
 
 
 def _endless(rng: np.random.Generator, dropout: float) -> Iterator[int]:

@@ -20,6 +20,7 @@ from flaxattn.translation.text.tokens import TokenizedPairs, Tokens
 __all__ = ["Resample", "Row", "Rows", "windows_of"]
 
 WINDOW = 256  # blocks, at most
+LOOKED_AT = 64  # blocks of a window, that tell what subword dropout does
 ORDER, WINDOWS, BLOCKS = 0, 2, 3  # what is drawn, beside the ids of sides 0 and 1
 
 Row = list[Pair]
@@ -104,18 +105,23 @@ class Rows:
     def _planned(self) -> list[int]:
         """The places for rows of each window, from its packing in the first epoch.
 
-        Under subword dropout the first window tells by how much more they are for all.
+        Under subword dropout some blocks tell by how much more they are for all.
         """
-        places, growth = [], 1.0
+        places, growth = [], self._growth() if self._resample else 1.0
         for window, blocks in enumerate(self.windows):
             plain = self._tokens.read(blocks)
             self._count(plain)
             found = len(self._packed_in(0, window, plain, plain).rows)
-            if self._resample and window == 0:
-                sampled = self._sampled(0, 0, plain)
-                growth = len(self._packed_in(0, 0, sampled, plain).rows) / max(found, 1)
             places.append(round(found * growth))
         return places
+
+    def _growth(self) -> float:
+        """How many more rows there are under subword dropout, of a window if there is one alone."""
+        blocks = self.windows[0] if len(self.windows) == 1 else self.windows[0][:LOOKED_AT]
+        plain = self._tokens.read(blocks)
+        sampled = self._sampled(0, 0, blocks, plain)
+        more, found = (len(self._packed_in(0, 0, ids, plain).rows) for ids in (sampled, plain))
+        return more / max(found, 1)
 
     def _count(self, plain: Tokens) -> None:
         fitting = plain.lengths[plain.fitting(self._sequence_length)]
@@ -128,9 +134,11 @@ class Rows:
     def _pack(self, epoch: int, place: int) -> Packed:
         """The window in a place of an epoch."""
         window = int(self._order(epoch)[place])
-        plain = self._tokens.read(self.windows[window])
+        blocks = self.windows[window]
+        plain = self._tokens.read(blocks)
         if self._resample:
-            return self._packed_in(epoch, window, self._sampled(epoch, window, plain), plain)
+            sampled = self._sampled(epoch, window, blocks, plain)
+            return self._packed_in(epoch, window, sampled, plain)
         packed = self._packed_in(epoch, window, plain, plain)
         if len(self.windows) > 1 and len(packed.rows) > self._places[window]:
             # Then every pair is there in the rows of the first epoch, for which there is room.
@@ -150,10 +158,10 @@ class Rows:
     def _rng(self, epoch: int, window: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, epoch, ORDER, self._first + window])
 
-    def _sampled(self, epoch: int, window: int, plain: Tokens) -> Tokens:
+    def _sampled(self, epoch: int, window: int, blocks: np.ndarray, plain: Tokens) -> Tokens:
         """The ids of an epoch, and the first ones where these are too many for a row."""
         assert self._resample
-        new = self._resample(self.windows[window], (self._seed, epoch, self._first + window))
+        new = self._resample(blocks, (self._seed, epoch, self._first + window))
         long = {*np.flatnonzero(new.lengths.max(axis=1) > self._sequence_length).tolist()}
         pairs = [(plain if i in long else new).pair(i) for i in range(len(new.lengths))]
         return Tokens.of(*zip(*pairs, strict=True)) if long else new
