@@ -3,6 +3,8 @@
     uv run benchmarks/corpora.py                       # 10k, 100k and 1M generated pairs
     uv run benchmarks/corpora.py --pairs 10000000      # GB on the disk, a quarter of an hour
     uv run benchmarks/corpora.py --quick               # tiny, to try it out
+    PYTHONPATH=OTHER python benchmarks/corpora.py --code before --out before    # another version
+    uv run benchmarks/corpora.py --beside before.json  # and both in one table
 
 The pairs are generated: words of a skewed distribution, lengths as of sentences. Each size is
 prepared in a process of its own. The tokenizer's own work, which SentencePiece does, is counted
@@ -55,9 +57,9 @@ def write_pairs(folder: pathlib.Path, count: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-def measured(paths: list[str], subword_dropout: float, python: str) -> dict[str, Any]:
+def measured(paths: list[str], subword_dropout: float) -> dict[str, Any]:
     """What a process has seen that prepares these files."""
-    command = [python, str(CHILD), *paths, str(subword_dropout)]
+    command = [sys.executable, str(CHILD), *paths, str(subword_dropout)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -67,13 +69,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         ABOUT,
         "",
-        "| pairs | subword dropout | beyond the tokenizer, CPU s | tokenizer, CPU s "
+        "| code | pairs | subword dropout | beyond the tokenizer, CPU s | tokenizer, CPU s "
         "| peak memory, MiB | longest wait, s |",
-        "|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for r in rows:
         lines.append(
-            f"| {r['pairs']:,} | {r['subword_dropout']:g} | {r['beyond']:.1f} "
+            f"| {r['code']} | {r['pairs']:,} | {r['subword_dropout']:g} | {r['beyond']:.1f} "
             f"| {r['tokenizer']:.1f} | {r['peak_mib']:.0f} | {r['longest_wait']:.2f} |"
         )
     return "\n".join(lines)
@@ -85,15 +87,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few pairs")
     parser.add_argument("--pairs", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--subword-dropout", type=float, nargs="+", default=[0.0])
-    parser.add_argument("--python", default=sys.executable, help="of another version, to compare")
+    parser.add_argument("--code", default="now", help="a name for what PYTHONPATH leads to")
+    parser.add_argument("--beside", type=pathlib.Path, help="a JSON whose rows are told first")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/corpora"))
     options = parser.parse_args()
-    rows = []
+    rows = json.loads(options.beside.read_text())["rows"] if options.beside else []
     with tempfile.TemporaryDirectory() as folder:
         for count in [2000] if options.quick else options.pairs:
             paths = write_pairs(pathlib.Path(folder), count)
             for dropout in options.subword_dropout:
-                rows.append(measured(paths, dropout, options.python))
+                rows.append({"code": options.code} | measured(paths, dropout))
                 print(rows[-1], flush=True)
             for path in paths:
                 pathlib.Path(path).unlink()
