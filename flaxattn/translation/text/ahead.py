@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["Ahead"]
 
-KEPT = 3  # the one in use, the next, and one before
+KEPT = 2  # the one in use and the next
 
 Made = TypeVar("Made")
 

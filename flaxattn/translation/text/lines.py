@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaxattn.translation.text.opening import read_text
 
-__all__ = ["BYTE_ORDER_MARK", "decode_line", "on_one_line", "read_lines", "split_lines"]
+__all__ = ["BYTE_ORDER_MARK", "decode_line", "on_one_line", "read_lines"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SPACE = re.compile(r"[ \t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # ASCII's, and what breaks lines
@@ -15,17 +15,13 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a file of text.
 
     Raises:
-      As `split_lines` and `decode_line`.
-    """
-    return [decode_line(line, f"{path}, line {i}") for i, line in enumerate(split_lines(path), 1)]
-
-
-def split_lines(path: Path) -> list[bytes]:
-    r"""The lines of a file, without "\n" and "\r\n" at their ends and a byte-order mark.
-
-    Raises:
       FileNotFoundError naming the file and what is called like it; ValueError if it is no text.
     """
+    return [decode_line(line, f"{path}, line {i}") for i, line in enumerate(_split_lines(path), 1)]
+
+
+def _split_lines(path: Path) -> list[bytes]:
+    r"""The lines of a file, without "\n" and "\r\n" at their ends and a byte-order mark."""
     lines = read_text(path).removeprefix(BYTE_ORDER_MARK).split(b"\n")
     if lines[-1] == b"":
         lines.pop()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from flaxattn.translation.config import Normalization
 
-__all__ = ["normalize_source", "normalize_sources", "normalize_target", "normalize_targets"]
+__all__ = ["normalize_source", "normalize_sources", "normalize_targets"]
 
 OTHER_SPACE = re.compile(r"[^\S ]")
 OTHER_SPACE_IN_LINES = re.compile(r"[^\S \n]")
@@ -25,19 +25,16 @@ def normalize_source(text: str, normalization: Normalization) -> str:
     return _as_source(text, normalization, OTHER_SPACE)
 
 
-def normalize_target(text: str, normalization: Normalization) -> str:
-    """A target as a model learns to write it: in form NFC, all its characters kept."""
-    return text if normalization == "none" else unicodedata.normalize("NFC", text)
-
-
 def normalize_sources(lines: Sequence[str], normalization: Normalization) -> list[str]:
     r"""Each of many sources without "\n", across which nothing is composed: fast, as one text."""
     return _as_source("\n".join(lines), normalization, OTHER_SPACE_IN_LINES).split("\n")
 
 
 def normalize_targets(lines: Sequence[str], normalization: Normalization) -> list[str]:
-    r"""Each of many targets without "\n"."""
-    return normalize_target("\n".join(lines), normalization).split("\n")
+    r"""Each of many targets without "\n": a model learns to write all their characters."""
+    if normalization == "none":
+        return [*lines]
+    return unicodedata.normalize("NFC", "\n".join(lines)).split("\n")
 
 
 def _as_source(text: str, normalization: Normalization, space: re.Pattern[str]) -> str:

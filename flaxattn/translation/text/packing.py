@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Batch", "pack_rows", "to_batch"]
+__all__ = ["Batch", "Pair", "pack_rows", "to_batch"]
 
 OPEN_ROWS = 256  # rows that may still be added to; more fill better and pack more slowly
 

@@ -17,7 +17,7 @@ Texts = list[str | None]
 
 
 def texts_of(path: Path, *, skip_invalid: bool) -> Iterator[Texts]:
-    """The lines of a file, as `split_lines` breaks them, in pieces.
+    """The lines of a file, as `read_lines` breaks them, in pieces.
 
     Raises:
       FileNotFoundError or ValueError as `opened_text` and `decode_line`, naming file and line.
