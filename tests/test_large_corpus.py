@@ -72,6 +72,16 @@ def test_every_epoch_has_every_pair_once_whatever_the_windows():
 
 
 @pytest.mark.usefixtures("small_windows")
+def test_an_epoch_that_needs_more_rows_than_the_first_still_has_every_pair_once():
+    lengths = np.random.default_rng(1).integers(2, 10, (5 * BLOCK, 2)).tolist()
+    pairs = make_pairs(lengths)
+    supply = PackedPairs(tokens_of(pairs), batch_size=4, sequence_length=10)
+    expected = sorted(tuple(tuple(side.tolist()) for side in pair) for pair in pairs)
+    for epoch in range(4):
+        assert sorted(epoch_of(supply, epoch)) == expected
+
+
+@pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("resample", [None, shifted], ids=["plain", "resampled"])
 def test_a_step_is_the_same_from_a_fresh_object_in_any_order_and_with_or_without_a_worker(
     monkeypatch, resample
@@ -96,8 +106,11 @@ def test_windows_are_from_all_over_and_come_in_another_order_in_every_epoch():
     blocks = [window.tolist() for window in windows.windows_of(range(3, 43), seed=1)]
     assert sorted(itertools.chain(*blocks)) == list(range(3, 43))
     assert sum(abs(a - b) > 1 for a, b in blocks) > 10
-    firsts = {epoch_of(packed(seed=seed), epoch)[0] for seed in (0, 1) for epoch in (0, 1, 2)}
-    assert len(firsts) == 6
+    orders = [
+        [tuple(packed(seed=seed)._parts[0]._order(epoch).tolist()) for epoch in range(9)]
+        for seed in (0, 1)
+    ]
+    assert orders[0] != orders[1] and min(len({*of_seed}) for of_seed in orders) > 6
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -385,8 +398,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "PIECE", 1 << 12)
     monkeypatch.setattr(windows, "WINDOW", 2)
     peak_of(100, tmp_path)  # what is made once
-    small, large = peak_of(5_000, tmp_path), peak_of(15_000, tmp_path)
-    assert large < 1.3 * small  # thrice the pairs
+    small, large = peak_of(3_000, tmp_path), peak_of(15_000, tmp_path)
+    assert large < 2 * small  # the worker makes what is held at once a matter of chance
 
 
 # ---- The worker ------------------------------------------------------------------------------
