@@ -40,6 +40,14 @@ class Tokens:
         lengths = np.fromiter(map(len, sides), np.int32, len(sides)).reshape(-1, 2)
         return cls(np.concatenate([*sides, NO_IDS]), lengths)
 
+    def replaced(self, numbers: np.ndarray, others: "Tokens") -> "Tokens":
+        """These with the pairs of some numbers taken from others."""
+        new = Tokens(np.concatenate([self._ids, others._ids]), self.lengths.copy())
+        new._starts = self._starts.copy()
+        new.lengths[numbers] = others.lengths[numbers]
+        new._starts[numbers] = others._starts[numbers] + len(self._ids)
+        return new
+
     def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Source and target of one pair."""
         source, target = (self._ids[s : s + n] for s, n in zip(*self._of(number), strict=True))

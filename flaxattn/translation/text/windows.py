@@ -162,6 +162,5 @@ class Rows:
         """The ids of an epoch, and the first ones where these are too many for a row."""
         assert self._resample
         new = self._resample(blocks, (self._seed, epoch, self._first + window))
-        long = {*np.flatnonzero(new.lengths.max(axis=1) > self._sequence_length).tolist()}
-        pairs = [(plain if i in long else new).pair(i) for i in range(len(new.lengths))]
-        return Tokens.of(*zip(*pairs, strict=True)) if long else new
+        long = np.flatnonzero(new.lengths.max(axis=1) > self._sequence_length)
+        return new.replaced(long, plain) if long.size else new
