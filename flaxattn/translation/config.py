@@ -16,6 +16,7 @@ __all__ = [
     "BLEU_TOKENIZERS",
     "MAX_RATIO",
     "NORMALIZATIONS",
+    "ROUND",
     "DataConfig",
     "DecodingConfig",
     "Normalization",
@@ -30,6 +31,7 @@ __all__ = [
 MAX_RATIO = 1.5  # of the length of a translation to that of its source, the least that is chosen
 Normalization = Literal["none", "nfc", "nfkc"]
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
+ROUND = 1 << 12  # rows in which every part of the training text has its share
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 TSV = re.compile(r"\.tsv(\.\w+)?$")  # packed or not
 TOGETHER = ([True], [False, False])  # which files are a corpus: whether they are TSV
@@ -58,10 +60,18 @@ def corpora(names: Sequence[str]) -> Corpora:
             "train", f"gives no weight to {names[0]}; expected one for each corpus, or none."
         )
     ends = [*weights[1:], len(names)]
-    return [
+    found = [
         (_weight(names[start]), _grouped(names[start + 1 : end]))
         for start, end in zip(weights, ends, strict=True)
     ]
+    least = sum(weight for weight, _ in found) / ROUND
+    if (smallest := min(found)[0]) < least:
+        raise FieldError(
+            "train",
+            f"has the weight {smallest:g}; expected at least {least:g} beside the others: a row "
+            f"of {ROUND}.",
+        )
+    return found
 
 
 def is_weight(name: str) -> bool:

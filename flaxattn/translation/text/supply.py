@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flaxattn.translation.config import ROUND
 from flaxattn.translation.text.packing import Batch, to_batch
 from flaxattn.translation.text.pairs import BLOCK
 from flaxattn.translation.text.tokens import TokenizedPairs
@@ -13,7 +14,6 @@ from flaxattn.translation.text.windows import Resample, Row, Rows
 
 __all__ = ["PackedPairs"]
 
-ROUND = 1 << 12  # rows in which every part has its share, to the nearest row
 MIXING_SEED = 4321  # fixed: which row is of which part says nothing of a run
 
 
@@ -109,10 +109,7 @@ class PackedPairs:
 def _mixed(weights: Sequence[float]) -> np.ndarray:
     """The part of each row of a round, in which each has its share: int [ROUND]."""
     ends = np.cumsum(weights) / np.sum(weights) * ROUND
-    counts = np.diff(np.round(ends).astype(int), prepend=0)
-    if not counts.all():
-        least = f"{np.sum(weights) / ROUND:g}"
-        raise ValueError(f"--train: a weight is too small beside the others; least is {least}.")
+    counts = np.diff(np.floor(ends + 0.5).astype(int), prepend=0)
     parts = np.repeat(np.arange(len(weights)), counts)
     return np.random.default_rng(MIXING_SEED).permutation(parts)
 
