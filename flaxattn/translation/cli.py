@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
+from flaxattn.ranges import Range, check_fields
 from flaxattn.training.command_line import given, parsed
 from flaxattn.training.config import at_home
 from flaxattn.training.ending import EXIT_CODES, exit_code
@@ -95,12 +97,15 @@ class Command:
     coordinator: str = ""
     """Host and port of process 0, where several processes train together, each started with this
     command; with Slurm or on a TPU pod nothing need be given."""
-    processes: int = 0
+    processes: Annotated[int, Range(0, 100_000)] = 0
     """How many processes there are."""
-    process: int = -1
+    process: Annotated[int, Range(-1, 99_999)] = -1
     """The number of this one, from 0."""
     debug: bool = False
     """Show the whole traceback of an error."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def _parse(name: str, presets: Mapping[str, RunConfig], words: list[str], prog: str) -> Command:

@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
     corpus: Corpus
     tokenizer: Tokenizer
     model: EncoderDecoder
-    params: Params  # before the first step
+    params: Params  # before the first step, on no device
     train: PackedPairs
     valid: PackedPairs
 
@@ -62,7 +62,7 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
     tokenizer = kept or _learned_tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
-    params = _first_params(config, model, begun, start)
+    params = jax.device_get(_first_params(config, model, begun, start))
     labels(params, config.training.freeze)  # before packing, which may take long
     return Prepared(
         corpus,
