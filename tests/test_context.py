@@ -117,7 +117,7 @@ def random_case(seed):
 
 
 @pytest.mark.thorough(quick=4)
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(20))
 def test_many_devices_are_one_for_any_mask(seed):
     layouts, shape, mask, options, bias, score, rate = random_case(seed)
     data, method = inputs(shape, seed, bias=(1, 1, 1, 1)), METHODS[seed % 3]
