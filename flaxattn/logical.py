@@ -21,10 +21,10 @@ def spec_of(
 
     >>> mesh = AbstractMesh((2, 3), ("data", "model"))
     >>> rules = [("batch", "data"), ("heads", "model"), ("mlp", "model")]
-    >>> spec_of(["batch", None, "heads"], (4, 5, 6), rules, mesh)
-    PartitionSpec('data', None, 'model')
-    >>> spec_of(["heads", "mlp"], (4, 6), rules, mesh)
-    PartitionSpec(None, 'model')
+    >>> tuple(spec_of(["batch", None, "heads"], (4, 5, 6), rules, mesh))
+    ('data', None, 'model')
+    >>> tuple(spec_of(["heads", "mlp"], (4, 6), rules, mesh))
+    (None, 'model')
     """
     entries: list[str | tuple[str, ...] | None] = []
     taken: set[str] = set()
