@@ -150,7 +150,7 @@ def test_parameters_and_moments_are_spread_over_fsdp_and_model(text, parts):
 
 
 def shapes_moved(text, model, params):
-    """The sizes of the floating arrays that the compiled step gathers, or adds up and keeps whole."""
+    """The sizes of the floating arrays that the compiled step gathers, and of those it adds up."""
     mesh, state, step = begun(text, model, params)
     program = step.lower(state, place_batch(packed(), mesh)).compile().as_text()
     gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather(?:-start)?\(", program)
