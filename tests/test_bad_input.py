@@ -93,7 +93,7 @@ def test_rows_that_devices_do_not_divide_are_refused(refused):
 
 def test_a_mesh_that_the_devices_are_not_is_refused(refused):
     assert "--mesh data=3: is of 3 devices; there are 4" in refused({"--mesh": "data=3"})
-    assert "--mesh is 'rows=2'; expected" in refused({"--mesh": "rows=2"})
+    assert "--mesh has 'rows=2'; expected" in refused({"--mesh": "rows=2"})
 
 
 def test_processes_of_which_only_a_part_is_told_are_refused(refused):
@@ -102,7 +102,8 @@ def test_processes_of_which_only_a_part_is_told_are_refused(refused):
     missing = {"--coordinator": "host:1234", "--processes": 2}
     assert "--process is -1; expected" in refused(missing)
     assert "--process is 2; expected" in refused(missing | {"--process": 2})
-    assert "host:port" in refused(missing | {"--coordinator": "host", "--process": 0})
+    for place in ("host", "host:", "host:0", "host:99999", ":1234"):
+        assert "host:port" in refused(missing | {"--coordinator": place, "--process": 0})
 
 
 def test_features_that_heads_do_not_divide_are_refused(refused):

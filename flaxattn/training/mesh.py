@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ RULES = (
 )
 """The mesh axes of each logical name that layers give; the one place that knows both."""
 
-MOST = 10_000
+MOST = 10_000_000  # devices
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
@@ -59,14 +60,14 @@ def mesh_sizes(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for word in filter(None, text.replace(" ", "").split(",")):
         name, _, size = word.partition("=")
-        if name not in AXES or name in sizes or not (size.isascii() and size.isdecimal()):
+        known = name in AXES and name not in sizes
+        if not known or not re.fullmatch(r"[0-9]+", size) or not 1 <= int(size) <= MOST:
             raise FieldError(
                 "mesh",
-                f"is {text!r}; expected sizes of {', '.join(AXES)}, each at most once, such as "
-                "data=2,fsdp=4.",
+                f"has {word!r}; expected sizes, from 1 on, of {', '.join(AXES)}, each at most "
+                "once, such as data=2,fsdp=4.",
             )
-        if not 1 <= (sizes := sizes | {name: int(size)})[name] <= MOST:
-            raise FieldError("mesh", f"has {word}; expected a size from 1 to {MOST:,}.")
+        sizes[name] = int(size)
     return sizes
 
 

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxattn.training.trees import Tree
 
@@ -89,6 +90,8 @@ def join(where: Rendezvous) -> int:
       ValueError that names the option at fault; OSError if the others are not there.
     """
     given, told = _checked(where), _told()
+    if jax.distributed.is_initialized():
+        return jax.process_count()
     if not given and told == 1:
         return 1
     if given and where.process:
@@ -119,7 +122,8 @@ def _checked(where: Rendezvous) -> bool:
     """Whether it is given. Raises ValueError if only a part of it is, or it is wrong."""
     if where == ALONE:
         return False
-    if not re.fullmatch(r"\S+:\d+", where.coordinator):
+    port = where.coordinator.rpartition(":")[2]
+    if not re.fullmatch(r"\S+:[0-9]{1,5}", where.coordinator) or not 0 < int(port) < 2**16:
         raise ValueError(
             f"--coordinator is {where.coordinator!r}; expected host:port of process 0, such as "
             "node1:1234, with --processes and --process."
@@ -236,8 +240,7 @@ def whole(tree: Tree) -> Tree:
 
     def gathered(x: Any) -> np.ndarray:
         if not getattr(x, "is_fully_addressable", True) and not x.is_fully_replicated:
-            everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
-            x = jax.jit(lambda x: x, out_shardings=everywhere)(x)
+            x = _on_all(jnp.copy, x.sharding.mesh)(x)
         return np.asarray(x)
 
     return jax.tree.map(gathered, tree)
@@ -283,16 +286,13 @@ def any_process(asks: bool) -> bool:
 
 def _any(asks: bool) -> jax.Array:
     """bool `[]` on all devices, perhaps not computed yet."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
     spread = NamedSharding(mesh, PartitionSpec("devices"))
     each = jax.make_array_from_callback((mesh.size,), spread, lambda _: np.array([asks]))
-    return _any_on(NamedSharding(mesh, PartitionSpec()))(each)
+    return _on_all(jnp.any, mesh)(each)
 
 
 @functools.cache
-def _any_on(everywhere: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(_true_somewhere, out_shardings=everywhere)
-
-
-def _true_somewhere(x: jax.Array) -> jax.Array:
-    return x.any()
+def _on_all(fn: Callable[[jax.Array], jax.Array], mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """`fn`, whose output is the same on all devices; compiled once for each shape."""
+    return jax.jit(fn, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -20,11 +20,7 @@ from flaxattn.training.config import (
     to_json,
 )
 from flaxattn.training.continuing import continued
-from flaxattn.training.devices import (
-    describe_devices,
-    idle_accelerator,
-    split_cpu,
-)
+from flaxattn.training.devices import describe_devices, idle_accelerator, split_cpu
 from flaxattn.training.dry_run import dry_run
 from flaxattn.training.home import Home
 from flaxattn.training.loop import Trained, train
@@ -96,7 +92,8 @@ def run(
     if stop_before_training:
         dry_run(task, screen)
         return None
-    check_same("data", _digest(task))
+    if are_several():
+        check_same("data", _digest(task))
     with contextlib.ExitStack() as stack:
         folder = opened(task, rules, accept_changed_data=accept_changed_data)
         home = on_first(lambda: stack.enter_context(folder))
