@@ -79,16 +79,17 @@ WAYS = ("ring", "gather", "heads")
 
 def table_of_counts(rows: list[dict[str, Any]], shards: tuple[int, ...]) -> list[str]:
     """Slowest over the mean, by layout and devices, and MiB that a device sends."""
-    few, many = shards[len(shards) // 2], shards[-1]
+    few, many = shards[(len(shards) - 1) // 2], shards[-1]
+    shown = dict.fromkeys((shards[0], few, many))  # the others are in the JSON
     lines = [
-        f"| mask | layout | {' | '.join(f'{n} devices' for n in shards)} | "
-        f"ring, MiB of {few} | of {many} | gather, {few} | heads, {few} |",
-        f"|---|---|{'--:|' * (len(shards) + 4)}",
+        f"| mask | layout | {' | '.join(f'of {n}' for n in shown)} | "
+        f"ring, of {few} | of {many} | gather | heads |",
+        f"|---|---|{'--:|' * (len(shown) + 4)}",
     ]
     for mask in dict.fromkeys(row["mask"] for row in rows):
         for layout in ("contiguous", "zigzag", "balanced"):
             own = {r["devices"]: r for r in rows if (r["mask"], r["layout"]) == (mask, layout)}
-            waits = " | ".join(f"{own[n]['slowest']:.2f}" for n in shards)
+            waits = " | ".join(f"{own[n]['slowest']:.2f}" for n in shown)
             wires = [own[few]["sent"]["ring"], own[many]["sent"]["ring"]]
             wires += [own[few]["sent"][way] for way in ("gather", "heads")]
             sizes = " | ".join(f"{size / 2**20:.2f}" for size in wires)
@@ -173,8 +174,8 @@ def main() -> None:
     rows, times = counted(length, shards), measured(steps, rounds)
     on = describe_devices()
     table = [
-        f"counted from plans: {length} positions, the work of the slowest device over the mean, "
-        "and MiB that a device sends forward for each head of 64 in float32",
+        f"counted from plans: {length} positions, the work of the slowest device over the mean, by "
+        "the number of devices, and MiB that one sends forward for each head of 64 in float32",
         "",
         *table_of_counts(rows, shards),
         "",
