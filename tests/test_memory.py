@@ -11,6 +11,7 @@ from run_cases import tiny
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.training import devices
+from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation import memory
 from flaxattn.translation.config import RunConfig, TranslationTraining
@@ -53,13 +54,13 @@ def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
     module = EncoderDecoder(model)
     params = init_params(module, 0)
     optimizer = make_optimizer(config.training)
-    mesh = devices.data_mesh(jax.local_devices()[:1])
+    mesh = data_mesh(jax.local_devices()[:1])
     step = make_train_step(
         loss_of(module, config.training, 1), optimizer, config.training, mesh=mesh
     )
     batch = jax.tree.map(lambda _: jax.ShapeDtypeStruct((16, 32), jnp.int32), _batch())
     state = init_state(params, optimizer, config.training)
-    found = step.lower(devices.place(state, mesh), batch).compile().memory_analysis()
+    found = step.lower(place(state, mesh), batch).compile().memory_analysis()
     taken = found.argument_size_in_bytes + found.temp_size_in_bytes
     assert 0.1 * taken < training_bytes(config, 1) <= taken
 
