@@ -63,6 +63,7 @@ def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
     found = step.lower(place(state, mesh), batch).compile().memory_analysis()
     taken = found.argument_size_in_bytes + found.temp_size_in_bytes
     assert 0.1 * taken < training_bytes(config, 1) <= taken
+    assert training_bytes(config, 1 / 2, 2) == training_bytes(config, 1) / 2  # each has half of all
 
 
 def _batch():

@@ -55,7 +55,7 @@ LOSSES = {"loss": 3.0, "nll": 1.5, "perplexity": math.exp(1.5), "accuracy": 0.25
 
 @pytest.mark.parametrize("name, metric", [("nll", None), ("bleu", BLEU()), ("chrf", CHRF())])
 def test_the_metric_is_the_loss_or_the_score_of_the_validation_split(validation, name, metric):
-    values, found = validation(name).measure("params")
+    values, found = validation(name).measure("params", "params")
     if metric is None:
         assert values == LOSSES and found == -1.5
     else:

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.logical import spec_of
 
-__all__ = ["in_place", "named"]
+__all__ = ["constrained", "named"]
 
 
 def named(init: nn.initializers.Initializer, axes: tuple[str, ...]) -> nn.initializers.Initializer:
@@ -29,18 +29,17 @@ def named(init: nn.initializers.Initializer, axes: tuple[str, ...]) -> nn.initia
     return initial
 
 
-def in_place(x: jax.Array) -> jax.Array:
-    """`x` `[*lead, T, D]`, left on the devices that have its examples and positions.
+def constrained(x: jax.Array) -> jax.Array:
+    """`x` `[*lead, T, D]`, its examples and positions where rules put "batch" and "length".
 
-    Within `flax.linen.logical_axis_rules(rules)` under a mesh, where rules are for "batch" and
-    "length"; else, and on axes of a mesh that are Explicit or in a `shard_map`, nothing is done.
-    Else a compiler would rather move activations than the parameters that are spread over the same
-    devices.
+    Left alone a compiler would rather move activations than the parameters that are spread over the
+    same devices. Without `flax.linen.logical_axis_rules` and a mesh around, whose axes are Auto and
+    not those of a `shard_map`, nothing is done.
     """
     rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
     if not rules or x.ndim < 3 or mesh.empty or {*mesh.auto_axes} != {*mesh.axis_names}:
         return x
     names = ("batch", *(None,) * (x.ndim - 3), "length")
     place = NamedSharding(mesh, spec_of(names, x.shape, rules, mesh))
-    constrained: jax.Array = jax.lax.with_sharding_constraint(x, place)
-    return constrained
+    placed: jax.Array = jax.lax.with_sharding_constraint(x, place)
+    return placed

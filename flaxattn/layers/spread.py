@@ -13,6 +13,7 @@ from flaxattn.attention import attend, attend_over
 from flaxattn.attention.arguments import check_arrays
 from flaxattn.attention.axes import Axes, head_axes, lead_axes, mask_axes, tree_axes
 from flaxattn.attention.dropout import each_key
+from flaxattn.logical import spec_of
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.scores import Score
 from flaxattn.types import PyTree
@@ -72,9 +73,9 @@ def attend_in_mesh(
 ) -> jax.Array:
     """`attend`, by a ring of devices where flax's rules spread the axis "length".
 
-    That is within `flax.linen.logical_axis_rules`, on the mesh of `jax.set_mesh`, where its axes
-    are Auto and divide T and S. "batch" and "heads" are spread as the rules say, as far as they
-    divide.
+    That is within `flax.linen.logical_axis_rules`, on the mesh of `jax.set_mesh`, where all its
+    axes are Auto, and divide T and S. "batch" and "heads" are spread as the rules say, as far as
+    they divide.
     """
     shared: dict[str, Any] = {"dropout_rate": dropout_rate, "implementation": implementation}
     places = _places(query, key)
@@ -104,33 +105,20 @@ def attend_in_mesh(
 
 def _places(query: jax.Array, key: jax.Array) -> Places | None:
     """Where the rules and the mesh around put the axes; None: positions are not spread."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:
+    rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+    if not rules or mesh.empty or {*mesh.auto_axes} != {*mesh.axis_names}:
         return None
-    found = nn.logical_to_mesh_axes(("batch", "length", "heads")) or (None, None, None)
-    batch, length, heads = (_names(entry, mesh) for entry in found)
-    if _count(mesh, length) == 1 or not _divides(mesh, length, query.shape[1], key.shape[1]):
+    axes = ("batch", "length", "heads")
+    of_both = zip(*(spec_of(axes, x.shape[:3], rules, mesh) for x in (query, key)), strict=True)
+    batch, length, heads = (_names(own) if own == other else () for own, other in of_both)
+    if math.prod(mesh.shape[name] for name in length) == 1:
         return None
-    return Places(
-        mesh,
-        batch if _divides(mesh, batch, query.shape[0]) else (),
-        length,
-        heads if _divides(mesh, heads, query.shape[2], key.shape[2]) else (),
-    )
+    return Places(mesh, batch, length, heads)
 
 
-def _names(entry: str | tuple[str, ...] | None, mesh: AbstractMesh) -> tuple[str, ...]:
-    """The Auto axes of the mesh in an entry of a `PartitionSpec`."""
-    names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-    return tuple(name for name in names if name in mesh.auto_axes)
-
-
-def _count(mesh: AbstractMesh, names: tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[name] for name in names)
-
-
-def _divides(mesh: AbstractMesh, names: tuple[str, ...], *sizes: int) -> bool:
-    return all(size % _count(mesh, names) == 0 for size in sizes)
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of an entry of a `PartitionSpec`."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def _bias_axes(bias: jax.Array) -> Axes:

@@ -13,7 +13,7 @@ from flaxattn.layers.attention import MultiHeadAttention
 from flaxattn.layers.cache import CachePosition
 from flaxattn.layers.dropout import Dropout
 from flaxattn.layers.feed_forward import Activation, FeedForward
-from flaxattn.layers.names import in_place, named
+from flaxattn.layers.names import constrained, named
 from flaxattn.layers.rotation import Rotary
 from flaxattn.masks import BlockPlan, Mask
 from flaxattn.scores import Score
@@ -116,11 +116,15 @@ class TransformerLayer(nn.Module):
         """`x` plus `sublayer(x)`, normed before or after."""
         norm = make_norm(self, f"{name}_norm")
         dropout = functools.partial(Dropout(self.dropout_rate), deterministic=deterministic)
-        sublayer = functools.partial(sublayer, deterministic=deterministic)
+
+        def added(inputs: jax.Array) -> jax.Array:
+            outputs = sublayer(constrained(inputs), deterministic=deterministic)
+            return x + dropout(constrained(outputs))
+
         if self.norm_position == "pre":
-            return in_place(x + dropout(in_place(sublayer(in_place(norm(x))))))
+            return added(norm(x))
         if self.norm_position == "post":
-            return in_place(norm(x + dropout(in_place(sublayer(in_place(x))))))
+            return norm(added(x))
         raise ValueError(f"norm_position is {self.norm_position!r}; expected 'pre' or 'post'.")
 
 

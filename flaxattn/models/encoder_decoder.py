@@ -23,7 +23,7 @@ from flaxattn.layers import (
     sinusoidal,
 )
 from flaxattn.layers.cache import check_index, index_positions
-from flaxattn.layers.names import in_place, named
+from flaxattn.layers.names import constrained, named
 from flaxattn.layers.transformer import TransformerLayer
 from flaxattn.masks import Mask, causal, same_segment, valid
 from flaxattn.models.config import EncoderDecoderConfig
@@ -292,12 +292,12 @@ class EncoderDecoder(nn.Module):
     ) -> jax.Array:
         """Token embeddings times sqrt(D), plus positions: int [B, T] -> [B, T, D]."""
         checks.check_integer(side, tokens)
-        x = in_place(self._embedding(side)(tokens)) * math.sqrt(self.config.features)
+        x = constrained(self._embedding(side)(tokens)) * math.sqrt(self.config.features)
         if self.config.positions == "sinusoidal":
             x += sinusoidal(positions, self.config.features).astype(x.dtype)
         elif self.config.positions == "learned":
             x += getattr(self, f"{side}_positions")(positions)
-        return self.dropout(in_place(x), deterministic=deterministic)
+        return self.dropout(x, deterministic=deterministic)
 
     def _segment_ids(self, tokens: jax.Array) -> jax.Array:
         return (tokens != self.pad_id).astype(jnp.int32)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import jax
+
 from flaxattn.training.config import TrainingConfig
 from flaxattn.training.home import Home
 from flaxattn.training.mesh import place_like
@@ -151,17 +153,17 @@ class NothingKept:
         return state.model
 
 
-def restored(
-    kept: Keeping | NothingKept, state: TrainState, shardings: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
+def restored(kept: Keeping | NothingKept, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The latest state that is whole, on all devices of all processes, and its progress.
 
     Args:
       kept: what this process keeps.
-      state: what is given back, with no progress, where nothing is kept.
-      shardings: of the state.
+      state: what is given back, with no progress, where nothing is kept; else where all lies.
     """
     like = whole(state)
     tree, progress = on_first(lambda: kept.restore(like)) or (like, {})
     told = by_first(lambda: progress)
-    return (place_like(from_first(tree), shardings), told) if told else (state, {})
+    if not told:
+        return state, {}
+    places = jax.tree.map(lambda x: x.sharding, state)
+    return place_like(from_first(tree), places), told

@@ -53,7 +53,7 @@ def train(task: Task, home: Home | None, screen: Screen) -> Trained:
     on_first(lambda: check_space(task.config, size_of(state), size_of(state.model)))
     keeping = Keeping(home, config, screen.warn) if home else NothingKept()
     with Interruption() as interruption, keeping as kept:
-        state, progress = restored(kept, state, shardings)
+        state, progress = restored(kept, state)
         tally, start = Tally.of(progress), int(state.step)
         ends = {*config.ended_at, config.steps}
         if start:

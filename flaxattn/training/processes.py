@@ -233,15 +233,15 @@ def check_same(what: str, mine: str) -> None:
 
 
 def whole(tree: Tree) -> Tree:
-    """Arrays in the memory of this process, which has perhaps but a part of each.
+    """Arrays of which this process has all: as they are, or gathered in its memory.
 
     All processes have to call it; one array after another is gathered.
     """
 
-    def gathered(x: Any) -> np.ndarray:
-        if not getattr(x, "is_fully_addressable", True) and not x.is_fully_replicated:
-            x = _on_all(jnp.copy, x.sharding.mesh)(x)
-        return np.asarray(x)
+    def gathered(x: Any) -> Any:
+        if getattr(x, "is_fully_addressable", True):
+            return x
+        return np.asarray(x if x.is_fully_replicated else _on_all(jnp.copy, x.sharding.mesh)(x))
 
     return jax.tree.map(gathered, tree)
 

@@ -30,22 +30,26 @@ class Validation:
         self._task, self._mesh, self._screen = task, mesh, screen
         self._eval_step = make_eval_step(task.loss, mesh=mesh)
 
-    def measure(self, params: Params) -> tuple[dict[str, float], float]:
-        """The values of a model, and its metric: more is better, and no number is worst."""
+    def measure(self, params: Params, own: Params) -> tuple[dict[str, float], float]:
+        """The values of a model, and its metric: more is better, and no number is worst.
+
+        Args:
+          params: on the mesh.
+          own: the same, all of which this process has.
+        """
         batches = (place_batch(batch, self._mesh) for batch in self._task.valid_batches())
         means = self._task.means(total([self._eval_step(params, batch) for batch in batches]))
-        params = whole(params)
-        values, metric = by_first(lambda: self._task.validate(params, means))
+        values, metric = by_first(lambda: self._task.validate(own, means))
         return values, -math.inf if math.isnan(metric) else metric
 
     def report(self, step: int, params: Params, log: Log) -> float:
         """Tells of a model's values and of its samples, and gives its metric."""
-        values, metric = self.measure(params)
+        own = whole(params)
+        values, metric = self.measure(params, own)
         log.write("valid", step, values)
         shown = "  ".join(f"{name} {x:.3f}" for name, x in values.items() if name != "loss")
         self._screen.say(f"step {step:>6}  validation  {shown}")
-        params = whole(params)
-        for texts in self._task.samples(params) if is_first() else ():
+        for texts in self._task.samples(own) if is_first() else ():
             log.write("sample", step, dict(texts))
             for name, text in texts.items():
                 self._screen.say(f"    {name:<12} {text}")

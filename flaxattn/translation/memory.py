@@ -22,7 +22,7 @@ GIB = 2**30
 def check_training(config: RunConfig) -> None:
     """Raises ValueError if a step of training needs more memory than there is."""
     _check(
-        training_bytes(config, _copies(config.training.mesh)),
+        training_bytes(config, _copies(config.training.mesh), jax.process_count()),
         "a step of training",
         "a smaller model (--vocab-size, --features, --ff-features, --encoder-layers, "
         "--decoder-layers) or a smaller batch (--batch-size, --sequence-length, or more "
@@ -51,11 +51,12 @@ def check_decoding(
     )
 
 
-def training_bytes(config: RunConfig, copies: float) -> float:
-    """A lower bound: parameters with gradients and moments, and a step's arrays.
+def training_bytes(config: RunConfig, copies: float, processes: int = 1) -> float:
+    """A lower bound for a process: parameters with gradients and moments, and a step's arrays.
 
     Args:
-      copies: of the parameters, on the devices of this process together.
+      copies: of the parameters, on its devices together.
+      processes: that share the rows.
     """
     model, training = config.model, config.training
     trees = 2 + 2 * (not training.freeze) + bool(training.ema_decay)
@@ -66,7 +67,7 @@ def training_bytes(config: RunConfig, copies: float) -> float:
     kept = model.encoder_layers * sizes[0] + model.decoder_layers * sizes[1]
     of_token = 4 * model.vocab_size + kept * ITEM_BYTES[model.dtype]
     params = parameter_count(model) * ITEM_BYTES[model.param_dtype]
-    return copies * trees * params + tokens * of_token
+    return copies * trees * params + tokens * of_token / processes
 
 
 def _copies(mesh: str) -> float:
