@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from flaxattn.models import EncoderDecoderConfig
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.translation import preparation
 from flaxattn.translation.config import DataConfig, RunConfig, TranslationTraining
 from flaxattn.translation.task import TranslationTask
-from flaxattn.translation.text.tokenizer import Tokenizer
 
 BEFORE, AFTER, STEP_SECONDS = 150, 20, 0.1  # walked on either side of the end; of each step
 

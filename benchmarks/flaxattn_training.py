@@ -5,6 +5,9 @@ from training_problem import Problem
 from training_process import Count, count
 
 from flaxattn import EncoderDecoder, keep_freed_memory
+from flaxattn.text.packing import Batch
+from flaxattn.text.supply import PackedPairs
+from flaxattn.text.tokens import TokenizedPairs
 from flaxattn.training.devices import split_cpu
 from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.metrics import total
@@ -15,9 +18,6 @@ from flaxattn.training.train_step import (
     make_train_step,
 )
 from flaxattn.translation.loss import loss_of
-from flaxattn.translation.text.packing import Batch
-from flaxattn.translation.text.supply import PackedPairs
-from flaxattn.translation.text.tokens import TokenizedPairs
 
 __all__ = ["Contender"]
 

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.text.supply import PackedPairs
+from flaxattn.text.tokenizer import Tokenizer
+from flaxattn.text.tokens import TokenizedPairs
 from flaxattn.training.schedule import learning_rate
 from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.text.corpus import load_corpus
-from flaxattn.translation.text.supply import PackedPairs
-from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.text.tokens import TokenizedPairs
 
 __all__ = ["PaddedPairs", "Problem", "by_length", "evenly", "pad", "prepare"]
 

@@ -51,9 +51,9 @@ def _presets() -> "Mapping[str, RunConfig]":
 
 def _parse(words: list[str]) -> "Translate | Score | Export":
     """The command; how a model is decoded by default is known when its folder is."""
+    from flaxattn.text.arguments import check_words
     from flaxattn.translation.commands import Translate, kept_decoding
     from flaxattn.translation.config import check_sampling
-    from flaxattn.translation.text.arguments import check_words
 
     check_words(words)
     command = _command(words, Translate)
@@ -70,9 +70,9 @@ def _parse(words: list[str]) -> "Translate | Score | Export":
 def _command(
     words: list[str], translate: "Callable[..., Translate]"
 ) -> "Translate | Score | Export":
+    from flaxattn.text.arguments import paths_at_home
     from flaxattn.training.command_line import parsed
     from flaxattn.translation.commands import Export, Score, Train
-    from flaxattn.translation.text.arguments import paths_at_home
 
     command = parsed(
         {"train": Train, "translate": translate, "score": Score, "export": Export},

@@ -10,15 +10,15 @@ from run_cases import tiny
 
 from configs import PRESETS
 from flaxattn.__main__ import main
+from flaxattn.text.arguments import check_words
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.record import is_outdated
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.storage.layout import LOCK, LOG, RESULT
 from flaxattn.training.storage.manifest import read_sealed, write_sealed
 from flaxattn.translation.config import DataConfig, RunConfig
 from flaxattn.translation.options import completed
-from flaxattn.translation.text.arguments import check_words
 from flaxattn.translation.text.corpus import load_corpus
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load, load_run
 
 KEPT = "tests/kept/1"

@@ -14,6 +14,7 @@ from run_cases import SMALL, contents, own_pairs, prepared_by, tiny, write_pairs
 
 import flaxattn.training.run as run_module
 from configs import PRESETS
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training import run_folder
 from flaxattn.training.interruption import InterruptedRun
 from flaxattn.training.metrics import DivergedError
@@ -23,7 +24,6 @@ from flaxattn.translation.cli import main
 from flaxattn.translation.config import DataConfig
 from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.preparation import prepare
-from flaxattn.translation.text.tokenizer import Tokenizer
 
 
 def refusal(capsys, command, *arguments):

@@ -19,13 +19,13 @@ from run_cases import (
 )
 
 from flaxattn import EncoderDecoderConfig
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training import continuing, run_folder
 from flaxattn.training.config import from_json, to_json
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.storage.manifest import read_sealed, seal, write_sealed
 from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.rules import RULES, config_hash
-from flaxattn.translation.text.tokenizer import Tokenizer
 
 continued, kept_run, check_folder = (
     functools.partial(fn, rules=RULES)

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from flaxattn.text.lines import read_lines
 from flaxattn.translation.config import DataConfig
 from flaxattn.translation.text import corpus
-from flaxattn.translation.text.lines import read_lines
 
 
 def load_corpus(config):

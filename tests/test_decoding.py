@@ -11,11 +11,11 @@ import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.search import Lengths, SpecialTokens, beam_search
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.mesh import data_mesh
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.decoding.translator import Translator, translate
-from flaxattn.translation.text.tokenizer import Tokenizer
 
 PAD, BOS, EOS, V, MAX_LENGTH = 0, 1, 2, 7, 9
 IDS = SpecialTokens(BOS, EOS, PAD)

@@ -28,6 +28,7 @@ from flaxattn.explorer import (
     page,
 )
 from flaxattn.explorer.colours import scale
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding import explanation
 from flaxattn.translation.decoding.explaining import (
@@ -37,7 +38,6 @@ from flaxattn.translation.decoding.explaining import (
     explain_translations,
 )
 from flaxattn.translation.decoding.translator import Translation, Translator
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained import loading
 from flaxattn.translation.trained.loading import Loaded
 

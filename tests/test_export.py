@@ -22,12 +22,12 @@ from jax import export as jax_export
 import flaxattn.translation.trained.exporting as exporting
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.__main__ import main
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.config import to_json
 from flaxattn.training.storage.checkpoints import Models
 from flaxattn.training.storage.manifest import seal
 from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import Translator
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.card import model_card
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded, load, load_run

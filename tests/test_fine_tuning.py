@@ -12,13 +12,13 @@ import pytest
 from run_cases import SMALL, contents, decode_to, prepared_by, record_states, tiny
 
 import flaxattn.training.run as run_module
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.interruption import InterruptedRun
 from flaxattn.training.parameters.freezing import labels, path_of
 from flaxattn.training.train_step import make_optimizer
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.preparation import check_architecture
 from flaxattn.translation.text import builtin
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import load_run
 

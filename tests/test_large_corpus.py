@@ -16,15 +16,15 @@ from test_corpus import numbered_pairs, write, write_pairs
 from test_packing import assert_equal_batches, make_pairs, realistic_lengths, unpack
 
 from flaxattn.ranges import FieldError
+from flaxattn.text import holding_out, reading, records, sampling, windows
+from flaxattn.text.ahead import Ahead
+from flaxattn.text.pairs import BLOCK, StoredPairs
+from flaxattn.text.records import Records, place_for
+from flaxattn.text.supply import PackedPairs
+from flaxattn.text.tokens import TokenizedPairs, Tokens
 from flaxattn.training.storage.files import SaveError
 from flaxattn.translation.config import ROUND, DataConfig, corpora
-from flaxattn.translation.text import holding_out, reading, records, sampling, windows
-from flaxattn.translation.text.ahead import Ahead
 from flaxattn.translation.text.corpus import load_corpus
-from flaxattn.translation.text.pairs import BLOCK, StoredPairs
-from flaxattn.translation.text.records import Records, place_for
-from flaxattn.translation.text.supply import PackedPairs
-from flaxattn.translation.text.tokens import TokenizedPairs, Tokens
 
 LENGTHS = realistic_lengths(9 * BLOCK + 7)
 PAIRS = make_pairs(LENGTHS)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig, shift_right
+from flaxattn.text.packing import Batch, to_batch
 from flaxattn.translation.loss import batch_loss, cross_entropy, divergence
-from flaxattn.translation.text.packing import Batch, to_batch
 
 V, BOS, SMOOTHING = 11, 1, 0.1
 MODEL = EncoderDecoder(

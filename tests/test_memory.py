@@ -67,7 +67,7 @@ def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
 
 
 def _batch():
-    from flaxattn.translation.text.packing import Batch
+    from flaxattn.text.packing import Batch
 
     return Batch(0, 0, 0, 0)
 

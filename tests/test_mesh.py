@@ -16,6 +16,7 @@ from test_train_step import BOS, MODEL, ROWS, TRAINING, V, adam, parameters
 from flaxattn.logical import spec_of
 from flaxattn.models import EncoderDecoder
 from flaxattn.ranges import FieldError
+from flaxattn.text.packing import Batch
 from flaxattn.training.mesh import (
     RULES,
     check_batch_size,
@@ -33,7 +34,6 @@ from flaxattn.training.train_step import (
 )
 from flaxattn.translation.initial import axes_of, init_params
 from flaxattn.translation.loss import loss_of
-from flaxattn.translation.text.packing import Batch
 
 CELLS = 16  # of a row: eight devices divide them
 MESHES = ["context=4", "fsdp=2,model=2", "data=2,fsdp=2"]

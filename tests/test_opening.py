@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from flaxattn.text.lines import read_lines
+from flaxattn.text.opening import opened_text, read_text
+from flaxattn.text.streaming import chunks
 from flaxattn.translation.config import DataConfig
 from flaxattn.translation.text.corpus import read_pairs
-from flaxattn.translation.text.lines import read_lines
-from flaxattn.translation.text.opening import opened_text, read_text
-from flaxattn.translation.text.streaming import chunks
 
 TEXT = "".join(f"Größe {i}\t大小 {i}\n" for i in range(3000)).encode()
 PACKED = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxattn.translation.text.packing import pack_rows
-from flaxattn.translation.text.supply import PackedPairs
-from flaxattn.translation.text.tokens import TokenizedPairs, Tokens
+from flaxattn.text.packing import pack_rows
+from flaxattn.text.supply import PackedPairs
+from flaxattn.text.tokens import TokenizedPairs, Tokens
 
 lengths_of_pairs = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1)
 

@@ -33,12 +33,12 @@ from flaxattn import (
     sliding_window,
     softcap,
 )
+from flaxattn.text.packing import Batch
 from flaxattn.training.mesh import data_mesh
 from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.loss import loss_of
-from flaxattn.translation.text.packing import Batch
 
 SHAPE = Shape(B=8, T=13, S=13, N=8, K=8, H=5, H_value=3)
 RATE, KEY = 0.4, jax.random.key(5)

@@ -9,10 +9,10 @@ import pytest
 from first_steps import FILE, RESULTS, first_losses, kept_presets
 
 from configs import PRESETS
+from flaxattn.text.lines import read_lines
 from flaxattn.translation.config import MAX_RATIO
 from flaxattn.translation.rules import config_hash
 from flaxattn.translation.text import builtin
-from flaxattn.translation.text.lines import read_lines
 from flaxattn.translation.text.scoring import score
 
 AGAIN = "run it again, or say in results/README.md why it stands; then python tests/first_steps.py"

@@ -29,6 +29,7 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from configs import PRESETS
 from flaxattn import EncoderDecoder
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.config import to_json
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.run_folder import check_folder
@@ -37,7 +38,6 @@ from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import translate
 from flaxattn.translation.rules import RULES, config_hash
 from flaxattn.translation.text import builtin
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.loading import load_run
 from flaxattn.translation.trained.record import read_run
 

@@ -13,10 +13,10 @@ import pytest
 
 from configs import PRESETS
 from flaxattn.__main__ import main
+from flaxattn.text import streaming
+from flaxattn.text.streaming import chunks
 from flaxattn.training.config import to_json
 from flaxattn.translation.config import DataConfig
-from flaxattn.translation.text import streaming
-from flaxattn.translation.text.streaming import chunks
 
 
 def lines_of(data):

@@ -13,7 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.text.tokenizer import Tokenizer
 
 TEXTS = [
     "The small cat sleeps on the red mat.",
@@ -270,7 +270,7 @@ def test_another_process_draws_the_same_spellings(tmp_path):
     tokenizer().save(tmp_path / "tokenizer.model")
     code = f"""
 from pathlib import Path
-from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.text.tokenizer import Tokenizer
 tokenizer = Tokenizer.load(Path({str(tmp_path / "tokenizer.model")!r}))
 print([ids.tolist() for ids in tokenizer.sample({TEXTS[:5]!r}, 0.3, (0, 1, 0))])
 """

@@ -10,6 +10,9 @@ import optax
 import pytest
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.text.packing import Batch
+from flaxattn.text.supply import PackedPairs
+from flaxattn.text.tokens import TokenizedPairs
 from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.train_step import (
@@ -21,9 +24,6 @@ from flaxattn.training.train_step import (
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.loss import batch_loss, loss_of
-from flaxattn.translation.text.packing import Batch
-from flaxattn.translation.text.supply import PackedPairs
-from flaxattn.translation.text.tokens import TokenizedPairs
 
 V, BOS, EOS, ROWS, LENGTH = 13, 1, 2, 8, 6
 CONFIG = EncoderDecoderConfig(

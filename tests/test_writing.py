@@ -13,10 +13,10 @@ from run_cases import contents, decode_to, own_pairs, tiny, write_pairs
 
 import flaxattn.translation.trained.exporting as exporting
 from flaxattn.__main__ import main
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.storage.files import SaveError, beside, replacing, write_whole
 from flaxattn.translation.decoding import explaining, explanation
 from flaxattn.translation.decoding.translator import Translator
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.stablehlo import Programs
 
 KEPT = Path(__file__).parent / "kept" / "1"

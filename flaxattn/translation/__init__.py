@@ -6,9 +6,9 @@
 2
 """
 
+from flaxattn.text.tokenizer import Tokenizer as Tokenizer
 from flaxattn.translation.config import DecodingConfig as DecodingConfig
 from flaxattn.translation.decoding.translator import Translation as Translation
 from flaxattn.translation.decoding.translator import Translator as Translator
-from flaxattn.translation.text.tokenizer import Tokenizer as Tokenizer
 from flaxattn.translation.trained.loading import Loaded as Loaded
 from flaxattn.translation.trained.loading import load as load

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from flaxattn.ranges import Range, check_fields
+from flaxattn.text.arguments import check_words
 from flaxattn.training.command_line import given, parsed
 from flaxattn.training.config import at_home
 from flaxattn.training.ending import EXIT_CODES, exit_code
@@ -15,7 +16,6 @@ from flaxattn.training.screen import Screen, sturdy_streams, warnings_told
 from flaxattn.translation.config import RunConfig, check_sampling
 from flaxattn.translation.options import completed
 from flaxattn.translation.run import run
-from flaxattn.translation.text.arguments import check_words
 
 __all__ = ["Command", "main"]
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import tyro
 
 from flaxattn.ranges import Range, check_fields
+from flaxattn.text.lines import read_lines
+from flaxattn.text.opening import check_kind, opened_text
+from flaxattn.text.streaming import chunks
 from flaxattn.training.config import to_json
 from flaxattn.training.screen import Screen, printable
 from flaxattn.training.storage.apart import check_apart, check_outside, with_partial
@@ -21,9 +24,6 @@ from flaxattn.training.storage.json_data import from_older, read_object
 from flaxattn.training.storage.layout import CONFIG
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.layout import CARD, OF_EXPORTED, OF_RUN, OWN_FOLDERS, TEST
-from flaxattn.translation.text.lines import read_lines
-from flaxattn.translation.text.opening import check_kind, opened_text
-from flaxattn.translation.text.streaming import chunks
 
 if TYPE_CHECKING:
     from flaxattn.translation.decoding.translator import Translation

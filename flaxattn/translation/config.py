@@ -6,20 +6,19 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.ranges import FieldError, Range, check_fields
+from flaxattn.text.normalization import Normalization
+from flaxattn.text.supply import ROUND
 from flaxattn.training.config import CountOrZero, Seed, Share, Size, TrainingConfig
 
 __all__ = [
     "BLEU_TOKENIZERS",
     "MAX_RATIO",
-    "NORMALIZATIONS",
-    "ROUND",
     "DataConfig",
     "DecodingConfig",
-    "Normalization",
     "RunConfig",
     "TranslationTraining",
     "check_sampling",
@@ -29,9 +28,6 @@ __all__ = [
 ]
 
 MAX_RATIO = 1.5  # of the length of a translation to that of its source, the least that is chosen
-Normalization = Literal["none", "nfc", "nfkc"]
-NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
-ROUND = 1 << 12  # rows in which every part of the training text has its share
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 TSV = re.compile(r"\.tsv(\.\w+)?$")  # packed or not
 TOGETHER = ([True], [False, False])  # which files are a corpus: whether they are TSV

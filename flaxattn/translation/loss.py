@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.models import EncoderDecoder, shift_right
+from flaxattn.text.packing import Batch
 from flaxattn.training.task import Loss, Sums
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import TranslationTraining
-from flaxattn.translation.text.packing import Batch
 
 __all__ = ["Reported", "TokenLoss", "batch_loss", "cross_entropy", "divergence", "loss_of", "means"]
 

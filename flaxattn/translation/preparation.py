@@ -8,6 +8,12 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.text.pairs import StoredPairs
+from flaxattn.text.records import place_for
+from flaxattn.text.sampling import sample
+from flaxattn.text.supply import PackedPairs
+from flaxattn.text.tokenizer import Tokenizer
+from flaxattn.text.tokens import Tokens, sampled, tokenized
 from flaxattn.training.parameters.freezing import labels
 from flaxattn.training.record import read_data
 from flaxattn.training.screen import Tell
@@ -18,12 +24,6 @@ from flaxattn.translation.config import RunConfig, corpora
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import TOKENIZER
 from flaxattn.translation.text.corpus import Corpus, load_corpus
-from flaxattn.translation.text.pairs import StoredPairs
-from flaxattn.translation.text.records import place_for
-from flaxattn.translation.text.sampling import sample
-from flaxattn.translation.text.supply import PackedPairs
-from flaxattn.translation.text.tokenizer import Tokenizer
-from flaxattn.translation.text.tokens import Tokens, sampled, tokenized
 from flaxattn.translation.trained.loading import Loaded, load
 
 __all__ = ["Prepared", "check_architecture", "free_to_differ", "prepare"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from flaxattn.text.packing import Batch
 from flaxattn.training.config import to_json
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums, Tested
@@ -19,7 +20,6 @@ from flaxattn.translation.initial import axes_of
 from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
 from flaxattn.translation.loss import loss_of, means
 from flaxattn.translation.preparation import Prepared
-from flaxattn.translation.text.packing import Batch
 from flaxattn.translation.text.scoring import score
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded

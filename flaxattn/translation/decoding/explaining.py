@@ -15,10 +15,10 @@ import numpy as np
 
 from flaxattn.explorer import Attention, Hypothesis, Labels, Sentence, Written, attentions
 from flaxattn.models import EncoderDecoder, build_masks, shift_right
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translation, Translator, rounded
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.types import PyTree
 
 __all__ = ["MOST_TEXTS", "MOST_TOKENS", "explain", "explain_translations", "hypotheses_sought"]

@@ -9,14 +9,14 @@ import numpy as np
 
 from flaxattn.models import EncoderDecoder
 from flaxattn.search import Hypotheses, SpecialTokens
+from flaxattn.text.lines import on_one_line
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.memory import check_decoding
 from flaxattn.translation.text.lengths import max_target_length
-from flaxattn.translation.text.lines import on_one_line
-from flaxattn.translation.text.tokenizer import Tokenizer
 
 __all__ = ["Translation", "Translator", "check_translating", "rounded", "translate"]
 

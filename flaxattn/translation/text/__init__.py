@@ -1,1 +1,1 @@
-"""Text and its tokens: pairs are read, split and packed into batches, and translations scored."""
+"""The text of translation: pairs are read and split, a corpus is built in, translations scored."""

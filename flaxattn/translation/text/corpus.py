@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flaxattn.text.holding_out import hold_out
+from flaxattn.text.normalization import normalize_sources, normalize_targets
+from flaxattn.text.opening import check_kind
+from flaxattn.text.pairs import Pair, StoredPairs
+from flaxattn.text.reading import Texts, texts_of, together
 from flaxattn.training.screen import Tell
 from flaxattn.translation.config import DataConfig, corpora, data_path
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.columns import Seen, find_columns, split_line
-from flaxattn.translation.text.holding_out import hold_out
-from flaxattn.translation.text.normalization import normalize_sources, normalize_targets
-from flaxattn.translation.text.opening import check_kind
-from flaxattn.translation.text.pairs import Pair, StoredPairs
-from flaxattn.translation.text.reading import Texts, texts_of, together
 
 __all__ = ["Corpus", "load_corpus", "read_pairs"]
 

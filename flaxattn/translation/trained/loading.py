@@ -8,6 +8,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.record import is_outdated, run_name
 from flaxattn.training.storage.json_data import from_older, read_object, same_fields
 from flaxattn.training.storage.layout import CONFIG, MANIFEST, MODELS
@@ -17,7 +18,6 @@ from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import EXPORTED, TOKENIZER, WEIGHTS
-from flaxattn.translation.text.tokenizer import Tokenizer
 from flaxattn.translation.trained.record import read_run
 
 __all__ = [

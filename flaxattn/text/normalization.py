@@ -6,11 +6,18 @@ In translations a no-break space is one; in sources it would only be a token sel
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
-from flaxattn.translation.config import Normalization
+__all__ = [
+    "NORMALIZATIONS",
+    "Normalization",
+    "normalize_source",
+    "normalize_sources",
+    "normalize_targets",
+]
 
-__all__ = ["normalize_source", "normalize_sources", "normalize_targets"]
+Normalization = Literal["none", "nfc", "nfkc"]
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
 OTHER_SPACE = re.compile(r"[^\S ]")
 OTHER_SPACE_IN_LINES = re.compile(r"[^\S \n]")

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from flaxattn.translation.text.lines import BYTE_ORDER_MARK, decode_line
-from flaxattn.translation.text.opening import opened_text
+from flaxattn.text.lines import BYTE_ORDER_MARK, decode_line
+from flaxattn.text.opening import opened_text
 
 __all__ = ["Texts", "texts_of", "together"]
 

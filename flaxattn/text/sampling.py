@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flaxattn.translation.text.pairs import Pair, StoredPairs
+from flaxattn.text.pairs import Pair, StoredPairs
 
 __all__ = ["sample"]
 

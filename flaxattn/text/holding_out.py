@@ -4,8 +4,8 @@ import hashlib
 import random
 from collections.abc import Iterable
 
+from flaxattn.text.pairs import Pair, StoredPairs
 from flaxattn.training.screen import Tell
-from flaxattn.translation.text.pairs import Pair, StoredPairs
 
 __all__ = ["hold_out"]
 

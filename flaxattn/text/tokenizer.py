@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from flaxattn.text.normalization import NORMALIZATIONS, Normalization, normalize_source
+from flaxattn.text.subword_dropout import SPACE, SubwordDropout
 from flaxattn.training.storage.files import read_regular, write_whole
-from flaxattn.translation.config import NORMALIZATIONS, Normalization
-from flaxattn.translation.text.normalization import normalize_source
-from flaxattn.translation.text.subword_dropout import SPACE, SubwordDropout
 
 __all__ = ["Tokenizer"]
 

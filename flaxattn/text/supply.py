@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxattn.translation.config import ROUND
-from flaxattn.translation.text.packing import Batch, to_batch
-from flaxattn.translation.text.pairs import BLOCK
-from flaxattn.translation.text.tokens import TokenizedPairs
-from flaxattn.translation.text.windows import Resample, Row, Rows
+from flaxattn.text.packing import Batch, to_batch
+from flaxattn.text.pairs import BLOCK
+from flaxattn.text.tokens import TokenizedPairs
+from flaxattn.text.windows import Resample, Row, Rows
 
-__all__ = ["PackedPairs"]
+__all__ = ["ROUND", "PackedPairs"]
 
+ROUND = 1 << 12  # rows in which every part of the training text has its share
 MIXING_SEED = 4321  # fixed: which row is of which part says nothing of a run
 
 

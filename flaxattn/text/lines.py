@@ -3,7 +3,7 @@ r"""Lines of text files: broken at "\n" alone, so that no character within shift
 import re
 from pathlib import Path
 
-from flaxattn.translation.text.opening import read_text
+from flaxattn.text.opening import read_text
 
 __all__ = ["BYTE_ORDER_MARK", "decode_line", "on_one_line", "read_lines"]
 

@@ -8,7 +8,7 @@ import select
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from flaxattn.translation.text.lines import BYTE_ORDER_MARK, decode_line
+from flaxattn.text.lines import BYTE_ORDER_MARK, decode_line
 
 __all__ = ["chunks"]
 

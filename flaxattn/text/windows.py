@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flaxattn.translation.text.ahead import Ahead
-from flaxattn.translation.text.packing import Pair, pack_rows
-from flaxattn.translation.text.tokens import TokenizedPairs, Tokens
+from flaxattn.text.ahead import Ahead
+from flaxattn.text.packing import Pair, pack_rows
+from flaxattn.text.tokens import TokenizedPairs, Tokens
 
 __all__ = ["Resample", "Row", "Rows", "windows_of"]
 

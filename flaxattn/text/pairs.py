@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-from flaxattn.translation.text.records import Records
+from flaxattn.text.records import Records
 
 __all__ = ["BLOCK", "Pair", "StoredPairs"]
 

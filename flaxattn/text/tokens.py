@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flaxattn.translation.text.pairs import BLOCK, Pair, StoredPairs
-from flaxattn.translation.text.records import Records
-from flaxattn.translation.text.tokenizer import Tokenizer
+from flaxattn.text.pairs import BLOCK, Pair, StoredPairs
+from flaxattn.text.records import Records
+from flaxattn.text.tokenizer import Tokenizer
 
 __all__ = ["Ids", "TokenizedPairs", "Tokens", "sampled", "tokenized"]
 
