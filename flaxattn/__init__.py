@@ -52,8 +52,14 @@ from flaxattn.masks import sliding_window as sliding_window
 from flaxattn.masks import valid as valid
 from flaxattn.masks import where as where
 from flaxattn.memory import keep_freed_memory as keep_freed_memory
+from flaxattn.models import DecoderOnly as DecoderOnly
 from flaxattn.models import EncoderDecoder as EncoderDecoder
 from flaxattn.models import EncoderDecoderConfig as EncoderDecoderConfig
+from flaxattn.models import EncoderOnly as EncoderOnly
+from flaxattn.models import MaskedTokens as MaskedTokens
+from flaxattn.models import TextLabels as TextLabels
+from flaxattn.models import TokenLabels as TokenLabels
+from flaxattn.models import TransformerConfig as TransformerConfig
 from flaxattn.models import build_masks as build_masks
 from flaxattn.models import shift_right as shift_right
 from flaxattn.scores import Score as Score

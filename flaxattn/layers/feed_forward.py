@@ -1,5 +1,6 @@
 """The position-wise feed-forward layer."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,11 +14,12 @@ from flaxattn.layers.names import named
 
 __all__ = ["Activation", "FeedForward"]
 
-Activation = Literal["relu", "gelu", "swiglu"]
+Activation = Literal["relu", "gelu", "gelu_exact", "swiglu"]
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "gelu": nn.gelu,
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
     "swiglu": nn.silu,
 }
 
@@ -27,7 +29,8 @@ class FeedForward(nn.Module):
 
     Attributes:
       features: F, the hidden width.
-      activation: "relu", "gelu" or "swiglu"; swiglu has a third matrix, `gate`.
+      activation: "relu", "gelu" by tanh (GPT-2), "gelu_exact" by the error function (BERT), or
+        "swiglu", which has a third matrix, `gate`.
       dropout_rate: on the hidden activations.
       use_bias: whether the matrices have biases.
       dtype, param_dtype: of computation and of parameters; `dtype` None: as the inputs.

@@ -34,6 +34,7 @@ class TransformerLayer(nn.Module):
       ff_features: F.
       activation: of the feed-forward layer.
       norm: "layer" (arXiv:1607.06450) or "rms" (arXiv:1910.07467), which has no mean and no bias.
+      norm_epsilon: what a norm adds to the variance.
       norm_position: "pre" is x + f(norm(x)); "post" is norm(x + f(x)), as in the 2017 paper.
       use_bias: whether projections, feed-forward layer and norms have biases.
       dropout_rate: on the output of each sublayer, before it is added.
@@ -51,6 +52,7 @@ class TransformerLayer(nn.Module):
     normalize_qk: bool = False
     activation: Activation = "relu"
     norm: Norm = "layer"
+    norm_epsilon: float = 1e-6
     norm_position: NormPosition = "pre"
     use_bias: bool = True
     use_sinks: bool = False
@@ -128,9 +130,10 @@ class TransformerLayer(nn.Module):
         raise ValueError(f"norm_position is {self.norm_position!r}; expected 'pre' or 'post'.")
 
 
-def make_norm(layer: TransformerLayer, name: str) -> nn.LayerNorm | nn.RMSNorm:
+def make_norm(layer: TransformerLayer, name: str | None) -> nn.LayerNorm | nn.RMSNorm:
     """A norm as those of `layer`, made in the module that is calling."""
     common: dict[str, Any] = {
+        "epsilon": layer.norm_epsilon,
         "dtype": layer.dtype,
         "param_dtype": layer.param_dtype,
         "scale_init": named(nn.initializers.ones_init(), ("embed",)),

@@ -1,11 +1,11 @@
 """The architecture of the encoder-decoder: every field with its range."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from flaxattn.ranges import FieldError, Range, check_fields
 
-__all__ = ["EncoderDecoderConfig"]
+__all__ = ["EncoderDecoderConfig", "Layers", "Rate", "Width", "check_widths"]
 
 # So that a number read from a damaged file is not built.
 Width = Annotated[int, Range(1, 1_000_000)]
@@ -58,15 +58,22 @@ class EncoderDecoderConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self._check_multiple("features", self.num_heads, f"num_heads, {self.num_heads}")
-        if self.num_kv_heads:
-            self._check_multiple(
-                "num_heads", self.num_kv_heads, f"num_kv_heads, {self.num_kv_heads}"
-            )
-        # Sines and cosines come in pairs, in every head where it is heads that are rotated.
-        pairs = {"sinusoidal": 2, "rotary": 2 * self.num_heads}.get(self.positions, 1)
-        self._check_multiple("features", pairs, f"{pairs} with {self.positions} positions")
+        check_widths(self)
 
-    def _check_multiple(self, name: str, divisor: int, what: str) -> None:
-        if getattr(self, name) % divisor:
-            raise FieldError(name, f"is {getattr(self, name)}; expected a multiple of {what}.")
+
+def check_widths(config: Any) -> None:
+    """Raises FieldError unless heads, key/value heads and positions divide the width."""
+    features, heads = config.features, config.num_heads
+    _check_multiple("features", features, heads, f"num_heads, {heads}")
+    if config.num_kv_heads:
+        _check_multiple(
+            "num_heads", heads, config.num_kv_heads, f"num_kv_heads, {config.num_kv_heads}"
+        )
+    # Sines and cosines come in pairs, in every head where it is heads that are rotated.
+    pairs = {"sinusoidal": 2, "rotary": 2 * heads}.get(config.positions, 1)
+    _check_multiple("features", features, pairs, f"{pairs} with {config.positions} positions")
+
+
+def _check_multiple(name: str, value: int, divisor: int, what: str) -> None:
+    if value % divisor:
+        raise FieldError(name, f"is {value}; expected a multiple of {what}.")
