@@ -21,7 +21,7 @@ from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.loss import Reported
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.task import TranslationTask
-from flaxattn.translation.text.corpus import Corpus
+from flaxattn.text.splits import Corpus
 
 VALID = [("a dog", "Ein Hund läuft schnell nach Hause ."), ("b", "Das ist ein Haus ."), ("c", "x")]
 HYPOTHESES = ["Ein Hund läuft schnell nach Haus .", "Das ist ein Haus .", "y"]

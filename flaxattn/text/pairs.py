@@ -17,10 +17,10 @@ Pair = tuple[str, str]
 
 
 class StoredPairs(Sequence[Pair]):
-    r"""The sentence pairs of one part or several, each part in blocks of its own.
+    """The sentence pairs of one part or several, each part in blocks of its own.
 
     Args:
-      parts: the (source, target) pairs of each; no text has a "\n".
+      parts: the (source, target) pairs of each; no text has a NUL.
       folder: as in `Records`.
 
     Attributes:
@@ -35,13 +35,13 @@ class StoredPairs(Sequence[Pair]):
     def _added(self, pairs: Iterable[Pair]) -> range:
         first, rest = len(self._records), iter(pairs)
         while block := list(itertools.islice(rest, BLOCK)):
-            self._records.append("\n".join(itertools.chain.from_iterable(block)).encode())
+            self._records.append("\0".join(itertools.chain.from_iterable(block)).encode())
             self._starts.append(self._starts[-1] + len(block))
         return range(first, len(self._records))
 
     def block(self, number: int) -> list[Pair]:
         """The pairs of one block."""
-        texts = iter(self._records[number].decode().split("\n"))
+        texts = iter(self._records[number].decode().split("\0"))
         return list(zip(texts, texts, strict=True))
 
     def part(self, number: int) -> Iterator[Pair]:

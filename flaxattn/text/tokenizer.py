@@ -17,6 +17,7 @@ __all__ = ["Tokenizer"]
 
 MOST_BYTES = 2**28  # of a file
 
+MASK = "<mask>"
 STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # characters for private use
 
 
@@ -47,11 +48,15 @@ class Tokenizer:
         *,
         character_coverage: float = 0.9998,
         normalization: Normalization = "none",
+        keep_spaces: bool = False,
+        with_mask: bool = False,
     ) -> "Tokenizer":
         """A tokenizer learned from `texts`, with at most `vocab_size` tokens.
 
         Args:
           normalization: how these texts have been normalised, so that others can be alike.
+          keep_spaces: keep runs of spaces, and those around a text, instead of collapsing them.
+          with_mask: whether there is a token that stands for hidden ones: `mask_id`.
 
         Raises:
           ValueError if `vocab_size` has no room for the bytes and characters of the text.
@@ -68,6 +73,8 @@ class Tokenizer:
                 character_coverage=character_coverage,
                 max_sentencepiece_length=cls.max_piece_length,
                 normalization_rule_name="identity",
+                remove_extra_whitespaces=not keep_spaces,
+                control_symbols=[MASK] if with_mask else [],
                 pad_id=cls.pad_id,
                 bos_id=cls.bos_id,
                 eos_id=cls.eos_id,
@@ -99,6 +106,12 @@ class Tokenizer:
     def normalize_source(self, text: str) -> str:
         """A text to translate, in the form that the texts it was learned from have."""
         return normalize_source(text, self.normalization)
+
+    @functools.cached_property
+    def mask_id(self) -> int | None:
+        """The id of the token that stands for hidden ones; None: there is none."""
+        found = self._processor.piece_to_id(MASK)
+        return found if self._processor.is_control(found) else None
 
     @property
     def vocab_size(self) -> int:

@@ -12,7 +12,7 @@ from flaxattn.text.pairs import BLOCK, Pair, StoredPairs
 from flaxattn.text.records import Records
 from flaxattn.text.tokenizer import Tokenizer
 
-__all__ = ["Ids", "TokenizedPairs", "Tokens", "sampled", "tokenized"]
+__all__ = ["Ids", "TokenizedPairs", "Tokens", "encoded", "sampled", "tokenized"]
 
 TOGETHER = 16  # blocks that are encoded together: so many texts keep SentencePiece's threads busy
 
@@ -58,11 +58,23 @@ class Tokens:
         fit = (self.lengths > 0) & (self.lengths <= sequence_length)
         return np.flatnonzero(fit.all(axis=1))
 
+    def part(self, start: int, stop: int) -> "Tokens":
+        """The pairs of these numbers, of ids that stand one after another."""
+        lengths = self.lengths[start:stop]
+        begin = self._starts[start, 0] if len(lengths) else 0
+        return Tokens(self._ids[begin : begin + lengths.sum()], lengths)
+
+    def followed_by(self, others: "Tokens") -> "Tokens":
+        """These and then the others."""
+        if not len(self.lengths):
+            return others
+        lengths = np.concatenate([self.lengths, others.lengths])
+        return Tokens(np.concatenate([self._ids, others._ids]), lengths)
+
     def blocks(self) -> Iterator["Tokens"]:
         """The same in blocks."""
         for first in range(0, len(self.lengths), BLOCK):
-            lengths, start = self.lengths[first : first + BLOCK], self._starts[first, 0]
-            yield Tokens(self._ids[start : start + lengths.sum()], lengths)
+            yield self.part(first, first + BLOCK)
 
     def to_bytes(self, dtype: type) -> bytes:
         """As `TokenizedPairs` keeps them."""
@@ -115,17 +127,46 @@ class TokenizedPairs:
 
 def tokenized(pairs: StoredPairs, tokenizer: Tokenizer, sequence_length: int) -> TokenizedPairs:
     """The ids of pairs; those that surely fit no row, whatever they hold, are not encoded."""
-    parts = [_pieces(pairs, part, tokenizer, sequence_length) for part in pairs.parts]
-    return TokenizedPairs(parts, tokenizer.vocab_size, pairs.folder)
+
+    def encode(texts: list[Pair]) -> Tokens:
+        return _encoded(texts, tokenizer, sequence_length, lambda _, texts: tokenizer.encode(texts))
+
+    return encoded(pairs, encode, tokenizer.vocab_size)
+
+
+def encoded(
+    pairs: StoredPairs, encode: Callable[[list[Pair]], Tokens], most_ids: int
+) -> TokenizedPairs:
+    """What a function makes of pairs, some blocks at a time.
+
+    Args:
+      encode: gives as many pairs of ids as it is given of texts, or, where nothing is drawn anew
+        in an epoch, any number.
+      most_ids: above all ids.
+    """
+    parts = (_in_whole_blocks(_pieces(pairs, part, encode)) for part in pairs.parts)
+    return TokenizedPairs(parts, most_ids, pairs.folder)
 
 
 def _pieces(
-    pairs: StoredPairs, blocks: range, tokenizer: Tokenizer, sequence_length: int
+    pairs: StoredPairs, blocks: range, encode: Callable[[list[Pair]], Tokens]
 ) -> Iterator[Tokens]:
     for first in range(0, len(blocks), TOGETHER):
         together = map(pairs.block, blocks[first : first + TOGETHER])
-        texts = [*itertools.chain.from_iterable(together)]
-        yield _encoded(texts, tokenizer, sequence_length, lambda _, texts: tokenizer.encode(texts))
+        yield encode([*itertools.chain.from_iterable(together)])
+
+
+def _in_whole_blocks(pieces: Iterable[Tokens]) -> Iterator[Tokens]:
+    """The same with what fills no block put before the next piece."""
+    rest = Tokens.of([], [])
+    for piece in pieces:
+        piece = rest.followed_by(piece)
+        whole = len(piece.lengths) // BLOCK * BLOCK
+        if whole:
+            yield piece.part(0, whole)
+        rest = piece.part(whole, len(piece.lengths))
+    if len(rest.lengths):
+        yield rest
 
 
 def sampled(

@@ -23,7 +23,8 @@ from flaxattn.training.trees import Params
 from flaxattn.translation.config import RunConfig, corpora
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import TOKENIZER
-from flaxattn.translation.text.corpus import Corpus, load_corpus
+from flaxattn.text.splits import Corpus
+from flaxattn.translation.text.corpus import load_corpus
 from flaxattn.translation.trained.loading import Loaded, load
 
 __all__ = ["Prepared", "check_architecture", "free_to_differ", "prepare"]

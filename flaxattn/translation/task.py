@@ -1,15 +1,14 @@
 """Translation as a task: what training asks of it, answered from what was prepared."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from flaxattn.text.packing import Batch
+from flaxattn.text.splits import digests_of
 from flaxattn.training.config import to_json
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums, Tested
@@ -52,7 +51,7 @@ class TranslationTask:
         return {TOKENIZER: self.prepared.tokenizer.model}
 
     def digests(self) -> dict[str, str]:
-        return _digests(self.prepared)
+        return digests_of(self.prepared.corpus, self.prepared.train.order)
 
     def batch(self, step: int) -> Batch:
         return self.prepared.train.batch(step)
@@ -124,28 +123,6 @@ class TranslationTask:
                 f"--max-ratio {decoding.max_ratio:g}."
             )
         return [best[0].text for best in found]
-
-
-def _digests(prepared: Prepared) -> dict[str, str]:
-    """The SHA-256 of each split's sentence pairs, in their order.
-
-    That of the training pairs is also of how they are shuffled, where that has not always been so.
-    """
-    digests = {}
-    for split, pairs in prepared.corpus._asdict().items():
-        digest = hashlib.sha256()
-        for pair in pairs:
-            digest.update(_line(pair))
-        if split == "train":
-            digest.update(prepared.train.order.encode())
-        digests[split] = digest.hexdigest()
-    return digests
-
-
-def _line(pair: tuple[str, str]) -> bytes:
-    """What `json.dumps` makes of a pair, at a third of the cost."""
-    source, target = map(encode_basestring_ascii, pair)
-    return f"[{source}, {target}]\n".encode()
 
 
 def _chosen(sources: list[str], references: list[str], hypotheses: list[str]) -> Iterator[str]:

@@ -4,19 +4,18 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from flaxattn.text.holding_out import hold_out
 from flaxattn.text.normalization import normalize_sources, normalize_targets
 from flaxattn.text.opening import check_kind
 from flaxattn.text.pairs import Pair, StoredPairs
 from flaxattn.text.reading import Texts, texts_of, together
+from flaxattn.text.splits import Corpus, completed
 from flaxattn.training.screen import Tell
 from flaxattn.translation.config import DataConfig, corpora, data_path
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.columns import Seen, find_columns, split_line
 
-__all__ = ["Corpus", "load_corpus", "read_pairs"]
+__all__ = ["load_corpus", "read_pairs"]
 
 NAME_FILES = "Name your files with --train, --valid and --test, and their folder with --data-dir."
 
@@ -29,15 +28,6 @@ class Counts:
     invalid: int = 0
     blank: int = 0
     changed: int = 0
-
-
-class Corpus(NamedTuple):
-    """The three splits, each of (source, target)."""
-
-    train: StoredPairs
-    """A part for each weight."""
-    valid: list[Pair]
-    test: list[Pair]
 
 
 def load_corpus(config: DataConfig, tell: Tell, folder: Path | None = None) -> Corpus:
@@ -58,13 +48,7 @@ def load_corpus(config: DataConfig, tell: Tell, folder: Path | None = None) -> C
         for names in (config.valid, config.test)
     )
     parts = (_part(files, config, tell) for _, files in corpora(config.train))
-    train = StoredPairs(parts, folder)
-    missing = (not config.valid) + (not config.test)
-    if missing:
-        train, held_out = hold_out(train, missing, config.held_out, tell)
-        valid = valid or held_out.pop()
-        test = test or held_out.pop()
-    return Corpus(train, valid, test)
+    return completed(Corpus(StoredPairs(parts, folder), valid, test), config.held_out, tell)
 
 
 def _check_there(config: DataConfig) -> None:
