@@ -1,0 +1,1 @@
+"""The tasks beside translation: language, labelling, classification, denoising."""
