@@ -194,5 +194,5 @@ def _whole(template: list[str]) -> Template:
     return template, " ".join(word for word in template if word != "ASIDE")
 
 
-_TEMPLATES = (_subject, _subject, _subject, _apposition, _apposition, _sequel, _sequel, _object)
-_TEMPLATES += (_pair, _pair)
+_ALONE = (_subject,) * 3 + (_apposition,) * 2 + (_sequel,) * 2 + (_object,)
+_TEMPLATES = (*_ALONE, _pair, _pair)

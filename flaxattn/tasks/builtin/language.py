@@ -20,7 +20,7 @@ __all__ = ["texts"]
 Words = list[str]
 
 SENTENCES = (1, 2, 3, 4)
-BRACKETS = ("()", "[]")
+BRACKETS = (("(", ")"), ("[", "]"))
 DETERMINERS = {False: ("the", "a", "this"), True: ("the", "some", "these")}
 REFLEXIVES = {"he": "himself", "she": "herself", "it": "itself", "they": "themselves"}
 
