@@ -1,5 +1,9 @@
-"""Presets: what `flaxattn train NAME` and `train.py NAME` run. The first is the default."""
+"""Presets: what `flaxattn train NAME` and `train.py NAME` run. The first is the default.
 
+Those of `TASKS` are run by `flaxattn train TASK NAME`.
+"""
+
+from .language import LANGUAGE, LANGUAGE_SMALL
 from .multi30k import MULTI30K
 from .multi30k_quick import MULTI30K_QUICK
 from .small import SMALL
@@ -13,3 +17,5 @@ PRESETS = {
     "multi30k_quick": MULTI30K_QUICK,
     "tatoeba_en_de": TATOEBA_EN_DE,
 }
+
+TASKS = {"language": {"tiny": LANGUAGE, "small": LANGUAGE_SMALL}}

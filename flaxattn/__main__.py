@@ -3,13 +3,13 @@
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:  # so late that help comes soon
     from flaxattn.translation.commands import Export, Score, Translate
-    from flaxattn.translation.config import RunConfig
 
 __all__ = ["main"]
 
@@ -27,9 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> int:
+    configs = _configs()
+    if words and words[0] in configs.TASKS:
+        from flaxattn.tasks.training import main as train_task
+
+        return train_task(words[0], configs.TASKS[words[0]], words[1:])
     from flaxattn.translation.cli import main
 
-    return main(_presets(), words, prog="flaxattn train")
+    return main(configs.PRESETS, words, prog="flaxattn train")
 
 
 def _run(words: list[str], debug: bool) -> int:
@@ -41,12 +46,12 @@ def _run(words: list[str], debug: bool) -> int:
         return exit_code(lambda: _parse(words).run(), debug=debug)
 
 
-def _presets() -> "Mapping[str, RunConfig]":
-    """Those of `configs/`, which lies in the package where it is installed, else beside it."""
+def _configs() -> ModuleType:
+    """The presets: `configs/`, which lies in the package where it is installed, else beside it."""
     if importlib.util.find_spec("flaxattn.configs"):
-        return importlib.import_module("flaxattn.configs").PRESETS
+        return importlib.import_module("flaxattn.configs")
     sys.path.insert(0, str(Path(__file__).parents[1]))  # before a `configs` of the person's own
-    return importlib.import_module("configs").PRESETS
+    return importlib.import_module("configs")
 
 
 def _parse(words: list[str]) -> "Translate | Score | Export":
@@ -70,15 +75,18 @@ def _parse(words: list[str]) -> "Translate | Score | Export":
 def _command(
     words: list[str], translate: "Callable[..., Translate]"
 ) -> "Translate | Score | Export":
+    from flaxattn.tasks.commands import Generate
     from flaxattn.text.arguments import paths_at_home
     from flaxattn.training.command_line import parsed
     from flaxattn.translation.commands import Export, Score, Train
 
+    of_translation = {"translate": translate, "score": Score, "export": Export}
+    of_tasks = {"generate": Generate}
     command = parsed(
-        {"train": Train, "translate": translate, "score": Score, "export": Export},
+        {"train": Train} | of_translation | of_tasks,
         words,
         prog="flaxattn",
-        description="Trains translators, and does what one does with a trained one.",
+        description="Trains models of text, and does what one does with a trained one.",
     )
     return paths_at_home(command)
 

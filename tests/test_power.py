@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from power import MODES, Disk
 
+import flaxattn.training.storage.folders as folders
 import flaxattn.translation.trained.exporting as exporting
 from flaxattn.training.storage.checkpoints import Checkpoints
 from flaxattn.training.storage.files import write_whole
@@ -81,7 +82,7 @@ def test_an_exported_model_is_left_where_it_is_or_is_given_back_by_the_next_expo
     beams = []
     for _, left in after(disk):
         hidden = left / ".model.partial"
-        exporting._recover(left / "model", hidden, hidden / "old")
+        folders._recover(left / "model", hidden, hidden / "old")
         assert is_whole(left / "model")
         config = json.loads((left / "model" / "config.json").read_text())
         beams.append(config["decoding"]["beam_size"])

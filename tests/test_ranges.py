@@ -16,9 +16,10 @@ from configs import PRESETS
 from flaxattn import EncoderDecoderConfig
 from flaxattn.__main__ import main as commands
 from flaxattn.ranges import FieldError, Range, check_fields, ranges
+from flaxattn.training.asking import HowToRun
 from flaxattn.training.config import from_json, to_json
 from flaxattn.training.storage.weights import read_weights, write_weights
-from flaxattn.translation.cli import Command, main
+from flaxattn.translation.cli import main
 from flaxattn.translation.commands import Export, Score, Translate
 from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, TranslationTraining
 
@@ -28,7 +29,7 @@ PARTS = {
     "training": TranslationTraining,
     "decoding": DecodingConfig,
 }
-CONFIGS = [*PARTS.values(), RunConfig, Command, Translate, Score, Export]
+CONFIGS = [*PARTS.values(), RunConfig, HowToRun, Translate, Score, Export]
 NUMBERS = [(part, name) for part, kind in PARTS.items() for name in ranges(kind)]
 HIDDEN = {"ended_at", "cooled_for"}  # which a run keeps, and no option gives
 

@@ -12,6 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from flaxattn import EncoderDecoderConfig
 from flaxattn.text.packing import Batch
+from flaxattn.text.splits import Corpus
 from flaxattn.training.mesh import data_mesh
 from flaxattn.training.reporting import RunLog
 from flaxattn.training.screen import Screen
@@ -21,7 +22,6 @@ from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.loss import Reported
 from flaxattn.translation.preparation import Prepared
 from flaxattn.translation.task import TranslationTask
-from flaxattn.text.splits import Corpus
 
 VALID = [("a dog", "Ein Hund läuft schnell nach Hause ."), ("b", "Das ist ein Haus ."), ("c", "x")]
 HYPOTHESES = ["Ein Hund läuft schnell nach Haus .", "Das ist ein Haus .", "y"]

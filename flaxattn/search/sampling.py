@@ -11,7 +11,7 @@ from flaxattn.search.rules import Lengths, SpecialTokens
 from flaxattn.search.top_k import top_k as find_top_k
 from flaxattn.types import Array
 
-__all__ = ["sample"]
+__all__ = ["keep_likely", "sample"]
 
 
 def sample(
@@ -78,16 +78,16 @@ def sample(
     def draw(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
         now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
         below = log_probs - log_probs.max(axis=-1, keepdims=True)  # no temperature makes 0 infinite
-        logits = _keep_likely(below / jnp.asarray(temperature, jnp.float32), top_k, top_p)
+        logits = keep_likely(below / jnp.asarray(temperature, jnp.float32), top_k, top_p)
         return jax.vmap(jax.random.categorical)(now, logits)
 
     return generate(decode_step, state, draw, rules, shape=(batch_size, num_samples))
 
 
-def _keep_likely(logits: jax.Array, top_k: int | None, top_p: float | Array | None) -> jax.Array:
+def keep_likely(logits: jax.Array, top_k: int | None, top_p: float | Array | None) -> jax.Array:
     """[R, V] with -inf for tokens not among the k most likely or not in their nucleus.
 
-    >>> _keep_likely(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), 3, 0.7)
+    >>> keep_likely(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), 3, 0.7)
     Array([[      -inf, -0.9162...,       -inf, -1.2039...]], dtype=float32)
     """
     if top_k is None and top_p is None:

@@ -1,1 +1,1 @@
-"""The tasks beside translation: language, labelling, classification, denoising."""
+"""Tasks beside translation: language, labelling, classification, denoising, on one engine."""

@@ -14,6 +14,7 @@ __all__ = [
     "normalize_source",
     "normalize_sources",
     "normalize_targets",
+    "normalized",
 ]
 
 Normalization = Literal["none", "nfc", "nfkc"]
@@ -32,6 +33,14 @@ def normalize_source(text: str, normalization: Normalization) -> str:
     return _as_source(text, normalization, OTHER_SPACE)
 
 
+def normalized(text: str, normalization: Normalization) -> str:
+    """A text in that form, its white space as it is."""
+    if normalization == "none":
+        return text
+    form: Literal["NFC", "NFKC"] = "NFKC" if normalization == "nfkc" else "NFC"
+    return unicodedata.normalize(form, text)
+
+
 def normalize_sources(lines: Sequence[str], normalization: Normalization) -> list[str]:
     r"""Each of many sources without "\n", across which nothing is composed: fast, as one text."""
     return _as_source("\n".join(lines), normalization, OTHER_SPACE_IN_LINES).split("\n")
@@ -45,7 +54,4 @@ def normalize_targets(lines: Sequence[str], normalization: Normalization) -> lis
 
 
 def _as_source(text: str, normalization: Normalization, space: re.Pattern[str]) -> str:
-    if normalization == "none":
-        return text
-    form: Literal["NFC", "NFKC"] = "NFKC" if normalization == "nfkc" else "NFC"
-    return space.sub(" ", unicodedata.normalize(form, text))
+    return text if normalization == "none" else space.sub(" ", normalized(text, normalization))

@@ -179,6 +179,22 @@ class Tokenizer:
         """The text of each row of ids, up to its first `eos_id`."""
         return [self._processor.decode(_until(list(map(int, row)), self.eos_id)) for row in rows]
 
+    def bytes_of_ids(self) -> np.ndarray:
+        """How many bytes of text each id stands for: int32 [V]; the space before a text counts."""
+        processor = self._processor
+        special = [self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id]
+
+        def size(i: int) -> int:
+            if i in special:
+                return 0
+            return (
+                1
+                if processor.is_byte(i)
+                else len(processor.id_to_piece(i).replace(SPACE, " ").encode())
+            )
+
+        return np.array([size(i) for i in range(self.vocab_size)], np.int32)
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each id stands for, to show to people."""
         return [self._processor.id_to_piece(int(i)) for i in ids]

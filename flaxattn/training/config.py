@@ -14,6 +14,7 @@ from flaxattn.training.mesh import mesh_sizes
 from flaxattn.training.storage.json_data import from_data, from_older, same_fields
 
 __all__ = [
+    "NO_OPTION",
     "Config",
     "Count",
     "CountOrZero",

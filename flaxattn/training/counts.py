@@ -1,20 +1,50 @@
 """Counts of steps: scaled to another number of steps than they were chosen for, unless given."""
 
+import contextlib
 import dataclasses
 from collections.abc import Set
+from pathlib import Path
 from typing import Any, TypeVar
 
-from flaxattn.training.config import RunConfig, TrainingConfig
-from flaxattn.training.continuing import Kept
+from flaxattn.training.config import Config, RunConfig, TrainingConfig, with_training
+from flaxattn.training.continuing import Kept, kept_run
+from flaxattn.training.task import RunRules
 
-__all__ = ["check_end", "going_on", "scaled"]
+__all__ = ["fitted", "going_on", "scaled"]
 
 COUNTS = ("warmup_steps", "cooldown_steps", "log_every", "valid_every")
 
 Training = TypeVar("Training", bound=TrainingConfig)
 
 
-def check_end(config: RunConfig, kept: Kept, given: Set[str]) -> None:
+def fitted(
+    config: Config, preset: Config, given: Set[str], rules: RunRules
+) -> tuple[Config, list[str], Kept | None]:
+    """The configuration in which the counts that were not given fit the steps.
+
+    Args:
+      config: the preset with what was given.
+      preset: it alone.
+      given: the names of the fields that were given.
+
+    Returns:
+      it, what there is to say of it, and the run that is in its folder already.
+
+    Raises:
+      ValueError that names the option which does not fit.
+    """
+    kept, remarks = None, list[str]()
+    with contextlib.suppress(ValueError, OSError):  # told of when the folder is checked
+        kept = kept_run(Path(config.output), rules)
+    if kept:
+        _check_end(config, kept, given)
+        training = going_on(config.training, kept, given)
+    else:
+        training, remarks = scaled(config.training, preset.training, given)
+    return with_training(config, training), remarks, kept
+
+
+def _check_end(config: RunConfig, kept: Kept, given: Set[str]) -> None:
     """Raises ValueError if a run would get another end that nobody asked for."""
     steps, wanted = kept.config.training.steps, config.training.steps
     if steps != wanted and "steps" not in given:

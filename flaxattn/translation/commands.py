@@ -37,10 +37,12 @@ SCREEN = Screen(error=True, speaker="flaxattn")  # since standard output has wha
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Trains a translator and scores it: `flaxattn train --help` tells how.
+    """Trains a model and scores it: `flaxattn train --help` tells how, and for other tasks than
+    translation `flaxattn train TASK --help`.
 
-    $ flaxattn train                              on the built-in corpus
-    $ flaxattn train small --train my.en my.de    on your own two aligned files
+    $ flaxattn train                              to translate the built-in corpus
+    $ flaxattn train small --train my.en my.de    your own two aligned files
+    $ flaxattn train language --train my.txt      a language model of your own text
     """
 
 
@@ -270,13 +272,14 @@ class Export:
     def run(self) -> None:
         """Writes the folder, or refuses."""
         from flaxattn.training.record import is_outdated, run_name
-        from flaxattn.translation.trained.exporting import check_target, export
+        from flaxattn.training.storage.folders import check_only
+        from flaxattn.translation.trained.exporting import export
         from flaxattn.translation.trained.loading import is_exported, load
         from flaxattn.translation.trained.record import read_result, read_run
 
         if is_exported(self.run_folder):
             raise ValueError(f"{self.run_folder} is an exported model already; copy it.")
-        check_target(self.folder)
+        check_only(self.folder, OF_EXPORTED)
         loaded = load(self.run_folder)
         export(
             self.folder,

@@ -7,13 +7,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
+from flaxattn.models import EncoderDecoder
 from flaxattn.text.pairs import StoredPairs
 from flaxattn.text.records import place_for
 from flaxattn.text.sampling import sample
+from flaxattn.text.splits import Corpus
 from flaxattn.text.supply import PackedPairs
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.text.tokens import Tokens, sampled, tokenized
+from flaxattn.training.architecture import check_architecture
 from flaxattn.training.parameters.freezing import labels
 from flaxattn.training.record import read_data
 from flaxattn.training.screen import Tell
@@ -23,11 +25,10 @@ from flaxattn.training.trees import Params
 from flaxattn.translation.config import RunConfig, corpora
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.layout import TOKENIZER
-from flaxattn.text.splits import Corpus
 from flaxattn.translation.text.corpus import load_corpus
 from flaxattn.translation.trained.loading import Loaded, load
 
-__all__ = ["Prepared", "check_architecture", "free_to_differ", "prepare"]
+__all__ = ["Prepared", "prepare"]
 
 
 class Prepared(NamedTuple):
@@ -73,24 +74,6 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
         _pack(corpus.train, tokenizer, config, config.training.subword_dropout),
         _pack(StoredPairs([corpus.valid]), tokenizer, config),
     )
-
-
-def check_architecture(start: EncoderDecoderConfig, wanted: EncoderDecoderConfig) -> None:
-    """Raises ValueError if the parameters of `start` do not fit the model that is wanted."""
-    differing = [
-        f"--{name.replace('_', '-')} {value} (here {getattr(wanted, name)})"
-        for name, value in vars(start).items()
-        if not free_to_differ(name) and value != getattr(wanted, name)
-    ]
-    if differing:
-        raise ValueError(
-            f"--init-from: that run's model has {', '.join(differing)}; give the same here."
-        )
-
-
-def free_to_differ(name: str) -> bool:
-    """Whether a model may have another value of this field than the one it starts from."""
-    return name in ("dtype", "remat") or name.endswith("dropout_rate")
 
 
 def _start(config: RunConfig, begun: Path | None) -> Loaded | None:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from flaxattn.text.lines import on_one_line
 from flaxattn.text.pairs import Pair
 from flaxattn.text.reading import texts_of
 from flaxattn.training.screen import Tell
@@ -20,7 +19,7 @@ def documents(
 ) -> Iterator[Pair]:
     """The documents of a file, each beside an empty string; none is blank.
 
-    A line break within one becomes a space.
+    Line breaks within one stay.
 
     Args:
       tell: is given what was left out, after the last document.
@@ -37,7 +36,7 @@ def documents(
     for document in _grouped(itertools.chain.from_iterable(pieces), by):
         texts = [line for line in document if line is not None]
         invalid += len(document) - len(texts)
-        if text := on_one_line(" ".join(texts)):
+        if (text := "\n".join(texts).strip("\n")).strip():
             found += 1
             yield text, ""
     if invalid:

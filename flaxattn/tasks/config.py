@@ -1,0 +1,113 @@
+"""What runs on texts depend on, as plain frozen data: defaults, meanings and units in one place."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from flaxattn.models import TransformerConfig
+from flaxattn.ranges import FieldError, Range, check_fields
+from flaxattn.text.normalization import Normalization
+from flaxattn.training.config import NO_OPTION, CountOrZero, Seed, Size, TrainingConfig
+
+__all__ = [
+    "LanguageData",
+    "LanguageRun",
+    "SamplingConfig",
+    "TextData",
+    "TextRun",
+    "TextTraining",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextData:
+    """Which texts are learned and tested."""
+
+    train: tuple[str, ...] = ()
+    """Files to train on; also packed by gzip, xz or bzip2. None: the built-in corpus."""
+    valid: tuple[str, ...] = ()
+    """Files to validate with. None: texts held out of the training text."""
+    test: tuple[str, ...] = ()
+    """Files to test with. None: texts held out of the training text."""
+    held_out: Annotated[int, Range(1, 10_000_000)] = 1000
+    """How many texts to hold out for each split that has no files; at most a tenth of all."""
+    builtin_texts: Size = 20_000
+    """How many training texts to draw from the built-in corpus."""
+    invalid_lines: Literal["error", "skip"] = "error"
+    """What to do about lines that are not valid UTF-8 or have a NUL: stop at the first, or leave
+    them out and count them."""
+    normalization: Normalization = "nfc"
+    """How Unicode is spelt, also when the model is used: nfc, nfkc, or none, which takes texts as
+    they are. A tokenizer that is there already decides it."""
+    character_coverage: Annotated[float, Range(0.98, 1)] = 0.9998
+    """Share of the characters of the text that get tokens of their own; the rest become bytes."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageData(TextData):
+    """Which documents are learned and tested."""
+
+    documents: Literal["paragraphs", "lines", "files"] = "paragraphs"
+    """What a document is, none of which sees another: paragraphs between blank lines, lines, or
+    whole files. One that is longer than a row is cut."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTraining(TrainingConfig):
+    """How a model of texts is trained: as any is, and how its rows are filled."""
+
+    sequence_length: Size = 128
+    """Tokens in a row, of as many texts as fit."""
+    samples: CountOrZero = 2
+    """Texts of the validation split shown at every validation, with what the model makes of
+    them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How text is written."""
+
+    max_tokens: Annotated[int, Range(1, 1_000_000)] = 100
+    """How many tokens are written, at most."""
+    temperature: Annotated[float, Range(0, 1000)] = 1.0
+    """Logits are divided by it. 0: always the most likely token."""
+    top_k: Size | None = None
+    """Draw from so many of the most likely tokens. None: from all."""
+    top_p: Annotated[float, Range(0, 1, above=True)] | None = None
+    """Draw from the most likely tokens that together have this probability. None: from all."""
+    sampling_seed: Seed = 0
+    """Of what is drawn."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRun:
+    """One run on texts: its folder, model, data and training."""
+
+    output: str
+    """The run's folder. A run found there is resumed if it has the same configuration."""
+    model: TransformerConfig
+    data: TextData = TextData()
+    training: TextTraining = TextTraining()
+
+    def __post_init__(self) -> None:
+        model, length = self.model, self.training.sequence_length
+        if model.positions == "learned" and model.max_positions < length:
+            raise FieldError(
+                "max_positions",
+                f"is {model.max_positions}; expected at least as many as --sequence-length, "
+                f"{length}: later positions would have nothing of their own.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageRun(TextRun):
+    """A language model."""
+
+    task: Literal["language"] = dataclasses.field(default="language", metadata=NO_OPTION)
+    data: LanguageData = LanguageData()
+    sampling: SamplingConfig = SamplingConfig()

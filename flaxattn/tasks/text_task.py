@@ -1,0 +1,85 @@
+"""What all tasks on texts answer alike to what training asks."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from flaxattn.tasks.config import TextRun
+from flaxattn.tasks.modules import init_of
+from flaxattn.tasks.preparation import Prepared
+from flaxattn.tasks.rules import EXPORTED, LABELS, TOKENIZER
+from flaxattn.tasks.storing import Loaded, export, to_labels
+from flaxattn.text.packing import Batch as PackedBatch
+from flaxattn.text.splits import digests_of
+from flaxattn.training.parameters.initial import axes_of
+from flaxattn.training.task import Batch
+from flaxattn.training.trees import Params
+from flaxattn.types import PyTree
+
+__all__ = ["Rows", "TextTask"]
+
+
+class Rows(NamedTuple):
+    """Packed rows of texts, int32 [R, L] each; segment 0 is padding."""
+
+    tokens: Any
+    segment_ids: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask:
+    """Part of a `flaxattn.training.task.Task`; what is learned is for each task to say."""
+
+    config: TextRun
+    prepared: Prepared
+
+    name: ClassVar[str]
+
+    @property
+    def params(self) -> Params:
+        return self.prepared.params
+
+    @property
+    def axes(self) -> PyTree:
+        return axes_of(init_of(self.prepared.module))
+
+    def files(self) -> dict[str, bytes]:
+        labels = self.prepared.labels
+        of_labels = {LABELS: to_labels(labels)} if labels else {}
+        return {TOKENIZER: self.prepared.tokenizer.model} | of_labels
+
+    def digests(self) -> dict[str, str]:
+        return digests_of(self.prepared.corpus, self.prepared.train.order)
+
+    def batch(self, step: int) -> Batch:
+        return self.rows(self.prepared.train.batch(step))
+
+    def valid_batches(self) -> list[Batch]:
+        return [*map(self.rows, self.prepared.valid.all_batches())]
+
+    def test_batches(self) -> list[Batch]:
+        """The batches of the test split."""
+        return [*map(self.rows, self.prepared.test.all_batches())]
+
+    def rows(self, pairs: PackedBatch) -> Batch:
+        """What of packed pairs of ids the loss takes."""
+        return pairs
+
+    def export(self, params: Params, folder: Path, result: Mapping[str, Any]) -> None:
+        export(folder / EXPORTED, self.loaded(params), result=result, name=result["run"])
+
+    def loaded(self, params: Params) -> Loaded:
+        """The model as one who uses it has it."""
+        prepared = self.prepared
+        return Loaded(
+            self.name,
+            prepared.module.config,
+            jax.tree.map(np.asarray, params),
+            prepared.tokenizer,
+            self.config.training.sequence_length,
+            prepared.labels,
+        )
