@@ -3,6 +3,8 @@
 Those of `TASKS` are run by `flaxattn train TASK NAME`.
 """
 
+from .classification import CLASSIFICATION
+from .labelling import LABELLING
 from .language import LANGUAGE, LANGUAGE_SMALL
 from .multi30k import MULTI30K
 from .multi30k_quick import MULTI30K_QUICK
@@ -18,4 +20,8 @@ PRESETS = {
     "tatoeba_en_de": TATOEBA_EN_DE,
 }
 
-TASKS = {"language": {"tiny": LANGUAGE, "small": LANGUAGE_SMALL}}
+TASKS = {
+    "language": {"tiny": LANGUAGE, "small": LANGUAGE_SMALL},
+    "labelling": {"tiny": LABELLING},
+    "classification": {"tiny": CLASSIFICATION},
+}

@@ -9,6 +9,10 @@ from flaxattn.text.normalization import Normalization
 from flaxattn.training.config import NO_OPTION, CountOrZero, Seed, Size, TrainingConfig
 
 __all__ = [
+    "ClassificationData",
+    "ClassificationRun",
+    "LabellingData",
+    "LabellingRun",
     "LanguageData",
     "LanguageRun",
     "SamplingConfig",
@@ -16,6 +20,8 @@ __all__ = [
     "TextRun",
     "TextTraining",
 ]
+
+Column = Annotated[int, Range(-1000, 1000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,30 @@ class LanguageData(TextData):
     documents: Literal["paragraphs", "lines", "files"] = "paragraphs"
     """What a document is, none of which sees another: paragraphs between blank lines, lines, or
     whole files. One that is longer than a row is cut."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabellingData(TextData):
+    """Which sentences are learned and tested: a word and its tag in each line."""
+
+    word_column: Column = 1
+    """The column of words, from 1; from -1 backwards, counted from the last one."""
+    tag_column: Column = -1
+    """That of tags: O, B-KIND at an entity's first word, I-KIND at others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationData(TextData):
+    """Which texts are learned and tested: a label, a tab and a text in each line."""
+
+    columns: tuple[str, ...] = ()
+    """The columns that are label and text: two numbers from 1, or two names that stand in the first
+    line. None: the first two."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.columns and not len(self.columns) == len({*self.columns}) == 2:
+            raise FieldError("columns", f"is {self.columns}; expected two different columns.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,3 +141,21 @@ class LanguageRun(TextRun):
     task: Literal["language"] = dataclasses.field(default="language", metadata=NO_OPTION)
     data: LanguageData = LanguageData()
     sampling: SamplingConfig = SamplingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class LabellingRun(TextRun):
+    """A model that tags words."""
+
+    task: Literal["labelling"] = dataclasses.field(default="labelling", metadata=NO_OPTION)
+    data: LabellingData = LabellingData()
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationRun(TextRun):
+    """A model that labels texts."""
+
+    task: Literal["classification"] = dataclasses.field(
+        default="classification", metadata=NO_OPTION
+    )
+    data: ClassificationData = ClassificationData()

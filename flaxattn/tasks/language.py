@@ -53,13 +53,8 @@ class LanguageTask(TextTask):
 
     def loss(self, params: Params, batch: Rows, key: jax.Array | None) -> Sums:
         tokenizer = self.prepared.tokenizer
-        logits: Any = self.prepared.module.apply(
-            {"params": params},
-            shift_right(batch.tokens, batch.segment_ids, tokenizer.bos_id),
-            segment_ids=batch.segment_ids,
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-        )
+        before = shift_right(batch.tokens, batch.segment_ids, tokenizer.bos_id)
+        logits = self.logits(params, batch._replace(tokens=before), key)
         is_token = batch.segment_ids != 0
         nll, correct = nll_of(logits, batch.tokens, is_token)
         sizes = jnp.asarray(tokenizer.bytes_of_ids())[batch.tokens]

@@ -4,7 +4,13 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from flaxattn.tasks.config import LanguageRun, SamplingConfig, TextRun
+from flaxattn.tasks.config import (
+    ClassificationRun,
+    LabellingRun,
+    LanguageRun,
+    SamplingConfig,
+    TextRun,
+)
 from flaxattn.training.task import RunRules
 
 __all__ = ["EXPORTED", "LABELS", "RULES", "TOKENIZER", "path_of_text"]
@@ -12,7 +18,7 @@ __all__ = ["EXPORTED", "LABELS", "RULES", "TOKENIZER", "path_of_text"]
 TOKENIZER, LABELS, EXPORTED = "tokenizer.model", "labels.json", "model"
 
 OF_TEXTS = {"train", "valid", "test", "held_out", "builtin_texts", "invalid_lines", "normalization"}
-OF_TEXTS |= {"documents"}
+OF_TEXTS |= {"documents", "word_column", "tag_column", "columns"}
 FREE = {"samples", *SamplingConfig.__dataclass_fields__}  # what changes no model
 
 
@@ -43,4 +49,8 @@ def _rules(config: type[TextRun], *, has_labels: bool = False) -> RunRules:
     )
 
 
-RULES: dict[str, RunRules] = {"language": _rules(LanguageRun)}
+RULES: dict[str, RunRules] = {
+    "language": _rules(LanguageRun),
+    "labelling": _rules(LabellingRun, has_labels=True),
+    "classification": _rules(ClassificationRun, has_labels=True),
+}

@@ -20,7 +20,7 @@ from flaxattn.training.task import Batch
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
-__all__ = ["Rows", "TextTask"]
+__all__ = ["LabelledRows", "Rows", "TextTask"]
 
 
 class Rows(NamedTuple):
@@ -28,6 +28,14 @@ class Rows(NamedTuple):
 
     tokens: Any
     segment_ids: Any
+
+
+class LabelledRows(NamedTuple):
+    """The same with labels, int32 [R, L], counted from 1; 0 is none."""
+
+    tokens: Any
+    segment_ids: Any
+    labels: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +76,20 @@ class TextTask:
     def rows(self, pairs: PackedBatch) -> Batch:
         """What of packed pairs of ids the loss takes."""
         return pairs
+
+    def logits(
+        self, params: Params, batch: Rows | LabelledRows, key: jax.Array | None
+    ) -> jax.Array:
+        """What the model makes of rows: float32 `[R, L, C]`; key None drops nothing."""
+        apply: Any = self.prepared.module.apply
+        logits: jax.Array = apply(
+            {"params": params},
+            batch.tokens,
+            segment_ids=batch.segment_ids,
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+        )
+        return logits
 
     def export(self, params: Params, folder: Path, result: Mapping[str, Any]) -> None:
         export(folder / EXPORTED, self.loaded(params), result=result, name=result["run"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flaxattn.models import TransformerConfig
-from flaxattn.tasks import language
+from flaxattn.tasks import classification, labelling, language
 from flaxattn.tasks.config import TextRun
 from flaxattn.tasks.rules import RULES
 from flaxattn.tasks.storing import architecture
@@ -43,7 +43,29 @@ usage: {prog} [PRESET] [OPTIONS]
   {prog} small --train *.txt --documents files --window 64
 """
 
-TASKS = {"language": Known(language.prepared_task, LANGUAGE)}
+LABELLING = """Trains a model that tags the words of sentences, e.g. names of persons and places.
+
+usage: {prog} [PRESET] [OPTIONS]
+
+  {prog}                                 the built-in sentences
+  {prog} --train my.conll                your own: a word and its tag in each line
+  {prog} --init-from runs/denoising      start from a model that has read much text
+"""
+
+CLASSIFICATION = """Trains a model that gives texts one of several labels.
+
+usage: {prog} [PRESET] [OPTIONS]
+
+  {prog}                                 the built-in texts
+  {prog} --train my.tsv                  your own: a label, a tab and a text in each line
+  {prog} --init-from runs/denoising      start from a model that has read much text
+"""
+
+TASKS = {
+    "language": Known(language.prepared_task, LANGUAGE),
+    "labelling": Known(labelling.prepared_task, LABELLING),
+    "classification": Known(classification.prepared_task, CLASSIFICATION),
+}
 
 
 def main(
