@@ -4,6 +4,7 @@ Those of `TASKS` are run by `flaxattn train TASK NAME`.
 """
 
 from .classification import CLASSIFICATION
+from .denoising import DENOISING, SPANS
 from .labelling import LABELLING
 from .language import LANGUAGE, LANGUAGE_SMALL
 from .multi30k import MULTI30K
@@ -24,4 +25,5 @@ TASKS = {
     "language": {"tiny": LANGUAGE, "small": LANGUAGE_SMALL},
     "labelling": {"tiny": LABELLING},
     "classification": {"tiny": CLASSIFICATION},
+    "denoising": {"tiny": DENOISING, "spans": SPANS},
 }

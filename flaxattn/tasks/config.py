@@ -1,14 +1,18 @@
 """What runs on texts depend on, as plain frozen data: defaults, meanings and units in one place."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from flaxattn.models import TransformerConfig
+from flaxattn.models import EncoderDecoderConfig, TransformerConfig
 from flaxattn.ranges import FieldError, Range, check_fields
 from flaxattn.text.normalization import Normalization
 from flaxattn.training.config import NO_OPTION, CountOrZero, Seed, Size, TrainingConfig
 
 __all__ = [
+    "DenoisingRun",
+    "DenoisingTraining",
+    "SpansRun",
+    "SpansTraining",
     "ClassificationData",
     "ClassificationRun",
     "LabellingData",
@@ -96,6 +100,24 @@ class TextTraining(TrainingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class DenoisingTraining(TextTraining):
+    """How hidden tokens are learned."""
+
+    mask_rate: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15
+    """Share of the tokens that are hidden, anew in each step."""
+    static_masks: bool = False
+    """Hide the same tokens of a text whenever it comes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpansTraining(TextTraining):
+    """How texts with hidden spans are learned."""
+
+    mask_rate: Annotated[float, Range(0, 1, above=True, below=True)] = 0.35
+    """Share of the tokens that are hidden, anew in each step, in spans of three on average."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How text is written."""
 
@@ -116,13 +138,15 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextRun:
-    """One run on texts: its folder, model, data and training."""
+    """One run on texts: its folder, model, data and training; `task` says what is learned."""
 
     output: str
     """The run's folder. A run found there is resumed if it has the same configuration."""
-    model: TransformerConfig
+    model: Any  # of the architecture that the task has
     data: TextData = TextData()
     training: TextTraining = TextTraining()
+
+    task: str = dataclasses.field(default="", metadata=NO_OPTION)
 
     def __post_init__(self) -> None:
         model, length = self.model, self.training.sequence_length
@@ -138,6 +162,7 @@ class TextRun:
 class LanguageRun(TextRun):
     """A language model."""
 
+    model: TransformerConfig
     task: Literal["language"] = dataclasses.field(default="language", metadata=NO_OPTION)
     data: LanguageData = LanguageData()
     sampling: SamplingConfig = SamplingConfig()
@@ -147,6 +172,7 @@ class LanguageRun(TextRun):
 class LabellingRun(TextRun):
     """A model that tags words."""
 
+    model: TransformerConfig
     task: Literal["labelling"] = dataclasses.field(default="labelling", metadata=NO_OPTION)
     data: LabellingData = LabellingData()
 
@@ -155,7 +181,28 @@ class LabellingRun(TextRun):
 class ClassificationRun(TextRun):
     """A model that labels texts."""
 
+    model: TransformerConfig
     task: Literal["classification"] = dataclasses.field(
         default="classification", metadata=NO_OPTION
     )
     data: ClassificationData = ClassificationData()
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingRun(TextRun):
+    """A model that tells hidden tokens."""
+
+    model: TransformerConfig
+    task: Literal["denoising"] = dataclasses.field(default="denoising", metadata=NO_OPTION)
+    data: LanguageData = LanguageData()
+    training: DenoisingTraining = DenoisingTraining()
+
+
+@dataclasses.dataclass(frozen=True)
+class SpansRun(TextRun):
+    """An encoder-decoder that writes a text of which spans are hidden."""
+
+    model: EncoderDecoderConfig
+    task: Literal["spans"] = dataclasses.field(default="spans", metadata=NO_OPTION)
+    data: LanguageData = LanguageData()
+    training: SpansTraining = SpansTraining()

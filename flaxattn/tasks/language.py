@@ -13,24 +13,21 @@ import numpy as np
 from flaxattn.models import shift_right
 from flaxattn.tasks.builtin import language as grammar
 from flaxattn.tasks.builtin.draws import Split
-from flaxattn.tasks.config import LanguageRun, SamplingConfig, TextRun
+from flaxattn.tasks.config import SamplingConfig, TextRun
+from flaxattn.tasks.documents import cut, read_documents
 from flaxattn.tasks.generating import generate
 from flaxattn.tasks.losses import nll_of
 from flaxattn.tasks.preparation import TextKind, prepare
-from flaxattn.tasks.reading import documents
 from flaxattn.tasks.text_task import Rows, TextTask
 from flaxattn.text.packing import Batch
 from flaxattn.text.pairs import Pair
-from flaxattn.text.tokenizer import Tokenizer
-from flaxattn.text.tokens import Tokens
-from flaxattn.training.screen import Screen, Tell
+from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
 
 __all__ = ["KIND", "LanguageTask", "prepared_task"]
 
 BEGINNING = 5  # tokens of a sample that are given
-ONE = np.ones(1, np.int32)  # what a row needs of a side that says nothing
 
 
 class Reported(NamedTuple):
@@ -102,27 +99,11 @@ def _builtin(split: Split, count: int) -> Iterator[Pair]:
     return ((text, "") for text, _ in grammar.texts(split, count))
 
 
-def _read(path: Path, config: TextRun, tell: Tell) -> Iterator[Pair]:
-    assert isinstance(config, LanguageRun)
-    skip = config.data.invalid_lines == "skip"
-    return documents(path, tell, config.data.documents, skip_invalid=skip)
-
-
-def _encode(pairs: list[Pair], tokenizer: Tokenizer, labels: object, length: int) -> Tokens:
-    """Documents, those that are longer than a row in as many pieces as need be."""
-    pieces = [
-        ids[start : start + length]
-        for ids in tokenizer.encode([text for text, _ in pairs])
-        for start in range(0, len(ids), length)
-    ]
-    return Tokens.of(pieces, [ONE] * len(pieces))
-
-
 KIND = TextKind(
     name="language",
-    read=_read,
+    read=read_documents,
     builtin=_builtin,
-    encode=_encode,
+    encode=cut,
     tokenizer={"keep_spaces": True},
 )
 

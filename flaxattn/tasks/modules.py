@@ -5,20 +5,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxattn.models import DecoderOnly, MaskedTokens, TextLabels, TokenLabels, TransformerConfig
+from flaxattn.models import (
+    DecoderOnly,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    MaskedTokens,
+    TextLabels,
+    TokenLabels,
+    TransformerConfig,
+)
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.parameters.initial import Init
 from flaxattn.training.trees import Params
 
-__all__ = ["Module", "init_of", "module_of"]
+__all__ = ["Architecture", "Module", "init_of", "module_of"]
 
-Module = DecoderOnly | MaskedTokens | TextLabels | TokenLabels
+Architecture = TransformerConfig | EncoderDecoderConfig
+Module = DecoderOnly | EncoderDecoder | MaskedTokens | TextLabels | TokenLabels
 HEADED: dict[str, Any] = {"labelling": TokenLabels, "classification": TextLabels}
-OTHERS: dict[str, Any] = {"language": DecoderOnly, "denoising": MaskedTokens}
-TASKS = (*OTHERS, *HEADED)
+OTHERS: dict[str, Any] = {
+    "language": DecoderOnly,
+    "denoising": MaskedTokens,
+    "spans": EncoderDecoder,
+}
 
 
-def module_of(task: str, architecture: TransformerConfig, num_labels: int = 0) -> Module:
+def module_of(task: str, architecture: Architecture, num_labels: int = 0) -> Module:
     """The model of a task.
 
     Args:
@@ -34,6 +46,8 @@ def init_of(module: Module) -> Init:
     """What makes the parameters of a model."""
 
     def init(key: jax.Array) -> Params:
-        return module.init(key, jnp.ones((1, 2), jnp.int32), deterministic=True)["params"]
+        tokens = jnp.ones((1, 2), jnp.int32)
+        inputs = [tokens, tokens] if isinstance(module, EncoderDecoder) else [tokens]
+        return module.init(key, *inputs, deterministic=True)["params"]
 
     return init

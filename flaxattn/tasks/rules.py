@@ -6,9 +6,11 @@ from pathlib import Path
 
 from flaxattn.tasks.config import (
     ClassificationRun,
+    DenoisingRun,
     LabellingRun,
     LanguageRun,
     SamplingConfig,
+    SpansRun,
     TextRun,
 )
 from flaxattn.training.task import RunRules
@@ -50,6 +52,8 @@ def _rules(config: type[TextRun], *, has_labels: bool = False) -> RunRules:
 
 
 RULES: dict[str, RunRules] = {
+    "denoising": _rules(DenoisingRun),
+    "spans": _rules(SpansRun),
     "language": _rules(LanguageRun),
     "labelling": _rules(LabellingRun, has_labels=True),
     "classification": _rules(ClassificationRun, has_labels=True),

@@ -11,7 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import TransformerConfig
 from flaxattn.tasks.card import card_of
-from flaxattn.tasks.modules import Module, init_of, module_of
+from flaxattn.tasks.modules import Architecture, Module, init_of, module_of
 from flaxattn.tasks.rules import EXPORTED, LABELS, RULES, TOKENIZER
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.parameters.initial import shapes_of
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
     """All that using a model needs."""
 
     task: str
-    architecture: TransformerConfig
+    architecture: Architecture
     params: Params
     tokenizer: Tokenizer
     sequence_length: int
@@ -99,7 +99,7 @@ def load(folder: Path) -> Loaded:
     return _load_run(folder)
 
 
-def architecture(folder: Path) -> TransformerConfig:
+def architecture(folder: Path) -> Architecture:
     """The architecture of the model that `load` would give, as its configuration has it.
 
     Raises:
@@ -109,7 +109,7 @@ def architecture(folder: Path) -> TransformerConfig:
     if exported.exists():
         return _described(exported)[1]
     task = _known_task(read_sealed(folder / CONFIG).get("task"), folder / CONFIG)
-    found: TransformerConfig = read_config(folder, RULES[task]).model
+    found: Architecture = read_config(folder, RULES[task]).model
     return found
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flaxattn.models import TransformerConfig
-from flaxattn.tasks import classification, labelling, language
+from flaxattn.tasks import classification, denoising, labelling, language, spans
 from flaxattn.tasks.config import TextRun
+from flaxattn.tasks.modules import Architecture
 from flaxattn.tasks.rules import RULES
 from flaxattn.tasks.storing import architecture
 from flaxattn.text.arguments import check_words
@@ -61,7 +61,18 @@ usage: {prog} [PRESET] [OPTIONS]
   {prog} --init-from runs/denoising      start from a model that has read much text
 """
 
+DENOISING = """Trains a model that tells hidden tokens, from which other tasks can start.
+
+usage: {prog} [PRESET] [OPTIONS]
+
+  {prog}                                 the built-in texts
+  {prog} --train my.txt                  your own text, paragraphs as documents
+  {prog} spans --train my.txt            an encoder-decoder, from which translation can start
+"""
+
 TASKS = {
+    "denoising": Known(denoising.prepared_task, DENOISING),
+    "spans": Known(spans.prepared_task, DENOISING),
     "language": Known(language.prepared_task, LANGUAGE),
     "labelling": Known(labelling.prepared_task, LABELLING),
     "classification": Known(classification.prepared_task, CLASSIFICATION),
@@ -91,6 +102,7 @@ def main(
 def _train(task: str, presets: Mapping[str, TextRun], words: list[str], prog: str) -> None:
     check_words(words)
     command = asked(presets, words, prog=prog, about=TASKS[task].about)
+    task = command.preset.task  # of an encoder-decoder it is another
     config, remarks = _completed(task, command)
 
     def prepare(config: TextRun, begun: Path | None, screen: Screen) -> Task:
@@ -112,7 +124,7 @@ def _completed(task: str, command: Asked[TextRun]) -> tuple[TextRun, list[str]]:
     return dataclasses.replace(config, model=model), remarks
 
 
-def _architecture(folder: str) -> TransformerConfig | None:
+def _architecture(folder: str) -> Architecture | None:
     """That of a model; None where nothing can be read, which is told of when it is needed."""
     with contextlib.suppress(ValueError, OSError):
         return architecture(Path(folder))

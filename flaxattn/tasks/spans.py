@@ -1,0 +1,114 @@
+"""Denoising by an encoder-decoder: the text is written anew from one with spans hidden in it.
+
+A translator's training may start from such a model: `flaxattn train --init-from` (BART,
+arXiv:1910.13461, text infilling). The spans are drawn anew for each step.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxattn.models import EncoderDecoder
+from flaxattn.tasks.config import SpansRun, TextRun
+from flaxattn.tasks.denoising import builtin_texts
+from flaxattn.tasks.documents import pieces_of, read_documents
+from flaxattn.tasks.hiding import hide_spans
+from flaxattn.tasks.preparation import TextKind, prepare
+from flaxattn.tasks.rules import EXPORTED
+from flaxattn.tasks.text_task import TextTask
+from flaxattn.text.packing import Batch
+from flaxattn.text.pairs import Pair
+from flaxattn.text.tokenizer import Tokenizer
+from flaxattn.text.tokens import Tokens
+from flaxattn.training.screen import Screen
+from flaxattn.training.task import Sums, Tested
+from flaxattn.training.trees import Params
+from flaxattn.translation.loss import batch_loss, means
+from flaxattn.translation.trained.exporting import export
+from flaxattn.translation.trained.loading import Loaded
+
+__all__ = ["SpansTask", "prepared_task"]
+
+TRAINED, VALIDATED, TESTED = range(3)  # what a draw is for, beside seed and step
+
+
+class SpansTask(TextTask):
+    """To write a text of which spans are hidden; it is a `flaxattn.training.task.Task`."""
+
+    name = "spans"
+    unit, shown = "target_tokens", ("accuracy",)
+    config: SpansRun
+
+    def batch(self, step: int) -> Batch:
+        return self._hidden(self.prepared.train.batch(step), (TRAINED, step))
+
+    def valid_batches(self) -> list[Batch]:
+        batches = self.prepared.valid.all_batches()
+        return [self._hidden(rows, (VALIDATED, i)) for i, rows in enumerate(batches)]
+
+    def test_batches(self) -> list[Batch]:
+        batches = self.prepared.test.all_batches()
+        return [self._hidden(rows, (TESTED, i)) for i, rows in enumerate(batches)]
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+        model, bos_id = self.prepared.module, self.prepared.tokenizer.bos_id
+        assert isinstance(model, EncoderDecoder)
+        return batch_loss(model, params, batch, bos_id=bos_id, dropout_key=key)
+
+    def means(self, sums: Sums) -> dict[str, float]:
+        return means(sums)
+
+    def validate(self, params: Params, means: dict[str, float]) -> tuple[dict[str, float], float]:
+        return means, -means["nll"]
+
+    def samples(self, params: Params) -> Iterator[Mapping[str, str]]:
+        """What the model reads, and which tokens of the text it holds for the most likely."""
+        yield from ()
+
+    def test(self, params: Params, screen: Screen) -> Tested:
+        """The loss on the test split."""
+        loss = jax.jit(functools.partial(self.loss, key=None))
+        sums = [jax.device_get(loss(params, batch)) for batch in self.test_batches()]
+        of_test = means(jax.tree.map(lambda *x: np.sum(x), *sums))
+        values = {f"test_{name}": round(x, 5) for name, x in of_test.items()}
+        return Tested(values, headline=f"nll {of_test['nll']:.4f} for a token of the whole text")
+
+    def export(self, params: Params, folder: Path, result: Mapping[str, Any]) -> None:
+        """Writes it as a model of translation, from which training to translate can start."""
+        model = self.prepared.module
+        assert isinstance(model, EncoderDecoder)
+        export(folder / EXPORTED, Loaded(model, params, self.prepared.tokenizer), result={})
+
+    def _hidden(self, rows: Batch, draw: tuple[int, int]) -> Batch:
+        """Rows in whose sources spans are hidden, as of (what for, step)."""
+        rng = np.random.default_rng([self.config.training.seed, *draw])
+        mask_id, rate = self.prepared.tokenizer.mask_id, self.config.training.mask_rate
+        assert mask_id is not None
+        source, segment_ids = np.zeros_like(rows.source), np.zeros_like(rows.source)
+        for row, segments in enumerate(rows.source_segment_ids):
+            end = 0
+            for segment in range(1, segments.max() + 1):
+                ids = hide_spans(rows.source[row, segments == segment], rate, rng, mask_id=mask_id)
+                source[row, end : end + len(ids)] = ids
+                segment_ids[row, end : end + len(ids)] = segment
+                end += len(ids)
+        return rows._replace(source=source, source_segment_ids=segment_ids)
+
+
+def _encode(pairs: list[Pair], tokenizer: Tokenizer, labels: object, length: int) -> Tokens:
+    """Texts on both sides; of a long one several pieces."""
+    pieces = pieces_of(pairs, tokenizer, length)
+    return Tokens.of(pieces, pieces)
+
+
+KIND = TextKind("spans", read_documents, builtin_texts, _encode, tokenizer={"with_mask": True})
+
+
+def prepared_task(config: TextRun, begun: Path | None, screen: Screen) -> SpansTask:
+    """The task, once all is read and told."""
+    assert isinstance(config, SpansRun)
+    return SpansTask(config, prepare(KIND, config, begun, screen))
