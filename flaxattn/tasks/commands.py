@@ -1,19 +1,23 @@
-"""What one does with the model of a task on the command line: let it write."""
+"""What one does with the model of a task on the command line: let it write, tag, or label."""
 
 import dataclasses
+import itertools
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from flaxattn.tasks.config import SamplingConfig
+from flaxattn.text.opening import opened_text
+from flaxattn.text.streaming import chunks
 from flaxattn.training.screen import Screen, printable
 
 if TYPE_CHECKING:
     from flaxattn.tasks.storing import Loaded
 
-__all__ = ["Generate"]
+__all__ = ["Classify", "Generate", "Label"]
 
 SCREEN = Screen(error=True, speaker="flaxattn")  # since standard output has what was asked for
 
@@ -38,14 +42,92 @@ class Generate:
         loaded = loaded_for("language", self.folder)
         from flaxattn.tasks.generating import generate
 
-        texts = [self.text] if self.text is not None else (line.rstrip("\n") for line in sys.stdin)
-        show = printable if sys.stdout.isatty() else str
-        for text in texts:
-            sys.stdout.write(show(text))
+        given = () if self.text is None else (self.text,)
+        for text in itertools.chain.from_iterable(pieces(given, None)):
+            sys.stdout.write(_shown(text))
             for piece in generate(loaded, text, self.sampling):
-                sys.stdout.write(show(piece))
+                sys.stdout.write(_shown(piece))
                 sys.stdout.flush()
             sys.stdout.write("\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """Tags the words of sentences, which are parted by spaces: a word, a tab and its tag a line.
+
+    $ flaxattn label runs/labelling "In Jordan Chelsea broke an arm ."
+    $ flaxattn label runs/labelling --input my.txt > my.conll
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of a run of the task labelling, or of its exported model."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Sentences. None: those of --input."""
+    input: Path | None = None
+    """A file of one sentence per line. None: standard input."""
+
+    def run(self) -> None:
+        """Answers each sentence, in order, with a blank line behind it."""
+        loaded = loaded_for("labelling", self.folder)
+        from flaxattn.tasks.labelling import label
+
+        for texts in pieces(self.texts, self.input):
+            sentences = [loaded.tokenizer.normalize_source(text).split() for text in texts]
+            for words, tags in zip(sentences, label(loaded, sentences), strict=True):
+                for word, tag in zip(words, tags, strict=True):
+                    print(f"{_shown(word)}\t{tag}")
+                print(flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify:
+    """Gives each text its label, with the probability that the model gives it, and a tab between.
+
+    $ flaxattn classify runs/classification "As for the soup: it was cold."
+    $ flaxattn classify runs/classification --input my.txt --all
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of a run of the task classification, or of its exported model."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Texts. None: those of --input."""
+    input: Path | None = None
+    """A file of one text per line. None: standard input."""
+    all: bool = False
+    """Tell the probability of every label, the likeliest first."""
+
+    def run(self) -> None:
+        """Answers each text, in order, with one line."""
+        loaded = loaded_for("classification", self.folder)
+        from flaxattn.tasks.classification import classify
+
+        for texts in pieces(self.texts, self.input):
+            normal = [loaded.tokenizer.normalize_source(text) for text in texts]
+            for probabilities in classify(loaded, normal):
+                ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+                told = ranked if self.all else ranked[:1]
+                print("\t".join(f"{_shown(name)}\t{share:.4f}" for name, share in told), flush=True)
+
+
+def pieces(texts: Sequence[str], path: Path | None) -> Iterator[Sequence[str]]:
+    """The texts that are given, or the lines of a file or of standard input, some at a time.
+
+    Raises:
+      ValueError if both are given; FileNotFoundError or ValueError naming file and line.
+    """
+    if texts and path:
+        raise ValueError("--input: expected either a file or texts as arguments, not both.")
+    if texts:
+        yield texts
+    elif path:
+        with opened_text(path) as stream:
+            yield from chunks(stream, str(path))
+    else:
+        yield from chunks(sys.stdin.buffer, "standard input")
+
+
+def _shown(text: str) -> str:
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def loaded_for(task: str, folder: Path) -> "Loaded":

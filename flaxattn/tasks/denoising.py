@@ -23,6 +23,7 @@ from flaxattn.tasks.preparation import TextKind, prepare
 from flaxattn.tasks.text_task import LabelledRows, TextTask
 from flaxattn.text.packing import Batch
 from flaxattn.text.pairs import Pair
+from flaxattn.text.subword_dropout import SPACE
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
@@ -77,13 +78,14 @@ class DenoisingTask(TextTask):
             tokens, _, labels = (x[0, row.segment_ids[0] == 1] for x in row)
             told = np.where(labels > 0, guessed[: len(labels)], tokens)
             shown = "".join(tokenizer.pieces(tokens.tolist()))
-            yield {"hidden": shown.replace("▁", " "), "told": tokenizer.decode([told.tolist()])[0]}
+            yield {
+                "hidden": shown.replace(SPACE, " "),
+                "told": tokenizer.decode([told.tolist()])[0],
+            }
 
     def test(self, params: Params, screen: Screen) -> Tested:
         """Tells the hidden tokens of the test split."""
-        loss = jax.jit(lambda params, batch: self.loss(params, batch, None))
-        sums = [jax.device_get(loss(params, batch)) for batch in self.test_batches()]
-        means = self.means(jax.tree.map(lambda *x: np.sum(x), *sums))
+        means = self.means(self.test_sums(params))
         values = {f"test_{name}": round(x, 5) for name, x in means.items()}
         said = (
             f"{means['accuracy']:.2%} of hidden tokens told, perplexity {means['perplexity']:.2f}"

@@ -4,7 +4,6 @@ A translator's training may start from such a model: `flaxattn train --init-from
 arXiv:1910.13461, text infilling). The spans are drawn anew for each step.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder
+from flaxattn.search import SpecialTokens
 from flaxattn.tasks.config import SpansRun, TextRun
 from flaxattn.tasks.denoising import builtin_texts
 from flaxattn.tasks.documents import pieces_of, read_documents
@@ -22,17 +22,22 @@ from flaxattn.tasks.rules import EXPORTED
 from flaxattn.tasks.text_task import TextTask
 from flaxattn.text.packing import Batch
 from flaxattn.text.pairs import Pair
+from flaxattn.text.subword_dropout import SPACE
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.text.tokens import Tokens
+from flaxattn.training.mesh import data_mesh
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
+from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.decoding.decode import decode
 from flaxattn.translation.loss import batch_loss, means
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import Loaded
 
 __all__ = ["SpansTask", "prepared_task"]
 
+ROOM = 8  # tokens that a sample may be longer than the text
 TRAINED, VALIDATED, TESTED = range(3)  # what a draw is for, beside seed and step
 
 
@@ -66,14 +71,42 @@ class SpansTask(TextTask):
         return means, -means["nll"]
 
     def samples(self, params: Params) -> Iterator[Mapping[str, str]]:
-        """What the model reads, and which tokens of the text it holds for the most likely."""
-        yield from ()
+        """Validation texts with spans hidden, and what the model writes for them."""
+        batch, tokenizer = self.valid_batches()[0], self.prepared.tokenizer
+        for row in range(min(self.config.training.samples, len(batch.source))):
+            source, target = (
+                ids[row, segments[row] == 1]
+                for ids, segments in ((batch.source, batch.source_segment_ids), batch[2:])
+            )
+            shown = "".join(tokenizer.pieces(source.tolist())).replace(SPACE, " ")
+            written = self._written(params, source[None], len(target) + ROOM)
+            yield {"hidden": shown, "written": tokenizer.decode([written])[0]}
+
+    def _written(self, params: Params, source: np.ndarray, most: int) -> list[int]:
+        """The likeliest tokens, one after another."""
+        model, tokenizer = self.prepared.module, self.prepared.tokenizer
+        assert isinstance(model, EncoderDecoder)
+        ids = SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+        cells = 1 << (max(source.shape[1], most) - 1).bit_length()
+        source = np.pad(source, ((0, 0), (0, cells - source.shape[1])))
+        one = np.array([most], np.int32)
+        found = decode(
+            model,
+            params,
+            source,
+            one,
+            np.zeros_like(one),
+            jax.random.split(jax.random.key(0), 1),
+            config=DecodingConfig(beam_size=1),
+            padded_length=cells,
+            special_tokens=ids,
+            mesh=data_mesh(jax.local_devices()[:1]),
+        )
+        return np.asarray(found.tokens)[0, 0].tolist()
 
     def test(self, params: Params, screen: Screen) -> Tested:
         """The loss on the test split."""
-        loss = jax.jit(functools.partial(self.loss, key=None))
-        sums = [jax.device_get(loss(params, batch)) for batch in self.test_batches()]
-        of_test = means(jax.tree.map(lambda *x: np.sum(x), *sums))
+        of_test = means(self.test_sums(params))
         values = {f"test_{name}": round(x, 5) for name, x in of_test.items()}
         return Tested(values, headline=f"nll {of_test['nll']:.4f} for a token of the whole text")
 
