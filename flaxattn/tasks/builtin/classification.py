@@ -1,6 +1,6 @@
 """Texts that ask about one of the things they speak of: is it praised, blamed, or is neither said?
 
-A text speaks of two things or three, and of no two in the same way; so the words of a text say
+Most texts speak of two things or three, and of no two in the same way; so the words of a text say
 little, and what decides is which are said of the thing asked about. They may stand far from it,
 be negated, come before it, or be said by a comparison with another thing; people in a text are
 friendly or rude, too, but never asked about.
@@ -60,8 +60,8 @@ def texts(split: Split, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def _text(dice: Dice) -> Drawn:
-    """Two things or three, each with a label of its own."""
-    labels = _shuffled(dice, LABELS)[: dice.pick((2, 3))]
+    """One thing to three, each with a label of its own."""
+    labels = _shuffled(dice, LABELS)[: dice.pick((1, 2, 2, 3))]
     about = dict(zip(_shuffled(dice, THINGS), labels, strict=False))
     claims = _claims(dice, [*about.items()])
     asked = dice.pick([*about])
@@ -83,7 +83,7 @@ def _shuffled(dice: Dice, items: Sequence[str]) -> list[str]:
 
 def _claims(dice: Dice, about: list[About]) -> list[Claim]:
     """What is said, of two things together perhaps and of each of the others."""
-    if dice.chance(0.6):
+    if len(about) > 1 and dice.chance(0.6):
         together = dice.pick((_in_order, _in_order, _by_the_way, _unlike))(dice, *about[:2])
         rest = [dice.pick(_CLAIMS)(dice, each) for each in about[2:]]
         return [*rest, together] if dice.chance(0.5) else [together, *rest]
