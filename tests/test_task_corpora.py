@@ -372,6 +372,7 @@ def test_things_and_opinions_of_splits_are_apart():
     assert len(set.union(*found)) == sum(map(len, found)) and len(found[0]) > 600
 
 
+@pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # of scikit-learn 1.7
 def test_a_bag_of_words_fails():
     text = pytest.importorskip("sklearn.feature_extraction.text")
     linear = pytest.importorskip("sklearn.linear_model")
