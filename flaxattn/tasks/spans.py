@@ -73,6 +73,7 @@ class SpansTask(TextTask):
     def samples(self, params: Params) -> Iterator[Mapping[str, str]]:
         """Validation texts with spans hidden, and what the model writes for them."""
         batch, tokenizer = self.valid_batches()[0], self.prepared.tokenizer
+        params = self.loaded(params).params
         for row in range(min(self.config.training.samples, len(batch.source))):
             source, target = (
                 ids[row, segments[row] == 1]
