@@ -45,9 +45,9 @@ def _show_time(task: Task, mesh: Mesh, screen: Screen) -> None:
     step = make_train_step(task.loss, optimizer, training, mesh=mesh, shardings=shardings)
     batch = place_batch(task.batch(0), mesh)
     began = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.compiled(state, batch)
     screen.say(f"  compiled in {time.perf_counter() - began:.1f} s")
-    if memory := compiled.memory_analysis():
+    if memory := compiled.function.memory_analysis():
         screen.say(f"  temporary memory of a step: {memory.temp_size_in_bytes / 2**20:.0f} MiB")
     state, seconds = _time_steps(lambda state: compiled(state, batch)[0], state)
     evaluate = make_eval_step(task.loss, mesh=mesh)

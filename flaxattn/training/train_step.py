@@ -6,17 +6,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from flaxattn.training.config import TrainingConfig
 from flaxattn.training.mesh import on_mesh, place_like, shardings_like
 from flaxattn.training.parameters.averaging import update_average
-from flaxattn.training.parameters.freezing import freeze
+from flaxattn.training.parameters.freezing import freeze, held
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.task import Batch, Loss, Sums
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
 __all__ = [
+    "OfLoss",
     "TrainState",
     "init_state",
     "make_eval_step",
@@ -38,6 +40,29 @@ class TrainState(NamedTuple):
     def model(self) -> Params:
         """The parameters to use."""
         return self.params if self.ema is None else self.ema
+
+
+class OfLoss(NamedTuple):
+    """A jitted function, the loss that it is of, and what a call gives it besides.
+
+    Arrays that the loss is bound to, if it is a `jax.tree_util.Partial`, are arguments of the
+    program: constants would be in it as numbers, and as many times as there are programs.
+    """
+
+    function: Any
+    """Jitted, or compiled."""
+    loss: Partial
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(self.loss, *arguments)
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """As `jax.stages.Wrapped.lower`."""
+        return self.function.lower(self.loss, *arguments)
+
+    def compiled(self, *arguments: Any) -> "OfLoss":
+        """The same, compiled for arguments like these."""
+        return self._replace(function=self.lower(*arguments).compile())
 
 
 def make_optimizer(config: TrainingConfig, params: Params = None) -> optax.GradientTransformation:
@@ -107,7 +132,7 @@ def make_train_step(
     *,
     mesh: Mesh,
     shardings: TrainState | None = None,
-) -> jax.stages.Wrapped:
+) -> OfLoss:
     """The jitted update: (TrainState, Batch) -> (TrainState, Sums).
 
     The state it is given is donated: use the one it returns, which lies where `shardings` say, by
@@ -118,15 +143,15 @@ def make_train_step(
     counted as skipped.
     """
 
-    def loss_of(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = loss(params, batch, key)
-        return sums.loss, sums
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    def step(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         with on_mesh(mesh):
-            return made(state, batch)
+            return made(loss, state, batch)
 
-    def made(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+    def made(loss: Loss, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        def loss_of(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+            sums = loss(held(params, config.freeze), batch, key)
+            return sums.loss, sums
+
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def add_microbatch(total: Params, part: tuple[jax.Array, Batch]) -> tuple[Params, Sums]:
@@ -159,17 +184,25 @@ def make_train_step(
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     places = (everywhere if shardings is None else shardings, everywhere)
-    return jax.jit(step, donate_argnums=0, out_shardings=places)
+    return OfLoss(jax.jit(step, donate_argnums=1, out_shardings=places), _bound(loss))
 
 
-def make_eval_step(loss: Loss, *, mesh: Mesh) -> jax.stages.Wrapped:
+def make_eval_step(loss: Loss, *, mesh: Mesh) -> OfLoss:
     """The jitted loss without dropout: (params, Batch) -> Sums."""
 
-    def evaluated(params: Params, batch: Batch) -> Sums:
+    def evaluated(loss: Loss, params: Params, batch: Batch) -> Sums:
         with on_mesh(mesh):
             return loss(params, batch, None)
 
-    return jax.jit(evaluated, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return OfLoss(jax.jit(evaluated, out_shardings=everywhere), _bound(loss))
+
+
+def _bound(loss: Loss) -> Partial:
+    """A loss as an argument of a program: a tree of the arrays that it is bound to."""
+    if isinstance(loss, Partial):
+        return loss
+    return Partial(lambda *arguments: loss(*arguments))  # which can be hashed, whatever it is of
 
 
 def _split(batch: Batch, parts: int) -> Batch:

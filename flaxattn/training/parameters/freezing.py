@@ -9,7 +9,7 @@ import optax
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
-__all__ = ["freeze", "labels", "path_of"]
+__all__ = ["freeze", "held", "labels", "matches", "path_of"]
 
 
 def freeze(
@@ -41,7 +41,7 @@ def labels(params: Params, patterns: Sequence[str]) -> PyTree:
     """
     paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
-        if not any(_matches(path, pattern) for path in paths):
+        if not any(matches(path, pattern) for path in paths):
             raise ValueError(
                 f"--freeze: no parameter matches {pattern!r}; the paths begin with "
                 f"{', '.join(sorted({path.split('/')[0] for path in paths}))}, and --dry-run shows "
@@ -54,15 +54,25 @@ def labels(params: Params, patterns: Sequence[str]) -> PyTree:
     )
 
 
+def held(params: Params, patterns: Sequence[str]) -> Params:
+    """The same parameters, with no gradient in those that a pattern matches, as in `labels`."""
+
+    def of(path: jax.tree_util.KeyPath, x: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(x) if _frozen(path_of(path), patterns) else x
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
 def path_of(path: jax.tree_util.KeyPath, separator: str = "/") -> str:
     """A path of `jax.tree_util` as text: `encoder/layer_0/...`."""
     return separator.join(str(getattr(key, "key", key)) for key in path)
 
 
-def _frozen(path: str, patterns: Sequence[str]) -> bool:
-    return any(_matches(path, pattern) for pattern in patterns)
-
-
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
+    """Whether a path is one that a pattern stands for, as in `labels`."""
     pattern = pattern.rstrip("/")
     return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*")
+
+
+def _frozen(path: str, patterns: Sequence[str]) -> bool:
+    return any(matches(path, pattern) for pattern in patterns)
