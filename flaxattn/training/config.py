@@ -97,6 +97,14 @@ class TrainingConfig:
     tokenizer where there is one."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are, by path, e.g. encoder or */layer_0/*; see --dry-run."""
+    lora: CountOrZero = 0
+    """The rank of adapters (LoRA), which alone are trained beside the parameters of `init_from`.
+    0: none, all parameters are trained."""
+    lora_on: tuple[str, ...] = ("query", "value")
+    """Kernels that have an adapter, by path as `freeze`, from any step of it on, e.g. query|value
+    or decoder/*/out."""
+    lora_alpha: Annotated[float, Range(0, 1e6)] = 0.0
+    """What adapters add is multiplied by this and divided by their rank. 0: by neither."""
     ended_at: tuple[Steps, ...] = dataclasses.field(default=(), metadata=NO_OPTION)
     """The `steps` with which the run had ended each time before it was continued."""
     cooled_for: tuple[StepsOrZero, ...] = dataclasses.field(default=(), metadata=NO_OPTION)
@@ -110,11 +118,21 @@ class TrainingConfig:
                 "batch_size",
                 f"is {self.batch_size}; expected a multiple of microbatches, {self.microbatches}.",
             )
+        if self.lora and (self.freeze or not self.init_from):
+            raise FieldError(
+                "lora",
+                f"is {self.lora}; expected init_from, the run whose parameters stay, and no freeze.",
+            )
         ends = (*self.ended_at, self.steps)
         if sorted(set(ends)) != [*ends] or len(self.cooled_for) != len(self.ended_at):
             raise FieldError(
                 "ended_at", f"is {self.ended_at}; expected rising numbers below steps."
             )
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of an adapter is multiplied by."""
+        return self.lora_alpha / self.lora if self.lora_alpha else 1.0
 
 
 class RunConfig(Protocol):
@@ -193,7 +211,7 @@ def portable(data: dict[str, Any], places: Set[str] = frozenset()) -> dict[str, 
     The mesh is such a place.
 
     Of the run that training starts from, the name of the folder is kept. Of a run that was never
-    continued nothing is said of that, either.
+    continued nothing is said of that, either, nor of adapters where there are none.
 
     Args:
       places: the task's own settings that are folders.
@@ -202,6 +220,7 @@ def portable(data: dict[str, Any], places: Set[str] = frozenset()) -> dict[str, 
     start = training["init_from"]
     training = training | {"init_from": Path(start).absolute().name if start else ""}
     unsaid = {"mesh", *places} | (set() if training["ended_at"] else {"ended_at", "cooled_for"})
+    unsaid |= set() if training["lora"] else {"lora", "lora_on", "lora_alpha"}
     parts = data | {"training": training}
     return {name: _without(part, unsaid) for name, part in parts.items() if name != "output"}
 

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from flaxattn.memory import keep_freed_memory
+from flaxattn.training.adapted import adapted, parameter_counts
 from flaxattn.training.config import (
     Config,
     TrainingConfig,
@@ -89,16 +88,18 @@ def run(
     task = prepare(config, begun, screen)
     if not task.valid_batches():
         raise ValueError("There is no batch to validate with; expected at least one.")
+    learner = adapted(task)
+    _tell_parameters(learner, screen)
     if stop_before_training:
-        dry_run(task, screen)
+        dry_run(learner, screen)
         return None
     if are_several():
         check_same("data", _digest(task))
     with contextlib.ExitStack() as stack:
         folder = opened(task, rules, accept_changed_data=accept_changed_data)
         home = on_first(lambda: stack.enter_context(folder))
-        trained = train(task, home, screen)
-        return by_first(lambda: _finish(task, rules, trained, home, screen))
+        trained = train(learner, home, screen)
+        return by_first(lambda: _finish(learner, rules, trained, home, screen))
 
 
 def _begin(config: TrainingConfig, rendezvous: Rendezvous) -> Screen:
@@ -144,6 +145,13 @@ def _tell_rate(config: TrainingConfig, screen: Screen) -> None:
         screen.warn(warning)
 
 
+def _tell_parameters(task: Task, screen: Screen) -> None:
+    trained, all_of_them = parameter_counts(task)
+    if trained != all_of_them:
+        share = trained / all_of_them
+        screen.say(f"{trained:,} parameters are trained, {share:.2%} of {all_of_them:,}.")
+
+
 def _finish(
     task: Task, rules: RunRules, trained: Trained, home: Home | None, screen: Screen
 ) -> dict[str, Any] | None:
@@ -172,10 +180,12 @@ def _finish(
 
 
 def _result_row(task: Task, rules: RunRules, trained: Trained) -> dict[str, Any]:
+    of_training, all_of_them = parameter_counts(task)
     return {
         "config": config_hash(task.config, rules.places),
         "seed": task.config.training.seed,
-        "parameters": sum(x.size for x in jax.tree.leaves(trained.params)),
+        "parameters": all_of_them,
+        **({} if of_training == all_of_them else {"trained_parameters": of_training}),
         "hardware": describe_devices(),
         "steps": trained.steps,
         "training_seconds": round(trained.seconds, 1),

@@ -87,8 +87,13 @@ class Task(Protocol):
     def valid_batches(self) -> Sequence[Batch]:
         """The batches of the validation split, at least one."""
 
-    def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        """As `Loss`; it is compiled."""
+    @property
+    def loss(self) -> Loss:
+        """A method, as a rule; it is compiled. Its parameters and its results are those of `Loss`.
+
+        Arrays that it needs besides are bound to a `jax.tree_util.Partial`, or else constants of
+        the program.
+        """
 
     def means(self, sums: Sums) -> dict[str, float]:
         """The values to report, `loss` first."""

@@ -43,10 +43,10 @@ class TrainState(NamedTuple):
 
 
 class OfLoss(NamedTuple):
-    """A jitted function, the loss that it is of, and what a call gives it besides.
+    """A jitted function of a loss and of what a call gives it.
 
-    Arrays that the loss is bound to, if it is a `jax.tree_util.Partial`, are arguments of the
-    program: constants would be in it as numbers, and as many times as there are programs.
+    The arrays to which a loss is bound that is a `jax.tree_util.Partial` are arguments of the
+    program: as constants they would stand in it, number by number.
     """
 
     function: Any

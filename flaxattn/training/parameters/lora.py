@@ -91,7 +91,8 @@ def merged(params: Params, adapters: Params, scale: float) -> Params:
 
 def _adapted(params: Params, axes: PyTree, patterns: Sequence[str]) -> dict[Path, _Sides]:
     """The sides of each kernel that a pattern matches."""
-    names, adapted = flatten_dict(axes), {}
+    names: dict[Path, Any] = flatten_dict(axes)
+    adapted: dict[Path, _Sides] = {}
     kernels = {
         path: sides
         for path, x in flatten_dict(params).items()

@@ -1,6 +1,7 @@
 """The names of what any run's folder holds; what a task adds has names of its own."""
 
 __all__ = [
+    "ADAPTER",
     "CHECKPOINTS",
     "CONFIG",
     "DATA",
@@ -18,9 +19,11 @@ __all__ = [
 
 CONFIG, DATA, LOCK = "config.json", "data.json", "lock"
 START = "start.safetensors"  # the parameters that --init-from began with
+ADAPTER = "adapter.safetensors"  # with --lora: what was trained, apart
 CHECKPOINTS, MODELS = "checkpoints", "models"  # a folder for each step
 MANIFEST, TREE = "manifest.json", "state"  # in each of those folders; orbax writes the latter
 LOG, SPEED, TENSORBOARD = "log.jsonl", "speed.jsonl", "tensorboard"
 RESULT = "result.json"
 
 OF_ANY_RUN = {CONFIG, DATA, LOCK, START, CHECKPOINTS, MODELS, LOG, SPEED, TENSORBOARD, RESULT}
+OF_ANY_RUN |= {ADAPTER}

@@ -9,6 +9,7 @@ from jax.sharding import SingleDeviceSharding
 
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.text.tokenizer import Tokenizer
+from flaxattn.training.adapted import kept_model
 from flaxattn.training.record import is_outdated, run_name
 from flaxattn.training.storage.json_data import from_older, read_object, same_fields
 from flaxattn.training.storage.layout import CONFIG, MANIFEST, MODELS
@@ -16,7 +17,7 @@ from flaxattn.training.storage.manifest import DamagedError, sha256, verify
 from flaxattn.training.storage.weights import check_weights, read_header, read_weights
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.initial import init_params
+from flaxattn.translation.initial import axes_of, init_params
 from flaxattn.translation.layout import EXPORTED, TOKENIZER, WEIGHTS
 from flaxattn.translation.trained.record import read_run
 
@@ -150,17 +151,14 @@ def load_run(folder: Path) -> Loaded:
       ValueError or FileNotFoundError if there is no such run, it has kept no model yet, or it is
       damaged.
     """
-    from flaxattn.training.storage.checkpoints import Models  # so late that others need no orbax
-
     _check_files(folder, (CONFIG, TOKENIZER, MODELS), "a run that has been validated at least once")
     config = read_run(folder)
     tokenizer = _read_tokenizer(folder / TOKENIZER)
     architecture = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(architecture, pad_id=tokenizer.pad_id)
-    with Models(folder / MODELS, run=run_name(folder)) as models:
-        return Loaded(
-            model, models.average(_on_one_device(_shapes(model))), tokenizer, config.decoding
-        )
+    shapes = _on_one_device(_shapes(model))
+    params = kept_model(folder, config.training, shapes, axes_of(model), run_name(folder))
+    return Loaded(model, params, tokenizer, config.decoding)
 
 
 def _check_files(folder: Path, names: tuple[str, ...], what: str) -> None:

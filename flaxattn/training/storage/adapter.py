@@ -1,0 +1,63 @@
+"""Low-rank adapters in a file of their own, which says to which parameters they belong."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import load_file, save
+
+from flaxattn.training.parameters.lora import merged
+from flaxattn.training.storage.files import check_regular, write_whole
+from flaxattn.training.storage.weights import named, nested
+from flaxattn.training.trees import Params
+
+__all__ = ["with_adapter", "write_adapter"]
+
+FORMAT = "flaxattn LoRA 1"  # kernels become W + scale * A B
+
+
+def write_adapter(path: Path, adapters: Params, params: Params, scale: float) -> None:
+    """Writes adapters, with their scale and a digest of the parameters that they were trained on.
+
+    Args:
+      adapters, params, scale: as in `parameters.lora.merged`.
+    """
+    about = {"format": FORMAT, "scale": repr(scale), "base": _digest(params)}
+    write_whole(path, save(named(jax.device_get(adapters)), metadata=about))
+
+
+def with_adapter(params: Params, path: Path) -> Params:
+    """Parameters merged with the adapters in a file.
+
+    Args:
+      params: those that the adapters were trained on.
+
+    Raises:
+      ValueError if the file holds no adapters, is damaged, or belongs to other parameters.
+    """
+    check_regular(path)
+    try:
+        with safe_open(path, "numpy") as file:
+            about = file.metadata() or {}
+        adapters = nested(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path}: holds no adapters; expected the adapter.safetensors of a run.")
+    if about["base"] != _digest(params):
+        raise ValueError(
+            f"{path}: was trained on other parameters than these; give those of the model that "
+            "--init-from named."
+        )
+    return merged(params, adapters, float(about["scale"]))
+
+
+def _digest(params: Params) -> str:
+    """SHA-256 of names, kinds and contents."""
+    digest = hashlib.sha256()
+    for name, x in sorted(named(params).items()):
+        digest.update(f"{name} {x.dtype} {x.shape}\n".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
