@@ -86,11 +86,11 @@ class LanguageTask:
         ids = np.array([self._letters.index(x) for x in config.model.text], np.int32)
         self._splits = dict(zip(("train", "valid", "test"), np.split(ids, [700, 800]), strict=True))
         self._network = Network(len(self._letters), config.model.width)
-        init = jax.jit(functools.partial(self._network.init, deterministic=True))
+        init = functools.partial(self._network.init, deterministic=True)
         key, tokens = jax.random.key(config.training.seed), jnp.zeros((1, 2), jnp.int32)
-        self.params = init(key, tokens)["params"]
+        self.params = jax.jit(init)(key, tokens)["params"]
         with nn.logical_axis_rules([("embed", None)]):
-            boxed = jax.eval_shape(functools.partial(init, key), tokens)["params"]
+            boxed = jax.eval_shape(lambda: init(key, tokens))["params"]  # traced anew, with names
         self.axes = nn.get_partition_spec(boxed)
         self._logits = jax.jit(functools.partial(self._network.apply, deterministic=True))
 

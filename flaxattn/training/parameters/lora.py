@@ -96,7 +96,7 @@ def _adapted(params: Params, axes: PyTree, patterns: Sequence[str]) -> dict[Path
     kernels = {
         path: sides
         for path, x in flatten_dict(params).items()
-        if (sides := _sides(tuple(names.get(path, ())), x.shape))
+        if (sides := _sides(path[-1], tuple(names.get(path, ())), x.shape))
     }
     for pattern in _alternatives(patterns):
         found = {path: sides for path, sides in kernels.items() if _names(pattern, path)}
@@ -107,15 +107,17 @@ def _adapted(params: Params, axes: PyTree, patterns: Sequence[str]) -> dict[Path
                 "and --dry-run without --lora shows all paths."
             )
         adapted |= found
+    if not adapted:
+        raise ValueError("--lora-on: names no kernel; expected some, such as query|value.")
     return adapted
 
 
-def _sides(names: Sequence[str | None], shape: tuple[int, ...]) -> _Sides | None:
+def _sides(name: str, axes: Sequence[str | None], shape: tuple[int, ...]) -> _Sides | None:
     """The inputs and outputs of a kernel; None if it is none, but a bias or a norm's scale."""
-    unnamed = len(shape) == 2 and not any(names)
-    if len(shape) < 2 or not ("embed" in names or unnamed):
+    unnamed = name == "kernel" and len(shape) == 2 and not any(axes)
+    if len(shape) < 2 or not ("embed" in axes or unnamed):
         return None
-    inputs = 1 if unnamed or names[0] == "embed" else len(shape) - 1
+    inputs = 1 if unnamed or axes[0] == "embed" else len(shape) - 1
     return _Sides(shape[:inputs], shape[inputs:])
 
 
