@@ -121,7 +121,8 @@ class TrainingConfig:
         if self.lora and (self.freeze or not self.init_from):
             raise FieldError(
                 "lora",
-                f"is {self.lora}; expected init_from, the run whose parameters stay, and no freeze.",
+                f"is {self.lora}; expected init_from beside it, the run whose parameters stay, "
+                "and no freeze.",
             )
         ends = (*self.ended_at, self.steps)
         if sorted(set(ends)) != [*ends] or len(self.cooled_for) != len(self.ended_at):

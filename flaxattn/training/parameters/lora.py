@@ -128,4 +128,4 @@ def _alternatives(patterns: Sequence[str]) -> Iterator[str]:
 
 def _names(pattern: str, path: Path) -> bool:
     text = "/".join(path)
-    return matches(text, pattern) or matches(text, f"*/{pattern}")
+    return bool(pattern) and (matches(text, pattern) or matches(text, f"*/{pattern}"))
