@@ -15,12 +15,14 @@ import flaxattn.training.run as run_module
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.interruption import InterruptedRun
 from flaxattn.training.parameters.freezing import labels, path_of
+from flaxattn.training.storage.adapter import with_adapter
+from flaxattn.training.storage.layout import ADAPTER
 from flaxattn.training.train_step import make_optimizer
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.preparation import check_architecture
 from flaxattn.translation.text import builtin
 from flaxattn.translation.trained.exporting import export
-from flaxattn.translation.trained.loading import load_run
+from flaxattn.translation.trained.loading import load, load_run
 
 # ---- Frozen parameters -----------------------------------------------------------------------
 
@@ -186,6 +188,25 @@ def test_a_folder_without_a_run_is_refused_by_name(finished, tmp_path, capsys, l
     error = capsys.readouterr().err
     assert "--init-from" in error and str(start) in error and "validated" in error
     assert sorted(start.iterdir()) == before and not (tmp_path / "run").exists()
+
+
+def test_adapters_are_trained_beside_the_parameters_of_a_run(
+    finished, tmp_path, monkeypatch, capsys
+):
+    decode_to(monkeypatch, [Tokenizer.eos_id])
+    folder, start = tmp_path / "run", load_run(finished.folder).params
+    options = {"--lora": 2, "--lora-on": "query|value", "--steps": 2, "--metric": "nll"}
+    assert tiny(folder, options) == 2
+    assert "--lora is 2; expected init_from" in capsys.readouterr().err
+    options |= {"--init-from": finished.folder, "--samples": 0}
+    assert tiny(folder, options) == 0
+    exported = load(folder).params
+    jax.tree.map(np.testing.assert_array_equal, with_adapter(start, folder / ADAPTER), exported)
+    jax.tree.map(np.testing.assert_array_equal, load_run(folder).params, exported)
+    changed = jax.tree.map(lambda x, y: bool((x != y).any()), start, exported)
+    found = {path_of(path) for path, x in jax.tree_util.tree_leaves_with_path(changed) if x}
+    assert found and all(path.endswith(("query/kernel", "value/kernel")) for path in found)
+    assert len(found) == 6
 
 
 # ---- Going on --------------------------------------------------------------------------------

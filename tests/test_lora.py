@@ -24,7 +24,7 @@ from flaxattn.training.parameters.lora import merged
 from flaxattn.training.run import run
 from flaxattn.training.storage.adapter import with_adapter
 from flaxattn.training.storage.layout import ADAPTER, START
-from flaxattn.training.storage.weights import read_weights
+from flaxattn.training.storage.weights import read_weights, write_weights
 
 WIDTH, HEADS, RANK = 16, 2, 3
 ALL = ("query|value", "out", "feed_forward")
@@ -55,9 +55,10 @@ def train(config, before_step=lambda step: None):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """The folder of a run that others start from."""
+    """The folder of a model that runs start from."""
     folder = tmp_path_factory.mktemp("start") / "run"
-    assert train(settings(folder)) == 0
+    folder.mkdir()
+    write_weights(folder / "model.safetensors", LanguageTask(settings(folder)).params)
     return folder
 
 
@@ -93,12 +94,8 @@ def arrays_of(path):
 
 def test_fresh_adapters_change_not_a_bit(start, tmp_path):
     task = learner(settings(tmp_path, start, lora=RANK, lora_on=ALL))
-    base, batch = task.base, task.batch(0)
+    base = task.base
     jax.tree.map(np.testing.assert_array_equal, merged(base.params, task.params, 2.0), base.params)
-    key = jax.random.key(7)
-    assert float(task.loss(task.params, batch, key).loss) == float(
-        base.loss(base.params, batch, key).loss
-    )
 
 
 def unmerged(adapters, scale):
@@ -173,7 +170,7 @@ def test_adapters_that_fit_no_kernel_are_refused(start, tmp_path, capsys, change
     [{"lora": 3}, {"lora": 3, "init_from": "a", "freeze": ("encoder",)}, {"lora": -1}],
 )
 def test_adapters_need_what_they_adapt_and_leave_nothing_else_to_freeze(changes):
-    with pytest.raises(FieldError, match="^lora"):
+    with pytest.raises(FieldError, match=r"^lora"):
         dataclasses.replace(language_task.TRAINING, **changes)
 
 
@@ -247,6 +244,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes_without_the_one_it_starte
         assert (tmp_path / "run" / name).read_bytes() == (Path(tuned.output) / name).read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_with_more_steps(tuned, tmp_path):
     folder = shutil.copytree(tuned.output, tmp_path / "run")
     training = dataclasses.replace(tuned.training, steps=14)
