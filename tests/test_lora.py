@@ -120,7 +120,7 @@ def test_merged_is_unmerged(start, tmp_path):
     found = network(merged(base.params, low, 0.5))
     with unmerged(low, 0.5):
         expected = network(base.params)
-    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max(), rtol=0)
     assert np.abs(expected - network(base.params)).max() > 0.01
 
 

@@ -1,6 +1,7 @@
 """Low-rank adapters in a file of their own, which says to which parameters they belong."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from flaxattn.training.trees import Params
 
 __all__ = ["with_adapter", "write_adapter"]
 
-FORMAT = "flaxattn LoRA 1"  # kernels become W + scale * A B
+ABOUT = "lora"  # one entry, since safetensors writes several in any order
 
 
 def write_adapter(path: Path, adapters: Params, params: Params, scale: float) -> None:
@@ -24,8 +25,10 @@ def write_adapter(path: Path, adapters: Params, params: Params, scale: float) ->
     Args:
       adapters, params, scale: as in `parameters.lora.merged`.
     """
-    about = {"format": FORMAT, "scale": repr(scale), "base": _digest(params)}
-    write_whole(path, save(named(jax.device_get(adapters)), metadata=about))
+    arrays = named(jax.device_get(adapters))
+    (rank,) = {x.shape[-1] for name, x in arrays.items() if name.endswith(".a")}
+    about = json.dumps({"rank": rank, "scale": scale, "base": _digest(params)})
+    write_whole(path, save(arrays, metadata={ABOUT: about}))
 
 
 def with_adapter(params: Params, path: Path) -> Params:
@@ -40,18 +43,18 @@ def with_adapter(params: Params, path: Path) -> Params:
     check_regular(path)
     try:
         with safe_open(path, "numpy") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
         adapters = nested(load_file(path))
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    if about.get("format") != FORMAT:
+    if not about:
         raise ValueError(f"{path}: holds no adapters; expected the adapter.safetensors of a run.")
     if about["base"] != _digest(params):
         raise ValueError(
             f"{path}: was trained on other parameters than these; give those of the model that "
             "--init-from named."
         )
-    return merged(params, adapters, float(about["scale"]))
+    return merged(params, adapters, about["scale"])
 
 
 def _digest(params: Params) -> str:
