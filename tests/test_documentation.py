@@ -44,12 +44,19 @@ def prose(path):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A working directory as the pages assume it: a run, its exported model, two aligned files."""
+    """A working directory as the pages assume it: a run, its exported model, adapters to it."""
+    from flaxattn.training.storage.adapter import write_adapter
     from flaxattn.translation.trained.exporting import export
     from flaxattn.translation.trained.loading import load
 
     run = shutil.copytree(ROOT / "tests" / "kept" / "1", tmp_path / "runs" / "tiny")
-    export(tmp_path / "my-model", load(run))
+    loaded = load(run)
+    export(tmp_path / "my-model", loaded)
+    (tmp_path / "runs" / "medical").mkdir()
+    table = loaded.params["source_embedding"]["embedding"]
+    adapters = {"source_embedding": {"embedding": {"a": table[:, :1], "b": table[:1]}}}
+    path = tmp_path / "runs" / "medical" / "adapter.safetensors"
+    write_adapter(path, adapters, loaded.params, 1.0)
     monkeypatch.chdir(tmp_path)
 
 

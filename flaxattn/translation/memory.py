@@ -54,18 +54,21 @@ def check_decoding(
 def training_bytes(config: RunConfig, copies: float, processes: int = 1) -> float:
     """A lower bound for a process: parameters with gradients and moments, and a step's arrays.
 
+    Where some parameters stay as they are, nothing is counted of gradients and of what they need.
+
     Args:
       copies: of the parameters, on its devices together.
       processes: that share the rows.
     """
     model, training = config.model, config.training
-    trees = 2 + 2 * (not training.freeze) + bool(training.ema_decay)
+    some_stay = bool(training.freeze or training.lora)
+    trees = 1 + 3 * (not some_stay) + bool(training.ema_decay and not training.lora)
     tokens = training.batch_size * training.sequence_length // training.microbatches
     sizes = (model.features, model.features)
     if not model.remat:  # else the input of each layer alone is kept for the backward pass
         sizes = (4 * model.features + model.ff_features, 6 * model.features + model.ff_features)
     kept = model.encoder_layers * sizes[0] + model.decoder_layers * sizes[1]
-    of_token = 4 * model.vocab_size + kept * ITEM_BYTES[model.dtype]
+    of_token = 4 * model.vocab_size + kept * ITEM_BYTES[model.dtype] * (not some_stay)
     params = parameter_count(model) * ITEM_BYTES[model.param_dtype]
     return copies * trees * params + tokens * of_token / processes
 
