@@ -166,6 +166,11 @@ def _first_params(
     if start.task == kind.name and start.labels == labels:
         return start.params
     if TEXT in fresh and TEXT in start.params:
+        if config.training.lora:
+            raise ValueError(
+                f"--lora: the model of --init-from {config.training.init_from} has nothing that "
+                "tells these labels, and beside adapters nothing is trained. Train without --lora."
+            )
         return dict(fresh) | {TEXT: start.params[TEXT]}
     raise ValueError(
         f"--init-from: {config.training.init_from} is a model of the task {start.task}, of which "

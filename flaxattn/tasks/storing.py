@@ -14,7 +14,8 @@ from flaxattn.tasks.card import card_of
 from flaxattn.tasks.modules import Architecture, Module, init_of, module_of
 from flaxattn.tasks.rules import EXPORTED, LABELS, RULES, TOKENIZER
 from flaxattn.text.tokenizer import Tokenizer
-from flaxattn.training.parameters.initial import shapes_of
+from flaxattn.training.adapted import kept_model
+from flaxattn.training.parameters.initial import axes_of, shapes_of
 from flaxattn.training.record import is_outdated, read_config, run_name
 from flaxattn.training.storage.files import write_whole
 from flaxattn.training.storage.folders import check_only, replacing_folder
@@ -162,8 +163,6 @@ def _described(folder: Path) -> tuple[str, TransformerConfig, int]:
 
 def _load_run(folder: Path) -> Loaded:
     """The model of a run: the mean of those that it kept."""
-    from flaxattn.training.storage.checkpoints import Models  # so late that others need no orbax
-
     for name in (CONFIG, MODELS):
         if not (folder / name).exists():
             raise FileNotFoundError(
@@ -174,11 +173,12 @@ def _load_run(folder: Path) -> Loaded:
     config = read_config(folder, RULES[task])
     tokenizer, labels = Tokenizer.load(folder / TOKENIZER), labels_of(folder / LABELS)
     architecture = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
-    shapes = shapes_of(init_of(module_of(task, architecture, len(labels))))
+    init = init_of(module_of(task, architecture, len(labels)))
     device = SingleDeviceSharding(jax.local_devices()[0])
-    places = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    with Models(folder / MODELS, run=run_name(folder)) as models:
-        params = models.average(places)
+    places = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes_of(init)
+    )
+    params = kept_model(folder, config.training, places, axes_of(init), run_name(folder))
     length = config.training.sequence_length
     return Loaded(task, architecture, params, tokenizer, length, labels)
 
