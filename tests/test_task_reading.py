@@ -33,9 +33,9 @@ TEXT = "One.\nTwo.\n\n \t\n\nThree\tthree.\r\nFour\n"
 @pytest.mark.parametrize(
     "by, texts",
     [
-        ("paragraphs", ["One. Two.", "Three three. Four"]),
-        ("lines", ["One.", "Two.", "Three three.", "Four"]),
-        ("files", ["One. Two. Three three. Four"]),
+        ("paragraphs", ["One.\nTwo.", "Three\tthree.\nFour"]),
+        ("lines", ["One.", "Two.", "Three\tthree.", "Four"]),
+        ("files", ["One.\nTwo.\n\n \t\n\nThree\tthree.\nFour"]),
     ],
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -46,7 +46,7 @@ def test_documents(write, by, texts, pack):
 
 
 def test_documents_are_paragraphs_unless_told_otherwise(write):
-    assert [text for text, _ in read(documents, write("a\nb\n\nc"))[0]] == ["a b", "c"]
+    assert [text for text, _ in read(documents, write("a\nb\n\nc"))[0]] == ["a\nb", "c"]
 
 
 def test_documents_of_any_size_are_read_in_pieces(write):
@@ -60,7 +60,7 @@ def test_invalid_lines_of_documents(write):
     with pytest.raises(ValueError, match=r"file.txt, line 2: invalid UTF-8 at byte 1"):
         list(documents(path, print))
     found, told = read(documents, path, skip_invalid=True)
-    assert found == [("a c", ""), ("d", "")]
+    assert found == [("a\nc", ""), ("d", "")]
     assert told == ["left out 1 lines that are not valid UTF-8 or have a NUL."]
 
 

@@ -39,11 +39,11 @@ class Generate:
 
     def run(self) -> None:
         """Writes the beginning and what follows it."""
-        loaded = loaded_for("language", self.folder)
+        loaded = _loaded("language", self.folder)
         from flaxattn.tasks.generating import generate
 
         given = () if self.text is None else (self.text,)
-        for text in itertools.chain.from_iterable(pieces(given, None)):
+        for text in itertools.chain.from_iterable(_pieces(given, None)):
             sys.stdout.write(_shown(text))
             for piece in generate(loaded, text, self.sampling):
                 sys.stdout.write(_shown(piece))
@@ -68,10 +68,10 @@ class Label:
 
     def run(self) -> None:
         """Answers each sentence, in order, with a blank line behind it."""
-        loaded = loaded_for("labelling", self.folder)
+        loaded = _loaded("labelling", self.folder)
         from flaxattn.tasks.labelling import label
 
-        for texts in pieces(self.texts, self.input):
+        for texts in _pieces(self.texts, self.input):
             sentences = [loaded.tokenizer.normalize_source(text).split() for text in texts]
             for words, tags in zip(sentences, label(loaded, sentences), strict=True):
                 for word, tag in zip(words, tags, strict=True):
@@ -98,10 +98,10 @@ class Classify:
 
     def run(self) -> None:
         """Answers each text, in order, with one line."""
-        loaded = loaded_for("classification", self.folder)
+        loaded = _loaded("classification", self.folder)
         from flaxattn.tasks.classification import classify
 
-        for texts in pieces(self.texts, self.input):
+        for texts in _pieces(self.texts, self.input):
             normal = [loaded.tokenizer.normalize_source(text) for text in texts]
             for probabilities in classify(loaded, normal):
                 ranked = sorted(probabilities.items(), key=lambda item: -item[1])
@@ -109,7 +109,7 @@ class Classify:
                 print("\t".join(f"{_shown(name)}\t{share:.4f}" for name, share in told), flush=True)
 
 
-def pieces(texts: Sequence[str], path: Path | None) -> Iterator[Sequence[str]]:
+def _pieces(texts: Sequence[str], path: Path | None) -> Iterator[Sequence[str]]:
     """The texts that are given, or the lines of a file or of standard input, some at a time.
 
     Raises:
@@ -130,7 +130,7 @@ def _shown(text: str) -> str:
     return printable(text) if sys.stdout.isatty() else text
 
 
-def loaded_for(task: str, folder: Path) -> "Loaded":
+def _loaded(task: str, folder: Path) -> "Loaded":
     """The model of a task in a folder.
 
     Raises:

@@ -28,7 +28,7 @@ from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
 
-__all__ = ["DenoisingTask", "prepared_task"]
+__all__ = ["DenoisingTask", "builtin_texts", "prepared_task"]
 
 TRAINED, VALIDATED, TESTED = range(3)  # what a draw is for, beside seed and step
 ALWAYS = 0  # the step of masks that do not change
