@@ -75,10 +75,10 @@ def _parse(words: list[str]) -> "Translate | Score | Export":
 def _command(
     words: list[str], translate: "Callable[..., Translate]"
 ) -> "Translate | Score | Export":
-    from flaxattn.tasks.commands import Classify, Generate, Label
+    from flaxattn.tasks.commands import Classify, Export, Generate, Label
     from flaxattn.text.arguments import paths_at_home
     from flaxattn.training.command_line import parsed
-    from flaxattn.translation.commands import Export, Score, Train
+    from flaxattn.translation.commands import Score, Train
 
     of_translation = {"translate": translate, "score": Score, "export": Export}
     of_tasks = {"generate": Generate, "label": Label, "classify": Classify}

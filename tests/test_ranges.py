@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 
+import flaxattn.tasks.config as tasks
 from configs import PRESETS
-from flaxattn import EncoderDecoderConfig
+from flaxattn import EncoderDecoderConfig, TransformerConfig
 from flaxattn.__main__ import main as commands
 from flaxattn.ranges import FieldError, Range, check_fields, ranges
 from flaxattn.training.asking import HowToRun
@@ -29,7 +30,17 @@ PARTS = {
     "training": TranslationTraining,
     "decoding": DecodingConfig,
 }
-CONFIGS = [*PARTS.values(), RunConfig, HowToRun, Translate, Score, Export]
+TASKS = [getattr(tasks, name) for name in tasks.__all__]
+CONFIGS = [
+    *PARTS.values(),
+    RunConfig,
+    HowToRun,
+    Translate,
+    Score,
+    Export,
+    TransformerConfig,
+    *TASKS,
+]
 NUMBERS = [(part, name) for part, kind in PARTS.items() for name in ranges(kind)]
 HIDDEN = {"ended_at", "cooled_for"}  # which a run keeps, and no option gives
 

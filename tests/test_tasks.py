@@ -133,6 +133,12 @@ def test_the_model_of_a_run_is_that_which_it_exported(ended, tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, kept.params, exported.params)
 
 
+def test_a_model_is_exported_by_the_command_as_by_the_run(ended, tmp_path):
+    assert commands(["export", str(ended("labelling")), str(tmp_path / "model")]) == 0
+    for path in (ended("labelling") / "model").iterdir():
+        assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_what_is_written_depends_on_the_seed_alone_and_comes_in_pieces(ended, capsys):
     loaded = load(ended("language"))
     texts = [

@@ -12,14 +12,16 @@ import tyro
 from flaxattn.tasks.config import SamplingConfig
 from flaxattn.text.opening import opened_text
 from flaxattn.text.streaming import chunks
-from flaxattn.training.screen import Screen, printable
+from flaxattn.training.screen import printable
+from flaxattn.training.storage.layout import RESULT
+from flaxattn.training.storage.manifest import read_sealed
+from flaxattn.translation.commands import SCREEN
+from flaxattn.translation.commands import Export as ExportTranslator
 
 if TYPE_CHECKING:
     from flaxattn.tasks.storing import Loaded
 
-__all__ = ["Classify", "Generate", "Label"]
-
-SCREEN = Screen(error=True, speaker="flaxattn")  # since standard output has what was asked for
+__all__ = ["Classify", "Export", "Generate", "Label"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,29 @@ class Classify:
                 ranked = sorted(probabilities.items(), key=lambda item: -item[1])
                 told = ranked if self.all else ranked[:1]
                 print("\t".join(f"{_shown(name)}\t{share:.4f}" for name, share in told), flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export(ExportTranslator):
+    """Writes the model of a run, of any task, to a folder that stands on its own, with a card.
+
+    $ flaxattn export runs/tiny tiny-en-de
+    """
+
+    def run(self) -> None:
+        """Writes the folder, or refuses."""
+        from flaxattn.tasks.storing import export, is_of_task, load
+
+        if not is_of_task(self.run_folder):
+            super().run()
+            return
+        from flaxattn.training.record import is_outdated, run_name
+
+        path = self.run_folder / RESULT
+        result = read_sealed(path) if path.exists() and not is_outdated(self.run_folder) else {}
+        told = {name: x for name, x in result.items() if name != "sha256"}
+        export(self.folder, load(self.run_folder), result=told, name=run_name(self.run_folder))
+        SCREEN.say(f"wrote {self.folder}; README.md there tells of it")
 
 
 def _pieces(texts: Sequence[str], path: Path | None) -> Iterator[Sequence[str]]:

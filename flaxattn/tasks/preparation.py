@@ -33,6 +33,7 @@ from flaxattn.training.trees import Params
 
 __all__ = ["Prepared", "TextKind", "prepare"]
 
+SHOWN = 10  # labels
 TEXT = "text"  # the part that models which read both sides of a text have in common
 
 
@@ -96,7 +97,29 @@ def prepare(kind: TextKind, config: TextRun, begun: Path | None, screen: Screen)
         _packed(kind, pairs, tokenizer, labels, config)
         for pairs in (corpus.train, StoredPairs([corpus.valid]), StoredPairs([corpus.test]))
     )
-    return Prepared(corpus, tokenizer, labels, module, params, *rows)
+    prepared = Prepared(corpus, tokenizer, labels, module, params, *rows)
+    _describe(prepared, config, screen)
+    return prepared
+
+
+def _describe(prepared: Prepared, config: TextRun, screen: Screen) -> None:
+    """Tells what will be learned, and what will not."""
+    corpus, training, labels = prepared.corpus, config.training, prepared.labels
+    screen.say(
+        f"Texts: {len(corpus.train)} to train, {len(corpus.valid)} to validate, "
+        f"{len(corpus.test)} to test; {prepared.tokenizer.vocab_size} tokens."
+    )
+    if labels:
+        more = ", ..." * (len(labels) > SHOWN)
+        screen.say(f"{len(labels)} labels: {', '.join(labels[:SHOWN])}{more}.")
+        unknown = {x for _, told in (*corpus.valid, *corpus.test) for x in told.split(" ")}
+        if missing := sorted(unknown - {x for label in labels for x in label.split(" ")}):
+            screen.warn(f"No training text has {', '.join(missing[:SHOWN])}: never to be found.")
+    epochs = prepared.train.epochs(training.steps)[0]
+    screen.say(
+        f"{training.steps} steps of {training.batch_size} rows of {training.sequence_length} "
+        f"tokens: {epochs:.1f} epochs."
+    )
 
 
 def _start(config: TextRun, begun: Path | None) -> Loaded | None:

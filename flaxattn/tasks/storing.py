@@ -1,5 +1,6 @@
 """A trained model of a task as a folder that stands on its own, and back, also from its run."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from flaxattn.training.storage.weights import (
 )
 from flaxattn.training.trees import Params
 
-__all__ = ["Loaded", "architecture", "export", "labels_of", "load", "to_labels"]
+__all__ = ["Loaded", "architecture", "export", "is_of_task", "labels_of", "load", "to_labels"]
 
 FORMAT, FORMAT_VERSION = "flaxattn task", 1
 WEIGHTS, CARD = "model.safetensors", "README.md"
@@ -98,6 +99,13 @@ def load(folder: Path) -> Loaded:
     if (folder / EXPORTED).exists() and not is_outdated(folder):
         return _load_exported(folder / EXPORTED, run_name(folder))
     return _load_run(folder)
+
+
+def is_of_task(folder: Path) -> bool:
+    """Whether a folder holds a run of one of these tasks; False for whatever cannot be read."""
+    with contextlib.suppress(ValueError, OSError):
+        return read_sealed(folder / CONFIG).get("task") in RULES
+    return False
 
 
 def architecture(folder: Path) -> Architecture:
