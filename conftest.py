@@ -1,7 +1,7 @@
 """What holds for all tests: which are run, shared compiled programs, names for the examples.
 
-`pytest` runs those that together touch every subject in a few minutes, `pytest --thorough` all, and
-`pytest --rest` those alone that the first leaves out.
+`pytest` runs those that together touch every subject in a few minutes, `pytest --thorough` all,
+`pytest --rest` those alone that the first leaves out, and `pytest --each` each test at least once.
 """
 
 import collections
@@ -27,12 +27,15 @@ import flaxattn  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options that run all tests, and those left out without them."""
+    """Adds the options that say which tests are run."""
     parser.addoption(
         "--thorough", action="store_true", help="run all tests, those marked thorough, too"
     )
     parser.addoption(
         "--rest", action="store_true", help="run those alone that are left out without --thorough"
+    )
+    parser.addoption(
+        "--each", action="store_true", help="run all tests, but few cases of those marked thorough"
     )
 
 
@@ -48,12 +51,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out the thorough tests that nobody has asked for, by the option or by name."""
     if config.getoption("--thorough") or any("::" in word for word in config.args):
         return
+    least = 1 if config.getoption("--each") else 0
     cases: collections.Counter[str] = collections.Counter()
     kept, left_out = [], []
     for item in items:
         mark = item.get_closest_marker("thorough")
         test = item.nodeid.partition("[")[0]
-        quick = mark is None or cases[test] < mark.kwargs.get("quick", 0)
+        quick = mark is None or cases[test] < max(least, mark.kwargs.get("quick", 0))
         cases[test] += 1
         (kept if quick else left_out).append(item)
     if config.getoption("--rest"):

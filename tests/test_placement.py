@@ -138,6 +138,7 @@ QUICK = [
     ("dropout", "shard_map", "batch", "blockwise"),
     ("slopes and sinks of every head", "jit", "both", "blockwise"),
     ("tables of every head", "explicit", "both", "blockwise"),
+    ("causal, scale of every head", "jit", "heads", "dense"),
 ]
 CASES = QUICK + [case for case in EVERYWHERE if case not in QUICK and is_asked_for(*case)]
 
