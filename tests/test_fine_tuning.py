@@ -14,7 +14,7 @@ from run_cases import SMALL, contents, decode_to, prepared_by, record_states, ti
 import flaxattn.training.run as run_module
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.interruption import InterruptedRun
-from flaxattn.training.parameters.freezing import labels, path_of
+from flaxattn.training.parameters.freezing import held, labels, path_of
 from flaxattn.training.storage.adapter import with_adapter
 from flaxattn.training.storage.layout import ADAPTER
 from flaxattn.training.train_step import make_optimizer
@@ -73,6 +73,13 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern):
 def test_nothing_left_to_train_is_an_error(patterns):
     with pytest.raises(ValueError, match=r"--freeze: nothing would be left"):
         labels(PARAMS, patterns)
+
+
+def test_frozen_parameters_have_no_gradients():
+    total = lambda params: sum(x.sum() for x in jax.tree.leaves(held(params, ["encoder"])))  # noqa: E731
+    gradients = jax.grad(total)(PARAMS)
+    found = {path_of(path) for path, x in jax.tree_util.tree_leaves_with_path(gradients) if x.any()}
+    assert found == {"decoder/layer_0/wi", "decoder_embedding"}
 
 
 @pytest.mark.thorough

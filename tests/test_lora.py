@@ -114,7 +114,7 @@ def unmerged(adapters, scale):
 
 
 def test_merged_is_unmerged(start, tmp_path):
-    task = learner(settings(tmp_path, start, lora=RANK, lora_on=ALL))
+    task = learner(settings(tmp_path, start, lora=4, lora_on=ALL, lora_alpha=2.0))
     low, base, tokens = moved(task.params), task.base, task.batch(0)[:, :-1]
     network = lambda params: base._network.apply({"params": params}, tokens, deterministic=True)  # noqa: E731
     found = network(merged(base.params, low, 0.5))
@@ -122,10 +122,13 @@ def test_merged_is_unmerged(start, tmp_path):
         expected = network(base.params)
     np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max(), rtol=0)
     assert np.abs(expected - network(base.params)).max() > 0.01
+    losses = task.loss(low, tokens, None), base.loss(merged(base.params, low, 0.5), tokens, None)
+    assert float(losses[0].loss) == float(losses[1].loss)
 
 
 def test_kernels_have_sides_and_biases_none(start, tmp_path):
-    low = learner(settings(tmp_path, start, lora=RANK, lora_on=("*",))).params
+    task = learner(settings(tmp_path, start, lora=RANK, lora_on=("*",)))
+    low, axes = task.params, flatten_dict(task.axes, sep="/")
     found = {path: x.shape for path, x in flatten_dict(low, sep="/").items()}
     (layer,) = {path.split("/self_attention/")[0] for path in found if "/self_attention/" in path}
     head = WIDTH // HEADS
@@ -137,6 +140,10 @@ def test_kernels_have_sides_and_biases_none(start, tmp_path):
         f"{layer}/feed_forward/up/kernel": ((WIDTH, RANK), (RANK, 32)),
         f"{layer}/feed_forward/down/kernel": ((32, RANK), (RANK, WIDTH)),
     }
+    assert axes[f"{layer}/self_attention/out/kernel/a"] == ("heads", "kv", None)
+    assert axes[f"{layer}/self_attention/out/kernel/b"] == (None, "embed")
+    assert axes[f"{layer}/self_attention/query/kernel/a"] == ("embed", None)
+    assert axes[f"{layer}/self_attention/query/kernel/b"] == (None, "heads", "kv")
     assert found == {
         f"{path}/{side}": shape
         for path, sides in expected.items()
@@ -214,7 +221,7 @@ def test_the_result_tells_how_many_were_trained(tuned, capsys):
     assert "query/kernel/a" in told and "up/kernel/b" in told
 
 
-def test_the_model_is_what_was_kept_and_what_the_file_of_adapters_makes(start, tuned):
+def test_the_model_is_what_was_kept_and_what_the_file_of_adapters_makes(start, tuned, tmp_path):
     folder, base = Path(tuned.output), Started(settings("", start))
     model = read_weights(folder / "model.safetensors", base.params)
     kept = kept_model(folder, tuned.training, on_a_device(base.params), base.axes, None)
@@ -224,6 +231,13 @@ def test_the_model_is_what_was_kept_and_what_the_file_of_adapters_makes(start, t
         with_adapter(model, folder / ADAPTER)
     with pytest.raises(ValueError, match="holds no adapters"):
         with_adapter(model, folder / START)
+    content = bytearray((folder / ADAPTER).read_bytes())
+    content[-3] ^= 1
+    damaged = tmp_path / ADAPTER
+    for change in (content, content[:-5]):
+        damaged.write_bytes(change)
+        with pytest.raises(ValueError, match=r"damaged|not a whole"):
+            with_adapter(base.params, damaged)
 
 
 def on_a_device(params):

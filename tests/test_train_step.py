@@ -319,7 +319,7 @@ def learned():
         state, sums = step(state, place(packed.batch(i), mesh, "data"))
         losses.append(float(sums.loss / sums.units))
         states.append(jax.device_get(state))
-    return losses, states, step._cache_size()
+    return losses, states, step.function._cache_size()
 
 
 @pytest.mark.thorough

@@ -20,15 +20,15 @@ ABOUT = "lora"  # one entry, since safetensors writes several in any order
 
 
 def write_adapter(path: Path, adapters: Params, params: Params, scale: float) -> None:
-    """Writes adapters, with their scale and a digest of the parameters that they were trained on.
+    """Writes adapters, with their scale, and digests of them and of what they were trained on.
 
     Args:
       adapters, params, scale: as in `parameters.lora.merged`.
     """
     arrays = named(jax.device_get(adapters))
     (rank,) = {x.shape[-1] for name, x in arrays.items() if name.endswith(".a")}
-    about = json.dumps({"rank": rank, "scale": scale, "base": _digest(params)})
-    write_whole(path, save(arrays, metadata={ABOUT: about}))
+    about = {"rank": rank, "scale": scale, "base": _digest(params), "adapters": _digest(adapters)}
+    write_whole(path, save(arrays, metadata={ABOUT: json.dumps(about)}))
 
 
 def with_adapter(params: Params, path: Path) -> Params:
@@ -49,6 +49,8 @@ def with_adapter(params: Params, path: Path) -> Params:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
     if not about:
         raise ValueError(f"{path}: holds no adapters; expected the adapter.safetensors of a run.")
+    if about.get("adapters") != _digest(adapters):
+        raise ValueError(f"{path}: damaged; the SHA-256 of its arrays is not that in its header.")
     if about["base"] != _digest(params):
         raise ValueError(
             f"{path}: was trained on other parameters than these; give those of the model that "
