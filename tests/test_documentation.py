@@ -19,7 +19,8 @@ READMES = sorted(ROOT.glob("README*.md"))
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 RUN = [path for path in PAGES if path.name != "pitfalls.md"]  # test_pitfalls.py runs that one
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
-COMMANDS = ["translate", "score", "export"]
+COMMANDS = ["translate", "score", "export", "generate", "label", "classify"]
+TASK = [["language"], ["labelling"], ["classification"], ["denoising"]]
 OTHERS = {"--extra", "--group", "--with"}  # options of uv and pip
 
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
@@ -141,16 +142,17 @@ def ours_in(words):
 
 
 def parse(program, words):
-    """Reads a command line as the program would, and raises SystemExit where it would refuse."""
-    from configs import PRESETS
+    """Reads a command line as the program would; raises SystemExit or ValueError if it refuses."""
+    from configs import PRESETS, TASKS
     from flaxattn.__main__ import _command
-    from flaxattn.translation.cli import _parse, _take_preset
+    from flaxattn.training.asking import asked
     from flaxattn.translation.commands import Translate
 
     words = list(words)
     if program == "train.py" or words[:1] == ["train"]:
         words = words[words[:1] == ["train"] :]
-        _parse(_take_preset(words, list(PRESETS)), PRESETS, words, program)
+        presets = TASKS[words.pop(0)] if program != "train.py" and words[:1] in TASK else PRESETS
+        asked(presets, words, prog=program, about="")
     else:
         _command(words, Translate)
 
@@ -161,7 +163,7 @@ def test_every_command_is_understood(path):
         if "--help" not in words:
             try:
                 parse(program, words)
-            except SystemExit:
+            except (SystemExit, ValueError):
                 pytest.fail(f"{program} {shlex.join(words)}")
 
 
@@ -170,7 +172,7 @@ def test_a_misspelt_option_is_found_out(tmp_path):
     page.write_text("```bash\nuv run train.py small --trian a.en a.de | tee log\n```\n")
     ((program, words),) = commands_of(page)
     assert words == ["small", "--trian", "a.en", "a.de"]
-    with pytest.raises(SystemExit):
+    with pytest.raises((SystemExit, ValueError)):
         parse(program, words)
 
 
@@ -178,9 +180,10 @@ def test_a_misspelt_option_is_found_out(tmp_path):
 def options():
     """Every option that the help of our programs names."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        for program, command in [("train.py", "tiny"), *(("flaxattn", name) for name in COMMANDS)]:
+        trained = [["train", *task] for task in TASK] + [["train", "denoising", "spans"]]
+        for words in [["train"], *trained, *([name] for name in COMMANDS)]:
             with pytest.raises(SystemExit):
-                parse(program, [command, "--help"])
+                parse("flaxattn", [*words, "--help"])
     return set(OPTION.findall(printed.getvalue()))
 
 
