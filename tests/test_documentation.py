@@ -17,7 +17,8 @@ from flaxattn.training.renamed import RENAMED
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(ROOT.glob("README*.md"))
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
-RUN = [path for path in PAGES if path.name != "pitfalls.md"]  # test_pitfalls.py runs that one
+OWN_TASK = ROOT / "docs" / "own_task.md"  # which has a test of its own
+RUN = [path for path in PAGES if path != OWN_TASK and path.name != "pitfalls.md"]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
 COMMANDS = ["translate", "score", "export", "generate", "label", "classify"]
 TASK = [["language"], ["labelling"], ["classification"], ["denoising"]]
@@ -61,13 +62,50 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A working directory with a model of each task that has a command."""
+    from flaxattn import TransformerConfig
+    from flaxattn.tasks.modules import init_of, module_of
+    from flaxattn.tasks.storing import Loaded, export
+    from flaxattn.text.tokenizer import Tokenizer
+    from flaxattn.training.parameters.initial import fresh_params
+
+    text = "As for the soup: it was cold. In Jordan Chelsea broke an arm . The old"
+    tokenizer = Tokenizer.train(text.split(), 300, keep_spaces=True)
+    config = TransformerConfig(tokenizer.vocab_size, 8, 8, num_heads=2, num_layers=1)
+    for task, labels in {"language": (), "labelling": ("O", "B"), "classification": "ab"}.items():
+        params = fresh_params(init_of(module_of(task, config, len(labels))), 0)
+        loaded = Loaded(task, config, params, tokenizer, 64, tuple(labels))
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        export(tmp_path / "runs" / task, loaded, result={})
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("path", RUN, ids=name_of)
 def test_the_snippets_of_a_page_run(path, request):
     text = read(path)
     if "runs/tiny" in text or "my-model" in text:
         request.getfixturevalue("workplace")
+    elif path.name == "tasks.md":
+        request.getfixturevalue("models")
     run_blocks(blocks_of(text), str(path))
+
+
+@pytest.mark.thorough
+def test_a_task_of_ones_own_is_trained(tmp_path, monkeypatch, standard_promotion):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: --group dev")
+    monkeypatch.chdir(tmp_path)
+    run_blocks(blocks_of(read(OWN_TASK)), str(OWN_TASK))
+    assert (tmp_path / "runs" / "digits" / "model.safetensors").exists()
+
+
+def test_it_is_as_long_as_the_page_says():
+    (block,) = (block for block in blocks_of(read(OWN_TASK)) if block.info == "python")
+    task = block.text[block.text.index("class DigitsTask") : block.text.index("result = run")]
+    counts = block.text.count("\n"), task.rstrip().count("\n") + 1
+    assert "{} lines, {} of them the task".format(*counts) in read(OWN_TASK)
 
 
 def test_a_snippet_that_prints_something_else_is_found_out():
