@@ -22,6 +22,8 @@ PITFALLS = [
     "A mean of per-device means",
     "A target that is not shifted",
     "Padding ids that are also words",
+    "Packed documents that see one another",
+    "Positions that count padding",
     "A static mask of the maximum length",
 ]
 
