@@ -12,6 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_oracle import (
+    doubled,
+    laid_out,
+    np_attention,
+    np_feed_forward,
+    np_sinusoidal,
+    np_stack,
+    random_like,
+)
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig, build_masks, shift_right
 
@@ -55,71 +64,12 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-4)
 # ---- The oracle: one pair of unpadded sentences ---------------------------------------------
 
 
-def np_rotate(x, base=10_000.0):
-    """[T, N, H]: features i and i + H/2 turn by t · base^(-2i/H), one plane at a time."""
-    turned, half = np.array(x), x.shape[-1] // 2
-    for t in range(len(x)):
-        for i in range(half):
-            angle = t / base ** (2 * i / x.shape[-1])
-            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            turned[t][:, [i, i + half]] = x[t][:, [i, i + half]] @ turn.T
-    return turned
-
-
-def np_attention(p, x, y, *, is_causal=False, rotated=False):
-    query, key, value = (
-        np.tensordot(z, p[name]["kernel"], 1) + p[name]["bias"]
-        for name, z in [("query", x), ("key", y), ("value", y)]
-    )
-    if rotated:
-        query, key = np_rotate(query), np_rotate(key)
-    group = query.shape[1] // key.shape[1]
-    output = np.tile(p["out"]["bias"], (len(x), 1))
-    for n in range(query.shape[1]):
-        scores = query[:, n] @ key[:, n // group].T / query.shape[2] ** 0.5
-        weights = np.exp(scores) * (np.tri(*scores.shape) if is_causal else 1)
-        weights /= weights.sum(1, keepdims=True)
-        output += weights @ value[:, n // group] @ p["out"]["kernel"][n]
-    return output
-
-
-def np_feed_forward(p, x, activation):
-    up = x @ p["up"]["kernel"] + p["up"]["bias"]
-    if activation == "relu":
-        hidden = np.maximum(up, 0)
-    elif activation == "gelu":
-        hidden = up / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
-    else:
-        gate = x @ p["gate"]["kernel"] + p["gate"]["bias"]
-        hidden = up * gate / (1 + np.exp(-gate))
-    return hidden @ p["down"]["kernel"] + p["down"]["bias"]
-
-
-def np_norm(p, x):
-    deviation = np.sqrt(x.var(1, keepdims=True) + 1e-6)
-    return (x - x.mean(1, keepdims=True)) / deviation * p["scale"] + p["bias"]
-
-
-def np_stack(config, p, x, num_layers, sublayers):
-    """`sublayers`: name -> function of its parameters and input."""
-    for i in range(num_layers):
-        layer = p["layer_0" if config.share_layers else f"layer_{i}"]
-        for name, sublayer in sublayers.items():
-            norm = layer[f"{name}_norm"]
-            if config.norm_position == "pre":
-                x = x + sublayer(layer[name], np_norm(norm, x))
-            else:
-                x = np_norm(norm, x + sublayer(layer[name], x))
-    return np_norm(p["final_norm"], x) if config.norm_position == "pre" else x
-
-
 def np_embed(config, p, side, tokens):
     table = "source" if side == "source" or config.tie_embeddings == "all" else "target"
     x = p[f"{table}_embedding"]["embedding"][tokens] * D**0.5
     for t in range(len(tokens)):
         if config.positions == "sinusoidal":
-            angles = [t / 10_000 ** (2 * i / D) for i in range(D // 2)]
-            x[t] += np.concatenate([np.sin(angles), np.cos(angles)])
+            x[t] += np_sinusoidal(t, D)
         elif config.positions == "learned":
             x[t] += p[f"{side}_positions"]["embedding"][min(t, config.max_positions - 1)]
     return x
@@ -127,8 +77,9 @@ def np_embed(config, p, side, tokens):
 
 def np_logits(config, params, source, target_inputs):
     """[S], [T] -> [T, V]."""
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    attend_self = functools.partial(np_attention, rotated=config.positions == "rotary")
+    p, seen = doubled(params), np.tri(len(target_inputs))
+    base = 10_000.0 if config.positions == "rotary" else None
+    attend_self = functools.partial(np_attention, rotary_base=base)
     feed_forward = functools.partial(np_feed_forward, activation=config.activation)
     encoded = np_stack(
         config,
@@ -143,7 +94,7 @@ def np_logits(config, params, source, target_inputs):
         np_embed(config, p, "target", target_inputs),
         config.decoder_layers,
         {
-            "self_attention": lambda p, x: attend_self(p, x, x, is_causal=True),
+            "self_attention": lambda p, x: attend_self(p, x, x, seen=seen),
             "cross_attention": lambda p, x: np_attention(p, x, encoded),
             "feed_forward": feed_forward,
         },
@@ -170,12 +121,8 @@ def shapes_of(model):
 
 @functools.cache
 def parameters(model, seed=0):
-    """Random parameters of the right shapes: biases and scales too, so that none hides."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: (0.4 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
-        shapes_of(model),
-    )
+    """Random parameters of the right shapes."""
+    return random_like(shapes_of(model), seed)
 
 
 @functools.cache
@@ -187,15 +134,6 @@ def jitted(model, deterministic=True):
 def run(model, params, source, target_inputs, **keywords):
     """The logits in NumPy."""
     return np.asarray(jitted(model)({"params": params}, source, target_inputs, **keywords))
-
-
-def laid_out(sentences, starts, length):
-    """[3, length]: sentence i from cell `starts[i]` = (row, column) on, and segment ids i + 1."""
-    tokens, ids = np.zeros((2, 3, length), np.int32)
-    for i, (sentence, (row, start)) in enumerate(zip(sentences, starts, strict=True)):
-        tokens[row, start : start + len(sentence)] = sentence
-        ids[row, start : start + len(sentence)] = i + 1
-    return tokens, ids
 
 
 SOURCES = [[3, 4, 5, 6, 7, 8, 9], [10, 3, 3], [12, 11, 10, 9]]

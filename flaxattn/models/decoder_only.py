@@ -83,7 +83,7 @@ class DecoderOnly(nn.Module):
         Args:
           tokens: int `[B, T]`, those from the index of `cache_position` on, one or many.
           cache_position: where in the cache they stand; its length is the most tokens of a row.
-            With a window, a ring of that many cells and T - 1 more serves rows of any length.
+            With a window, a ring of that many cells and one more serves rows of any length.
           sow_weights: as in `MultiHeadAttention`.
           deterministic: True switches dropout off.
 

@@ -74,7 +74,11 @@ class Embedding(nn.Module):
         deterministic: bool,
     ) -> jax.Array:
         """int [B, T] each -> [B, T, D]; `token_types` None: all of type 0."""
-        checks.check_integer("tokens", tokens)
+        sizes: checks.Sizes = {}
+        for name, array in (("tokens", tokens), ("token_types", token_types)):
+            if array is not None:
+                checks.check_axes(name, array, "B T", sizes)
+                checks.check_integer(name, array)
         config = self.config
         x = constrained(self.tokens(tokens))
         if config.embedding_features:
@@ -87,6 +91,8 @@ class Embedding(nn.Module):
             x += self.positions(positions)
         if config.token_types:
             x += self.types(jnp.zeros_like(tokens) if token_types is None else token_types)
+        elif token_types is not None:
+            raise ValueError("token_types are given, but config.token_types is 0; expected None.")
         if config.embedding_norm:
             x = self.norm(x)
         return self.dropout(x, deterministic=deterministic)

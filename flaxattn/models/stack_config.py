@@ -37,8 +37,8 @@ class TransformerConfig:
     rotary_base: Annotated[float, Range(1, 1e12, above=True)] = 10_000.0
     """Of rotary positions: the larger, the slower the slowest of them turns."""
     window: Annotated[int, Range(1, 10_000_000)] | None = None
-    """How many positions a token sees: itself and those before it, or on either side where the
-    model sees both. None: all."""
+    """How many positions before its own a token sees, and as many after where the model sees both
+    sides. None: all."""
     softcap: Annotated[float, Range(0, 1e6, above=True)] | None = None
     """The cap of the attention's logits, softcap * tanh(logit / softcap). None: none."""
     activation: Literal["relu", "gelu", "gelu_exact", "swiglu"] = "swiglu"
