@@ -102,7 +102,7 @@ class TrainingConfig:
     0: none, all parameters are trained."""
     lora_on: tuple[str, ...] = ("query", "value")
     """Kernels that have an adapter, by path as `freeze`, from any step of it on, e.g. query|value
-    or decoder/*/out."""
+    or decoder."""
     lora_alpha: Annotated[float, Range(0, 1e6)] = 0.0
     """What adapters add is multiplied by this and divided by their rank. 0: by neither."""
     ended_at: tuple[Steps, ...] = dataclasses.field(default=(), metadata=NO_OPTION)
