@@ -3,7 +3,8 @@
 Most texts speak of two things or three, and of no two in the same way; so the words of a text say
 little, and what decides is which are said of the thing asked about. They may stand far from it,
 be negated, come before it, or be said by a comparison with another thing; people in a text are
-friendly or rude, too, but never asked about.
+friendly or rude, too, but never asked about. Short texts about one thing alone, or about another
+than is asked for, are what such reading is learnt from.
 
 Combinations are of a thing and the word that says how it is.
 """
@@ -24,9 +25,8 @@ PRAISED, BLAMED, UNSAID = LABELS = ("praised", "blamed", "unsaid")
 OPPOSITE = {PRAISED: BLAMED, BLAMED: PRAISED}
 
 THINGS = (
-    "soup", "bread", "wine", "tea", "cake", "salad", "room", "bed", "view", "music", "film", "book",
-    "song", "garden", "hotel", "train", "tour", "museum", "lamp", "chair", "map", "play", "bath",
-    "lake",
+    "soup", "wine", "cake", "room", "view", "music", "film", "book", "garden", "train", "tour",
+    "lamp",
 )  # fmt: skip
 PEOPLE = ("waiter", "cook", "guide", "porter", "critic", "guest", "teacher", "tourist")
 MANNERS = ("friendly", "rude", "old", "young", "clever", "lazy")
@@ -60,16 +60,18 @@ def texts(split: Split, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def _text(dice: Dice) -> Drawn:
-    """One thing to three, each with a label of its own."""
-    labels = _shuffled(dice, LABELS)[: dice.pick((1, 2, 2, 3))]
-    about = dict(zip(_shuffled(dice, THINGS), labels, strict=False))
+    """One thing to three, each with a label of its own; another may be asked about than the one."""
+    labels = _shuffled(dice, LABELS)[: dice.pick((1, 1, 2, 2, 3))]
+    *others, other = _shuffled(dice, THINGS)
+    about = dict(zip(others, labels, strict=False))
     claims = _claims(dice, [*about.items()])
-    asked = dice.pick([*about])
+    elsewhere = labels in ([PRAISED], [BLAMED]) and dice.chance(0.4)
+    asked = other if elsewhere else dice.pick([*about])
     said = dice.pick(JOINING).join(text for text, _ in claims)
     combinations = [pair for _, pairs in claims for pair in pairs]
-    decisive = [pair for pair in combinations if pair[0] == asked]
+    decisive = [pair for pair in combinations if elsewhere or pair[0] == asked]
     whole = _capitalised(dice.pick(QUESTIONS).format(asked, said))
-    return Drawn((about[asked], whole), decisive, combinations)
+    return Drawn((about.get(asked, UNSAID), whole), decisive, combinations)
 
 
 def _capitalised(text: str) -> str:
@@ -83,7 +85,7 @@ def _shuffled(dice: Dice, items: Sequence[str]) -> list[str]:
 
 def _claims(dice: Dice, about: list[About]) -> list[Claim]:
     """What is said, of two things together perhaps and of each of the others."""
-    if len(about) > 1 and dice.chance(0.6):
+    if len(about) > 1 and dice.chance(0.3):
         together = dice.pick((_in_order, _in_order, _by_the_way, _unlike))(dice, *about[:2])
         rest = [dice.pick(_CLAIMS)(dice, each) for each in about[2:]]
         return [*rest, together] if dice.chance(0.5) else [together, *rest]
@@ -118,7 +120,7 @@ def _was(dice: Dice, about: About) -> Claim:
     thing, label = about
     quality, word = _quality(dice, label)
     deeds = ("chose", "showed us", "spoke of")
-    relative = f" that {_somebody(dice)} {dice.pick(deeds)}" if dice.chance(0.6) else ""
+    relative = f" that {_somebody(dice)} {dice.pick(deeds)}" if dice.chance(0.4) else ""
     return f"the {thing}{relative} {quality}", [(thing, word)]
 
 
