@@ -1,1 +1,1 @@
-"""Trees of parameters: fresh, averaged, frozen, and as named arrays in a file."""
+"""Trees of parameters: averaged, frozen, adapted by low rank."""
