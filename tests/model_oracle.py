@@ -16,10 +16,12 @@ def doubled(params):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
 
-def random_like(shapes, seed=0):
+def random_like(shapes, seed=0, size=0.4):
     """Random parameters of these shapes: biases and scales too, so that none hides."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: (0.4 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: (size * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes
+    )
 
 
 def laid_out(texts, starts, length):
@@ -66,7 +68,8 @@ def np_attention(p, x, y, *, seen=None, scores=None, rotary_base=None):
             logits = np.array(
                 [[scores[n](x, t, s) for s, x in enumerate(row)] for t, row in enumerate(logits)]
             )
-        weights = np.exp(logits) * (1 if seen is None else seen)
+        logits = logits if seen is None else np.where(seen, logits, -np.inf)
+        weights = np.exp(logits - logits.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
         output += weights @ value[:, n // group] @ p["out"]["kernel"][n]
     return output

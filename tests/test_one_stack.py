@@ -81,7 +81,7 @@ CASES += [("decoder", "ALiBi"), ("masked", "low rank")]
 TEXTS = [[3, 4, 5, 6, 7, 8, 9, 3], [10, 3, 3], [12, 11, 10, 9, 2]]
 TYPES = [[1, 1, 1, 0, 0, 2, 2, 2], [2, 0, 1], [0, 0, 1, 1, 2]]
 QUICK = {"xla_backend_optimization_level": 0}  # compiles faster, and these programs are small
-close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-4)
+close = functools.partial(np.testing.assert_allclose, rtol=3e-5, atol=1e-4)
 
 
 # ---- The oracle -----------------------------------------------------------------------------
@@ -157,7 +157,8 @@ def made(kind, name, **settings):
     model = KINDS[kind](dataclasses.replace(SMALL, **(CONFIGS[name] | settings)))
     tokens = jnp.ones((1, 2), jnp.int32)
     init = functools.partial(model.init, deterministic=True)
-    return model, random_like(jax.eval_shape(init, jax.random.key(0), tokens)["params"])
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens)["params"]
+    return model, random_like(shapes, size=0.7)  # so that activations are not all but linear
 
 
 @functools.cache
