@@ -14,12 +14,12 @@ CLASSIFICATION = ClassificationRun(
         dropout_rate=0.1,
     ),
     training=TextTraining(
-        steps=1000,
+        steps=400,
         batch_size=16,
         sequence_length=128,
         learning_rate=2e-3,
-        warmup_steps=100,
-        cooldown_steps=500,
-        valid_every=250,
+        warmup_steps=50,
+        cooldown_steps=200,
+        valid_every=100,
     ),
 )

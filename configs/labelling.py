@@ -14,12 +14,12 @@ LABELLING = LabellingRun(
         dropout_rate=0.1,
     ),
     training=TextTraining(
-        steps=600,
+        steps=500,
         batch_size=16,
         sequence_length=128,
         learning_rate=3e-3,
         warmup_steps=100,
-        cooldown_steps=300,
-        valid_every=200,
+        cooldown_steps=250,
+        valid_every=125,
     ),
 )

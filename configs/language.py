@@ -9,13 +9,13 @@ LANGUAGE = LanguageRun(
         vocab_size=1000, features=128, ff_features=256, num_heads=4, num_layers=3
     ),
     training=TextTraining(
-        steps=1500,
+        steps=600,
         batch_size=16,
         sequence_length=128,
         learning_rate=4e-3,
-        warmup_steps=150,
-        cooldown_steps=900,
-        valid_every=500,
+        warmup_steps=80,
+        cooldown_steps=360,
+        valid_every=200,
     ),
 )
 LANGUAGE_SMALL = LanguageRun(

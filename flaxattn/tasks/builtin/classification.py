@@ -1,57 +1,43 @@
-"""Texts that ask about one of the things they speak of: is it praised, blamed, or is neither said?
+"""Texts that say how something was, beside what they say of something else.
 
-Most texts speak of two things or three, and of no two in the same way; so the words of a text say
-little, and what decides is which are said of the thing asked about. They may stand far from it,
-be negated, come before it, or be said by a comparison with another thing; people in a text are
-friendly or rude, too, but never asked about. Short texts about one thing alone, or about another
-than is asked for, are what such reading is learnt from.
+What counts is the main clause: does it praise its thing, blame it, or neither? Around it, before
+it, within it or behind it, a subordinate clause says something else of another thing or of a
+person, which is never the same. So the words of a text say little, and what decides is which stand
+in the main clause, far from its subject perhaps, and whether they are denied.
 
 Combinations are of a thing and the word that says how it is.
 """
-
-from collections.abc import Callable, Sequence
 
 from flaxattn.tasks.builtin.draws import Drawn, Split, examples
 from flaxattn.translation.text.builtin.grammar import Dice
 
 __all__ = ["texts"]
 
-About = tuple[str, str]
-"""A thing and its label."""
-Claim = tuple[str, list[tuple[str, str]]]
-"""What is said, and its combinations."""
-
 PRAISED, BLAMED, UNSAID = LABELS = ("praised", "blamed", "unsaid")
-OPPOSITE = {PRAISED: BLAMED, BLAMED: PRAISED}
+OPPOSITE = {PRAISED: BLAMED, BLAMED: PRAISED, UNSAID: UNSAID}
+DENIED = 0.25
 
 THINGS = (
-    "soup", "wine", "cake", "room", "view", "music", "film", "book", "garden", "train", "tour",
-    "lamp",
+    "soup", "bread", "wine", "tea", "cake", "salad", "room", "bed", "view", "music", "film", "book",
+    "song", "garden", "hotel", "train", "tour", "museum", "lamp", "chair", "map", "play", "bath",
+    "lake",
 )  # fmt: skip
 PEOPLE = ("waiter", "cook", "guide", "porter", "critic", "guest", "teacher", "tourist")
-MANNERS = ("friendly", "rude", "old", "young", "clever", "lazy")
 ADJECTIVES = {
     PRAISED: ("good", "excellent", "lovely", "splendid", "wonderful", "pleasant", "perfect"),
     BLAMED: ("bad", "awful", "terrible", "dreadful", "horrible", "dull", "nasty"),
     UNSAID: ("new", "small", "local", "plain", "nearby", "famous", "Swiss"),
 }
-VERBS = {
-    PRAISED: ("liked", "praised", "loved", "enjoyed"),
-    BLAMED: ("hated", "disliked", "cursed", "loathed"),
-    UNSAID: ("saw", "described", "mentioned", "remembered"),
-}
-NEGATED = {  # as they are after "did not"
-    "liked": "like", "praised": "praise", "loved": "love", "enjoyed": "enjoy", "hated": "hate",
-    "disliked": "dislike", "cursed": "curse", "loathed": "loathe", "saw": "see",
-    "described": "describe", "mentioned": "mention", "remembered": "remember",
-}  # fmt: skip
-QUESTIONS = (
-    "as for the {0}: {1}.",
-    "about the {0}: {1}.",
-    "{1}. and the {0}?",
-    "{1}. what of the {0}?",
+TIMES = ("that day", "at first", "in the end", "by then", "for once", "in truth", "as ever")
+DEEDS = ("chose", "showed us", "spoke of")
+FORMS = (
+    "the {thing} {said}, although {aside}",
+    "the {thing} {said}; of course {aside}",
+    "although {aside}, the {thing} {said}",
+    "since {aside}, it seems that the {thing} {said}",
+    "the {thing}, of which {person} says that {aside}, {said}",
+    "the {thing} that {person} {deed} when {aside} {said}",
 )
-JOINING = (", but ", ", and ", "; ", ", while ")
 
 
 def texts(split: Split, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
@@ -60,117 +46,25 @@ def texts(split: Split, count: int, *, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def _text(dice: Dice) -> Drawn:
-    """One thing to three, each with a label of its own; another may be asked about than the one."""
-    labels = _shuffled(dice, LABELS)[: dice.pick((1, 1, 2, 2, 3))]
-    *others, other = _shuffled(dice, THINGS)
-    about = dict(zip(others, labels, strict=False))
-    claims = _claims(dice, [*about.items()])
-    elsewhere = labels in ([PRAISED], [BLAMED]) and dice.chance(0.4)
-    asked = other if elsewhere else dice.pick([*about])
-    said = dice.pick(JOINING).join(text for text, _ in claims)
-    combinations = [pair for _, pairs in claims for pair in pairs]
-    decisive = [pair for pair in combinations if elsewhere or pair[0] == asked]
-    whole = _capitalised(dice.pick(QUESTIONS).format(asked, said))
-    return Drawn((about.get(asked, UNSAID), whole), decisive, combinations)
+    """A main clause with its label, and an aside with another."""
+    label = dice.pick(LABELS)
+    aside, beside = _aside(dice, dice.pick([other for other in LABELS if other != label]))
+    thing = dice.pick([x for x in THINGS if x != beside[0]])
+    said, word = _said(dice, label)
+    person, deed = f"the {dice.pick(PEOPLE)}", dice.pick(DEEDS)
+    text = dice.pick(FORMS).format(thing=thing, said=said, aside=aside, person=person, deed=deed)
+    return Drawn((label, f"{text[0].upper()}{text[1:]}."), [(thing, word)], [(thing, word), beside])
 
 
-def _capitalised(text: str) -> str:
-    return ". ".join(part[0].upper() + part[1:] for part in text.split(". "))
+def _aside(dice: Dice, label: str) -> tuple[str, tuple[str, str]]:
+    """What is said beside, and its combination."""
+    about = dice.pick(THINGS if dice.chance(0.6) else PEOPLE)
+    said, word = _said(dice, label)
+    return f"the {about} {said}", (about, word)
 
 
-def _shuffled(dice: Dice, items: Sequence[str]) -> list[str]:
-    left = [*items]
-    return [left.pop(left.index(dice.pick(left))) for _ in items]
-
-
-def _claims(dice: Dice, about: list[About]) -> list[Claim]:
-    """What is said, of two things together perhaps and of each of the others."""
-    if len(about) > 1 and dice.chance(0.3):
-        together = dice.pick((_in_order, _in_order, _by_the_way, _unlike))(dice, *about[:2])
-        rest = [dice.pick(_CLAIMS)(dice, each) for each in about[2:]]
-        return [*rest, together] if dice.chance(0.5) else [together, *rest]
-    return [dice.pick(_CLAIMS)(dice, each) for each in about]
-
-
-def _somebody(dice: Dice) -> str:
-    manner = f"{dice.pick(MANNERS)} " if dice.chance(0.6) else ""
-    return f"the {manner}{dice.pick(PEOPLE)}"
-
-
-def _quality(dice: Dice, label: str) -> tuple[str, str]:
-    """What a thing was, and the adjective in it: the opposite's, where it is denied."""
-    if not dice.chance(0.4):
-        adjective = dice.pick(ADJECTIVES[label])
-        return f"was {adjective}", adjective
-    adjective = dice.pick(ADJECTIVES[OPPOSITE.get(label, label)])
-    return f"was {dice.pick(('not', 'never', 'anything but'))} {adjective}", adjective
-
-
-def _reaction(dice: Dice, label: str) -> tuple[str, str]:
-    """What somebody did, and the verb in it as it is where it is not denied."""
-    if not dice.chance(0.4):
-        verb = dice.pick(VERBS[label])
-        return f"{_somebody(dice)} {verb}", verb
-    verb = dice.pick(VERBS[OPPOSITE.get(label, label)])
-    return f"{_somebody(dice)} did not {NEGATED[verb]}", verb
-
-
-def _was(dice: Dice, about: About) -> Claim:
-    """The soup that the friendly waiter brought was not cold."""
-    thing, label = about
-    quality, word = _quality(dice, label)
-    deeds = ("chose", "showed us", "spoke of")
-    relative = f" that {_somebody(dice)} {dice.pick(deeds)}" if dice.chance(0.4) else ""
-    return f"the {thing}{relative} {quality}", [(thing, word)]
-
-
-def _called(dice: Dice, about: About) -> Claim:
-    """Nobody called the soup cold."""
-    thing, label = about
-    denied = dice.chance(0.5)
-    adjective = dice.pick(ADJECTIVES[OPPOSITE.get(label, label) if denied else label])
-    who = "nobody" if denied else dice.pick(("everybody", _somebody(dice)))
-    return f"{who} called the {thing} {adjective}", [(thing, adjective)]
-
-
-def _met(dice: Dice, about: About) -> Claim:
-    """The rude guest liked the soup; what the rude guest liked was the soup."""
-    thing, label = about
-    reaction, word = _reaction(dice, label)
-    form = dice.pick(
-        ("{1} the {0}", "{1} the {0}", "what {1} was the {0}", "it was the {0} that {1}")
-    )
-    return form.format(thing, reaction), [(thing, word)]
-
-
-def _in_order(dice: Dice, first: About, second: About) -> Claim:
-    """Of the soup and the bread, the former was cold, the latter good; or the other way round."""
-    qualities = {"former": _quality(dice, first[1]), "latter": _quality(dice, second[1])}
-    said = [f"the {which} {qualities[which][0]}" for which in _shuffled(dice, [*qualities])]
-    text = f"of the {first[0]} and the {second[0]}, {' and '.join(said)}"
-    return text, [(first[0], qualities["former"][1]), (second[0], qualities["latter"][1])]
-
-
-def _by_the_way(dice: Dice, first: About, second: About) -> Claim:
-    """The soup, which came with the bread, was cold; nothing is said of the bread."""
-    (thing, label), (other, _) = (first, second) if second[1] == UNSAID else (second, first)
-    if UNSAID not in (first[1], second[1]):
-        return _in_order(dice, first, second)
-    quality, word = _quality(dice, label)
-    beside = dice.pick(("with", "after", "before"))
-    return f"the {thing}, which we had {beside} the {other}, {quality}", [
-        (thing, word),
-        (other, beside),
-    ]
-
-
-def _unlike(dice: Dice, first: About, second: About) -> Claim:
-    """Unlike the bread, the soup was cold."""
-    if UNSAID in (first[1], second[1]):
-        return _by_the_way(dice, first, second)
-    quality, word = _quality(dice, first[1])
-    form = dice.pick(("unlike the {1}, the {0} {2}", "the {0}, unlike the {1}, {2}"))
-    return form.format(first[0], second[0], quality), [(first[0], word), (second[0], word)]
-
-
-_CLAIMS: tuple[Callable[[Dice, About], Claim], ...] = (_was, _was, _called, _met, _met)
+def _said(dice: Dice, label: str) -> tuple[str, str]:
+    """How something was, and the adjective in it: of the opposite, where it is denied."""
+    denied = dice.chance(DENIED)
+    word, time = dice.pick(ADJECTIVES[OPPOSITE[label] if denied else label]), dice.pick(TIMES)
+    return f"was {dice.pick(('not ', 'never ')) if denied else ''}{word} {time}", word
