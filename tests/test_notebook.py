@@ -39,7 +39,7 @@ def check_outputs(notebook):
         assert not [o for o in cell.outputs if o.output_type == "error"], cell.id
         assert not [o for o in cell.outputs if o.get("name") == "stderr"], cell.id
     outputs = {cell.id: cell.outputs for cell in code_of(notebook)}
-    for name in ("draw", "packed", "global", "break", "scores", "speed", "train"):
+    for name in ("draw", "packed", "global", "break", "scores", "speed", "cheat", "train"):
         assert any("image/png" in o.get("data", {}) for o in outputs[name]), name
     assert "srcdoc" in outputs["explorer"][-1].data["text/html"]
 
@@ -64,6 +64,8 @@ def test_the_kept_one_shows_a_whole_run(kept):
     cells = {cell.id: text_of(cell) for cell in code_of(kept)}
     assert "1,054,208 parameters" in cells["prepare"] and "1000 steps, " in cells["train"]
     assert float(re.search(r"bleu +(\S+)", cells["score"])[1]) > 90
+    cheating, entropy, honest, _ = map(float, re.findall(r"(?:nll|has) (\S+)", cells["cheat"]))
+    assert 2 * cheating < entropy < honest
 
 
 def test_the_kept_one_is_small_and_tells_nothing_of_the_machine(kept):
