@@ -13,6 +13,7 @@ from flaxattn.__main__ import main as commands
 from flaxattn.tasks.classification import classify
 from flaxattn.tasks.config import SamplingConfig
 from flaxattn.tasks.denoising import DenoisingTask
+from flaxattn.tasks.explaining import explain
 from flaxattn.tasks.generating import generate
 from flaxattn.tasks.labelling import label
 from flaxattn.tasks.storing import load
@@ -194,6 +195,41 @@ def test_classes_are_the_same_however_texts_are_batched(ended, capsys, monkeypat
     name, share = capsys.readouterr().out.rstrip("\n").split("\t")
     assert float(share) == pytest.approx(max(together[0].values()), abs=1e-4)
     assert together[0][name] == max(together[0].values())
+
+
+def test_what_a_language_model_sees_and_tells_is_explained(ended, tmp_path, capsys):
+    loaded, page = load(ended("language")), tmp_path / "seen.html"
+    sentence = explain(loaded, "The old")
+    (seen,), rows = sentence.attentions, sentence.written
+    ids = loaded.tokenizer.encode(["The old"])[0][:-1]
+    assert list(seen.q_writes) == loaded.tokenizer.pieces(ids.tolist()) == [x.token for x in rows]
+    assert list(seen.q_tokens)[1:] == list(seen.q_writes)[:-1]
+    assert (seen.mask == np.tril(np.ones((len(ids), len(ids)), bool))).all()
+    np.testing.assert_allclose(seen.weights.sum(axis=-1), 1, atol=1e-5)
+    assert not seen.weights[:, ~seen.mask].any()
+    tokens = np.array([[loaded.tokenizer.bos_id, *ids]], np.int32)
+    logits = loaded.module.apply({"params": loaded.params}, tokens, deterministic=True)
+    shares = np.asarray(jax.nn.softmax(logits[0]))[np.arange(len(ids)), ids]
+    assert [x.probability for x in rows] == pytest.approx(shares.tolist(), abs=1e-5)
+    words = ["The old", "--max-tokens", "9", "--explain", str(page)]
+    capsys.readouterr()
+    assert commands(["generate", str(ended("language")), *words]) == 0
+    shown = json.dumps(capsys.readouterr().out[:-1], ensure_ascii=False).replace("<", "\\u003c")
+    assert f'"text":{shown}' in page.read_text(encoding="utf-8")
+    assert commands(["generate", str(ended("language")), "a", "--explain", "a.txt"]) == REFUSED
+    assert "expected .html" in capsys.readouterr().err
+
+
+def test_tags_stand_beside_their_tokens(ended, tmp_path):
+    loaded, page = load(ended("labelling")), tmp_path / "seen.html"
+    text = "Jordan swims in Lisbon ."
+    sentence = explain(loaded, text)
+    (seen,) = sentence.attentions
+    told = [tag for tag in seen.q_writes if not tag.startswith("(")]
+    assert told == label(loaded, [text.split()])[0] and len(told) < len(seen.q_writes)
+    assert seen.mask.all() and seen.weights[0, 0, -1] > 0
+    assert commands(["label", str(ended("labelling")), text, "--explain", str(page)]) == 0
+    assert text in page.read_text()
 
 
 @pytest.mark.parametrize("command, name", [("generate", "labelling"), ("label", "language")])

@@ -31,26 +31,35 @@ class Generate:
     $ flaxattn generate runs/language "The old"
     $ flaxattn generate runs/language "The old" --temperature 0.7 --top-p 0.9
     $ echo "The old" | flaxattn generate runs/language
+    $ flaxattn generate runs/language "The old" --explain attention.html
     """
 
     folder: tyro.conf.Positional[Path]
     """The folder of a run of the task language, or of its exported model."""
     text: tyro.conf.Positional[str | None] = None
     """The beginning. None: standard input, each line a beginning of its own."""
+    explain: Path | None = None
+    """Also write a page on which the attention in all of it is seen (.html), or a figure of it in
+    one text (.png)."""
     sampling: Annotated[SamplingConfig, tyro.conf.arg(name="")] = SamplingConfig()
 
     def run(self) -> None:
         """Writes the beginning and what follows it."""
+        _check_explained(self.explain, 1)
         loaded = _loaded("language", self.folder)
         from flaxattn.tasks.generating import generate
 
-        given = () if self.text is None else (self.text,)
+        given, explained = () if self.text is None else (self.text,), list[str]()
         for text in itertools.chain.from_iterable(_pieces(given, None)):
+            explained.append(text)
+            _check_explained(self.explain, len(explained))
             sys.stdout.write(_shown(text))
             for piece in generate(loaded, text, self.sampling):
                 sys.stdout.write(_shown(piece))
                 sys.stdout.flush()
+                explained[-1] += piece
             sys.stdout.write("\n")
+        _explain(self.explain, loaded, explained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Label:
 
     $ flaxattn label runs/labelling "In Jordan Chelsea broke an arm ."
     $ flaxattn label runs/labelling --input my.txt > my.conll
+    $ flaxattn label runs/labelling "In Jordan Chelsea broke an arm ." --explain attention.html
     """
 
     folder: tyro.conf.Positional[Path]
@@ -67,18 +77,26 @@ class Label:
     """Sentences. None: those of --input."""
     input: Path | None = None
     """A file of one sentence per line. None: standard input."""
+    explain: Path | None = None
+    """Also write a page on which the attention in each sentence is seen (.html), or a figure of it
+    in one sentence (.png)."""
 
     def run(self) -> None:
         """Answers each sentence, in order, with a blank line behind it."""
+        _check_explained(self.explain, max(len(self.texts), 1))
         loaded = _loaded("labelling", self.folder)
         from flaxattn.tasks.labelling import label
 
+        explained = list[str]()
         for texts in _pieces(self.texts, self.input):
+            _check_explained(self.explain, len(explained) + len(texts))
             sentences = [loaded.tokenizer.normalize_source(text).split() for text in texts]
             for words, tags in zip(sentences, label(loaded, sentences), strict=True):
                 for word, tag in zip(words, tags, strict=True):
                     print(f"{_shown(word)}\t{tag}")
                 print(flush=True)
+            explained += map(" ".join, sentences if self.explain else ())
+        _explain(self.explain, loaded, explained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +167,25 @@ def _pieces(texts: Sequence[str], path: Path | None) -> Iterator[Sequence[str]]:
             yield from chunks(stream, str(path))
     else:
         yield from chunks(sys.stdin.buffer, "standard input")
+
+
+def _check_explained(path: Path | None, texts: int) -> None:
+    """Raises ValueError or FileNotFoundError if so many cannot be explained there, if at all."""
+    if path:
+        from flaxattn.translation.decoding.explanation import check_target
+
+        check_target(path, texts)
+
+
+def _explain(path: Path | None, loaded: "Loaded", texts: Sequence[str]) -> None:
+    """Writes the page or the figure, if one is wanted."""
+    if path is None:
+        return
+    from flaxattn.tasks.explaining import explain
+    from flaxattn.translation.decoding.explanation import write
+
+    size = write(path, [explain(loaded, text) for text in texts if text.strip()])
+    SCREEN.say(f"wrote {path}, {size / 1000:,.0f} kB")
 
 
 def _shown(text: str) -> str:
