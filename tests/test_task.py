@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,9 +21,10 @@ import flaxattn.training
 from flaxattn.training import interruption
 from flaxattn.training.config import flat
 from flaxattn.training.dry_run import dry_run
-from flaxattn.training.metrics import Tally
+from flaxattn.training.metrics import AHEAD, Metrics, Tally
 from flaxattn.training.run import run
 from flaxattn.training.screen import Screen
+from flaxattn.training.task import Sums
 
 SAME = ("log.jsonl", "model.safetensors", "alphabet.json", "data.json")
 
@@ -65,6 +67,25 @@ def test_killed_and_asked_to_stop_it_goes_on_to_the_same_bytes(
     assert "Resumed from the checkpoint of step 10" in capsys.readouterr().out
     for name in SAME:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_few_steps_wait_for_the_device_however_seldom_is_reported():
+    """Of many that wait the sums between CPU devices never ended."""
+
+    class Computing:
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            waited.append(self.step)
+
+    waited, ignored = [], types.SimpleNamespace(advance=lambda: None)
+    training = dataclasses.replace(language_task.TRAINING, log_every=1000)
+    task = types.SimpleNamespace(config=types.SimpleNamespace(training=training))
+    metrics = Metrics(task, ignored, ignored, Tally())
+    for step in range(1, 31):
+        metrics.add(step, Sums(Computing(step), (), np.float32(1)))
+    assert waited == [*range(1, 31 - AHEAD)]
 
 
 def values(folder):

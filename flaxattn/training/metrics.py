@@ -15,8 +15,10 @@ from flaxattn.training.schedule import learning_rate
 from flaxattn.training.screen import Progress, duration
 from flaxattn.training.task import Sums, Task
 
-__all__ = ["DivergedError", "Metrics", "Tally", "total"]
+__all__ = ["AHEAD", "DivergedError", "Metrics", "Tally", "total"]
 
+# Steps that wait for the device, at most: sums between CPU devices never end with many more.
+AHEAD = 20
 MAX_SKIPPED = 5  # batches in a row
 
 
@@ -79,6 +81,8 @@ class Metrics:
         if any(np.ndim(x) for x in numbers):
             raise ValueError(f"The loss gives sums {jax.tree.map(np.shape, sums)}; expected [].")
         self._window.append(numbers)
+        if len(self._window) > AHEAD:
+            jax.block_until_ready(self._window[-1 - AHEAD])
         self._progress.advance()
         if step % self._config.log_every == 0:
             self._end_window(step)
