@@ -288,6 +288,14 @@ def test_a_translator_begins_with_what_wrote_hidden_spans(ended, tmp_path):
     jax.tree.map(near, found.params, start.params)
 
 
+def test_words_that_hold_a_space_once_they_are_normalised_keep_their_tags(tmp_path):
+    path = tmp_path / "my.conll"
+    path.write_text("".join(f"a\u00a0{i} B-X\nb\u00a0 O\n\u00a0 O\n\n" for i in range(60)))
+    words = ["--train", path, "--normalization", "nfkc"]
+    assert train("labelling", tmp_path / "run", *words) == 0
+    assert json.loads((tmp_path / "run" / "labels.json").read_text()) == ["O", "B-X"]
+
+
 def test_files_of_ones_own_are_read_and_told(tmp_path, capsys):
     path = tmp_path / "my.tsv"
     path.write_text(

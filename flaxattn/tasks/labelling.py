@@ -20,6 +20,7 @@ from flaxattn.tasks.preparation import TextKind, prepare
 from flaxattn.tasks.reading import tagged_sentences
 from flaxattn.tasks.storing import Loaded
 from flaxattn.tasks.text_task import LabelledRows, TextTask
+from flaxattn.text.normalization import Normalization, normalized
 from flaxattn.text.packing import Batch
 from flaxattn.text.pairs import Pair
 from flaxattn.text.splits import Corpus
@@ -160,6 +161,12 @@ def _read(path: Path, config: TextRun, tell: Tell) -> Iterator[Pair]:
     return tagged_sentences(path, tell, columns, skip_invalid=data.invalid_lines == "skip")
 
 
+def _spelt(text: str, normalization: Normalization) -> str:
+    """Words in that form, as many as there were: what becomes a space within one is left out."""
+    words = ("".join(normalized(word, normalization).split()) for word in text.split(" "))
+    return " ".join(new or old for new, old in zip(words, text.split(" "), strict=True))
+
+
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: round(value, 5) for name, value in values.items()}
 
@@ -171,7 +178,7 @@ def _shown(words: Sequence[str], tags: Sequence[str]) -> str:
     )
 
 
-KIND = TextKind("labelling", _read, _builtin, _encode, _labels_of)
+KIND = TextKind("labelling", _read, _builtin, _encode, _labels_of, normalize=_spelt)
 
 
 def prepared_task(config: TextRun, begun: Path | None, screen: Screen) -> LabellingTask:

@@ -62,6 +62,7 @@ class TextKind:
       labels_of: the labels that a corpus has.
       learned_from: the texts in a pair that a tokenizer is learned from.
       tokenizer: how, as in `Tokenizer.train`.
+      normalize: a text as a tokenizer has it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class TextKind:
     labels_of: Callable[[Corpus], tuple[str, ...]] = lambda corpus: ()
     learned_from: Callable[[Pair], Iterable[str]] = lambda pair: pair[:1]
     tokenizer: dict[str, bool] = dataclasses.field(default_factory=dict)
+    normalize: Callable[[str, Normalization], str] = normalized
 
 
 def prepare(kind: TextKind, config: TextRun, begun: Path | None, screen: Screen) -> Prepared:
@@ -151,7 +153,7 @@ def _corpus(kind: TextKind, config: TextRun, how: Normalization, tell: Tell) -> 
         found = False
         for text, told in pairs:
             found = True
-            yield normalized(text, how), told
+            yield kind.normalize(text, how), told
         if names and not found:
             raise ValueError(f"{option}: no text found in {' and '.join(names)}.")
 
