@@ -34,7 +34,7 @@ def _train(words: list[str]) -> int:
         return train_task(words[0], configs.TASKS[words[0]], words[1:])
     from flaxattn.translation.cli import main
 
-    return main(configs.PRESETS, words, prog="flaxattn train")
+    return main(configs.PRESETS, words, prog="flaxattn train", tasks=[*configs.TASKS])
 
 
 def _run(words: list[str], debug: bool) -> int:

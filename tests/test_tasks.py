@@ -312,5 +312,14 @@ def test_files_of_ones_own_are_read_and_told(tmp_path, capsys):
     assert "Did you mean 'my.tsv'?" in capsys.readouterr().err
 
 
+def test_a_task_that_is_misspelt_and_a_text_in_one_piece_are_told(tmp_path, capsys):
+    assert commands(["train", "langauge"]) == REFUSED
+    assert "Did you mean 'language'?" in capsys.readouterr().err
+    path = tmp_path / "my.txt"
+    path.write_text("A line.\nAnother line.\n" * 40)
+    assert train("language", tmp_path / "run", "--train", path) == REFUSED
+    assert "only 1 texts found" in (err := capsys.readouterr().err) and "--documents lines" in err
+
+
 if __name__ == "__main__":
     sys.exit(train(*sys.argv[1:]))

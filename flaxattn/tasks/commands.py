@@ -103,7 +103,7 @@ class Label:
 class Classify:
     """Gives each text its label, with the probability that the model gives it, and a tab between.
 
-    $ flaxattn classify runs/classification "As for the soup: it was cold."
+    $ flaxattn classify runs/classification "Although the tea was good, the soup was bad."
     $ flaxattn classify runs/classification --input my.txt --all
     """
 

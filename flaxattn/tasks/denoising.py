@@ -16,7 +16,7 @@ import numpy as np
 from flaxattn.tasks.builtin import classification, labelling, language
 from flaxattn.tasks.builtin.draws import Split
 from flaxattn.tasks.config import DenoisingRun, TextRun
-from flaxattn.tasks.documents import cut, read_documents
+from flaxattn.tasks.documents import HINT, cut, read_documents
 from flaxattn.tasks.hiding import hide_tokens
 from flaxattn.tasks.losses import nll_of
 from flaxattn.tasks.preparation import TextKind, prepare
@@ -131,7 +131,9 @@ def builtin_texts(split: Split, count: int) -> Iterable[Pair]:
     return ((text, "") for text, _ in zip(together, range(count), strict=False))
 
 
-KIND = TextKind("denoising", read_documents, builtin_texts, cut, tokenizer={"with_mask": True})
+KIND = TextKind(
+    "denoising", read_documents, builtin_texts, cut, tokenizer={"with_mask": True}, hint=HINT
+)
 
 
 def prepared_task(config: TextRun, begun: Path | None, screen: Screen) -> DenoisingTask:

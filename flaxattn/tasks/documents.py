@@ -12,7 +12,9 @@ from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.text.tokens import Tokens
 from flaxattn.training.screen import Tell
 
-__all__ = ["cut", "pieces_of", "read_documents"]
+__all__ = ["HINT", "cut", "pieces_of", "read_documents"]
+
+HINT = ", or part documents otherwise: --documents lines"
 
 ONE = np.ones(1, np.int32)  # what a row needs of a side that says nothing
 

@@ -12,7 +12,7 @@ from flaxattn.models import shift_right
 from flaxattn.tasks.builtin import language as grammar
 from flaxattn.tasks.builtin.draws import Split
 from flaxattn.tasks.config import SamplingConfig, TextRun
-from flaxattn.tasks.documents import cut, read_documents
+from flaxattn.tasks.documents import HINT, cut, read_documents
 from flaxattn.tasks.generating import generate
 from flaxattn.tasks.losses import nll_of
 from flaxattn.tasks.preparation import TextKind, prepare
@@ -101,6 +101,7 @@ KIND = TextKind(
     builtin=_builtin,
     encode=cut,
     tokenizer={"keep_spaces": True},
+    hint=HINT,
 )
 
 

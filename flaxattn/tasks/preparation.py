@@ -34,6 +34,7 @@ from flaxattn.training.trees import Params
 __all__ = ["Prepared", "TextKind", "prepare"]
 
 SHOWN = 10  # labels
+FEW = 10  # texts, of which a tenth is none
 TEXT = "text"  # the part that models which read both sides of a text have in common
 
 
@@ -62,6 +63,7 @@ class TextKind:
       labels_of: the labels that a corpus has.
       learned_from: the texts in a pair that a tokenizer is learned from.
       tokenizer: how, as in `Tokenizer.train`.
+      hint: what else to do where there are too few texts.
       normalize: a text as a tokenizer has it.
     """
 
@@ -72,6 +74,7 @@ class TextKind:
     labels_of: Callable[[Corpus], tuple[str, ...]] = lambda corpus: ()
     learned_from: Callable[[Pair], Iterable[str]] = lambda pair: pair[:1]
     tokenizer: dict[str, bool] = dataclasses.field(default_factory=dict)
+    hint: str = ""
     normalize: Callable[[str, Normalization], str] = normalized
 
 
@@ -159,6 +162,11 @@ def _corpus(kind: TextKind, config: TextRun, how: Normalization, tell: Tell) -> 
 
     valid, test = [*read("--valid", data.valid)], [*read("--test", data.test)]
     train = StoredPairs([read("--train", data.train)], folder)
+    if len(train) < FEW and not (data.valid and data.test):
+        raise ValueError(
+            f"--train: only {len(train)} texts found in {' and '.join(data.train)}, too few to "
+            f"hold some out. Name files with --valid and --test{kind.hint}."
+        )
     return completed(Corpus(train, valid, test), data.held_out, tell)
 
 

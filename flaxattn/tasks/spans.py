@@ -15,7 +15,7 @@ from flaxattn.models import EncoderDecoder
 from flaxattn.search import SpecialTokens
 from flaxattn.tasks.config import SpansRun, TextRun
 from flaxattn.tasks.denoising import builtin_texts
-from flaxattn.tasks.documents import pieces_of, read_documents
+from flaxattn.tasks.documents import HINT, pieces_of, read_documents
 from flaxattn.tasks.hiding import hide_spans
 from flaxattn.tasks.preparation import TextKind, prepare
 from flaxattn.tasks.rules import EXPORTED
@@ -139,7 +139,9 @@ def _encode(pairs: list[Pair], tokenizer: Tokenizer, labels: object, length: int
     return Tokens.of(pieces, pieces)
 
 
-KIND = TextKind("spans", read_documents, builtin_texts, _encode, tokenizer={"with_mask": True})
+KIND = TextKind(
+    "spans", read_documents, builtin_texts, _encode, tokenizer={"with_mask": True}, hint=HINT
+)
 
 
 def prepared_task(config: TextRun, begun: Path | None, screen: Screen) -> SpansTask:

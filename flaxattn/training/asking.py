@@ -70,18 +70,24 @@ class Asked(Generic[Config]):
 
 
 def asked(
-    presets: Mapping[str, Config], words: Sequence[str], *, prog: str, about: str
+    presets: Mapping[str, Config],
+    words: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    others: Sequence[str] = (),
 ) -> Asked[Config]:
     """What the words say: the name of a preset, or none for the first, and options.
 
     Args:
       about: the beginning of the help, with `{prog}` in it.
+      others: what else might have been meant in the place of a preset.
 
     Raises:
       ValueError that names the word or option at fault; SystemExit for help.
     """
     words = list(words)
-    name = _take_preset(words, list(presets))
+    name = _take_preset(words, list(presets), others)
     preset = presets[name]
     told = {"prog": prog, "presets": ", ".join(presets), "preset": name, "exit_codes": EXIT_CODES}
     fields: list[Any] = [("config", type(preset)), ("how", HowToRun, HowToRun())]
@@ -97,12 +103,12 @@ def asked(
     return Asked(at_home(command.config), preset, given(words), command.how)
 
 
-def _take_preset(words: list[str], names: list[str]) -> str:
+def _take_preset(words: list[str], names: list[str], others: Sequence[str]) -> str:
     if not words or words[0].startswith("-"):
         return names[0]
     name = words.pop(0)
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
+        near = difflib.get_close_matches(name, [*names, *others], 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no preset is called {name!r}; there are {', '.join(names)}.{hint}")
     return name

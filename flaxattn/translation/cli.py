@@ -32,6 +32,7 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     prog: str = "train.py",
+    tasks: Sequence[str] = (),
 ) -> int:
     """Runs what the command line says; returns the exit code.
 
@@ -39,15 +40,18 @@ def main(
       presets: by name; the first is the default.
       arguments: default: those of the process.
       prog: what the command is called.
+      tasks: the names of others that it knows.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with sturdy_streams(output=True), warnings_told(Screen()):
-        return exit_code(lambda: _train(presets, words, prog), debug="--debug" in words)
+        return exit_code(lambda: _train(presets, words, prog, tasks), debug="--debug" in words)
 
 
-def _train(presets: Mapping[str, RunConfig], words: list[str], prog: str) -> None:
+def _train(
+    presets: Mapping[str, RunConfig], words: list[str], prog: str, tasks: Sequence[str]
+) -> None:
     check_words(words)
-    command = asked(presets, words, prog=prog, about=ABOUT)
+    command = asked(presets, words, prog=prog, about=ABOUT, others=tasks)
     check_sampling(command.config.decoding, command.preset.decoding)
     config, remarks = completed(command.config, command.preset, command.given)
     run(config, remarks=remarks, **command.how.options())
