@@ -37,7 +37,7 @@ class ClassificationTask(TextTask):
     name = "classification"
     unit, shown = "texts", ("accuracy",)
 
-    def rows(self, pairs: Batch) -> LabelledRows:
+    def rows(self, pairs: Batch, draw: object) -> LabelledRows:
         """`labels` `[R, L]` has that of a row's first text first, and so on."""
         return LabelledRows(pairs.source, pairs.source_segment_ids, pairs.target)
 

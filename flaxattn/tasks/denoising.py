@@ -20,7 +20,7 @@ from flaxattn.tasks.documents import HINT, cut, read_documents
 from flaxattn.tasks.hiding import hide_tokens
 from flaxattn.tasks.losses import nll_of
 from flaxattn.tasks.preparation import TextKind, prepare
-from flaxattn.tasks.text_task import LabelledRows, TextTask
+from flaxattn.tasks.text_task import TRAINED, LabelledRows, TextTask
 from flaxattn.text.packing import Batch
 from flaxattn.text.pairs import Pair
 from flaxattn.text.subword_dropout import SPACE
@@ -30,8 +30,7 @@ from flaxattn.training.trees import Params
 
 __all__ = ["DenoisingTask", "builtin_texts", "prepared_task"]
 
-TRAINED, VALIDATED, TESTED = range(3)  # what a draw is for, beside seed and step
-ALWAYS = 0  # the step of masks that do not change
+ALWAYS = 0  # in the place of a draw, for masks that do not change
 
 
 class DenoisingTask(TextTask):
@@ -41,19 +40,12 @@ class DenoisingTask(TextTask):
     unit, shown = "hidden_tokens", ("accuracy",)
     config: DenoisingRun
 
-    def batch(self, step: int) -> LabelledRows:
-        rows = self.prepared.train.batch(step)
-        if self.config.training.static_masks:
-            return self._hidden_by_text(rows)
-        return self._hidden(rows, (TRAINED, step))
-
-    def valid_batches(self) -> list[LabelledRows]:
-        batches = self.prepared.valid.all_batches()
-        return [self._hidden(rows, (VALIDATED, i)) for i, rows in enumerate(batches)]
-
-    def test_batches(self) -> list[LabelledRows]:
-        batches = self.prepared.test.all_batches()
-        return [self._hidden(rows, (TESTED, i)) for i, rows in enumerate(batches)]
+    def rows(self, pairs: Batch, draw: tuple[int, int]) -> LabelledRows:
+        if self.config.training.static_masks and draw[0] == TRAINED:
+            return self._hidden_by_text(pairs)
+        rng = np.random.default_rng([self.config.training.seed, *draw])
+        tokens, labels = hide_tokens(pairs.source, rng=rng, **self._how())
+        return LabelledRows(tokens, pairs.source_segment_ids, labels)
 
     def loss(self, params: Params, batch: LabelledRows, key: jax.Array | None) -> Sums:
         logits, hidden = self.logits(params, batch, key), batch.labels > 0
@@ -91,12 +83,6 @@ class DenoisingTask(TextTask):
             f"{means['accuracy']:.2%} of hidden tokens told, perplexity {means['perplexity']:.2f}"
         )
         return Tested(values, headline=said)
-
-    def _hidden(self, rows: Batch, draw: tuple[int, int]) -> LabelledRows:
-        """Rows in which tokens are hidden, as of (what for, step)."""
-        rng = np.random.default_rng([self.config.training.seed, *draw])
-        tokens, labels = hide_tokens(rows.source, rng=rng, **self._how())
-        return LabelledRows(tokens, rows.source_segment_ids, labels)
 
     def _hidden_by_text(self, rows: Batch) -> LabelledRows:
         """Rows in which the same tokens of a text are hidden whenever it comes."""

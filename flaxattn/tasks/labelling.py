@@ -41,7 +41,7 @@ class LabellingTask(TextTask):
     name = "labelling"
     unit, shown = "words", ("accuracy",)
 
-    def rows(self, pairs: Batch) -> LabelledRows:
+    def rows(self, pairs: Batch, draw: object) -> LabelledRows:
         return LabelledRows(pairs.source, pairs.source_segment_ids, pairs.target)
 
     def loss(self, params: Params, batch: LabelledRows, key: jax.Array | None) -> Sums:

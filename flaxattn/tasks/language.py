@@ -43,7 +43,7 @@ class LanguageTask(TextTask):
     name = "language"
     unit, shown = "tokens", ("bits_per_byte",)
 
-    def rows(self, pairs: Batch) -> Rows:
+    def rows(self, pairs: Batch, draw: object) -> Rows:
         return Rows(pairs.source, pairs.source_segment_ids)
 
     def loss(self, params: Params, batch: Rows, key: jax.Array | None) -> Sums:

@@ -38,7 +38,6 @@ from flaxattn.translation.trained.loading import Loaded
 __all__ = ["SpansTask", "prepared_task"]
 
 ROOM = 8  # tokens that a sample may be longer than the text
-TRAINED, VALIDATED, TESTED = range(3)  # what a draw is for, beside seed and step
 
 
 class SpansTask(TextTask):
@@ -48,16 +47,20 @@ class SpansTask(TextTask):
     unit, shown = "target_tokens", ("accuracy",)
     config: SpansRun
 
-    def batch(self, step: int) -> Batch:
-        return self._hidden(self.prepared.train.batch(step), (TRAINED, step))
-
-    def valid_batches(self) -> list[Batch]:
-        batches = self.prepared.valid.all_batches()
-        return [self._hidden(rows, (VALIDATED, i)) for i, rows in enumerate(batches)]
-
-    def test_batches(self) -> list[Batch]:
-        batches = self.prepared.test.all_batches()
-        return [self._hidden(rows, (TESTED, i)) for i, rows in enumerate(batches)]
+    def rows(self, pairs: Batch, draw: tuple[int, int]) -> Batch:
+        """Rows in whose sources spans are hidden."""
+        rng = np.random.default_rng([self.config.training.seed, *draw])
+        mask_id, rate = self.prepared.tokenizer.mask_id, self.config.training.mask_rate
+        assert mask_id is not None
+        source, segment_ids = np.zeros_like(pairs.source), np.zeros_like(pairs.source)
+        for row, segments in enumerate(pairs.source_segment_ids):
+            end = 0
+            for segment in range(1, segments.max() + 1):
+                ids = hide_spans(pairs.source[row, segments == segment], rate, rng, mask_id=mask_id)
+                source[row, end : end + len(ids)] = ids
+                segment_ids[row, end : end + len(ids)] = segment
+                end += len(ids)
+        return pairs._replace(source=source, source_segment_ids=segment_ids)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         model, bos_id = self.prepared.module, self.prepared.tokenizer.bos_id
@@ -116,21 +119,6 @@ class SpansTask(TextTask):
         model = self.prepared.module
         assert isinstance(model, EncoderDecoder)
         export(folder / EXPORTED, Loaded(model, params, self.prepared.tokenizer), result={})
-
-    def _hidden(self, rows: Batch, draw: tuple[int, int]) -> Batch:
-        """Rows in whose sources spans are hidden, as of (what for, step)."""
-        rng = np.random.default_rng([self.config.training.seed, *draw])
-        mask_id, rate = self.prepared.tokenizer.mask_id, self.config.training.mask_rate
-        assert mask_id is not None
-        source, segment_ids = np.zeros_like(rows.source), np.zeros_like(rows.source)
-        for row, segments in enumerate(rows.source_segment_ids):
-            end = 0
-            for segment in range(1, segments.max() + 1):
-                ids = hide_spans(rows.source[row, segments == segment], rate, rng, mask_id=mask_id)
-                source[row, end : end + len(ids)] = ids
-                segment_ids[row, end : end + len(ids)] = segment
-                end += len(ids)
-        return rows._replace(source=source, source_segment_ids=segment_ids)
 
 
 def _encode(pairs: list[Pair], tokenizer: Tokenizer, labels: object, length: int) -> Tokens:

@@ -20,7 +20,9 @@ from flaxattn.training.task import Batch, Sums
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
-__all__ = ["LabelledRows", "Rows", "TextTask"]
+__all__ = ["TRAINED", "LabelledRows", "Rows", "TextTask"]
+
+TRAINED, VALIDATED, TESTED = range(3)  # what a batch is for
 
 
 class Rows(NamedTuple):
@@ -64,14 +66,16 @@ class TextTask:
         return digests_of(self.prepared.corpus, self.prepared.train.order)
 
     def batch(self, step: int) -> Batch:
-        return self.rows(self.prepared.train.batch(step))
+        return self.rows(self.prepared.train.batch(step), (TRAINED, step))
 
     def valid_batches(self) -> list[Batch]:
-        return [*map(self.rows, self.prepared.valid.all_batches())]
+        batches = self.prepared.valid.all_batches()
+        return [self.rows(pairs, (VALIDATED, i)) for i, pairs in enumerate(batches)]
 
     def test_batches(self) -> list[Batch]:
         """The batches of the test split."""
-        return [*map(self.rows, self.prepared.test.all_batches())]
+        batches = self.prepared.test.all_batches()
+        return [self.rows(pairs, (TESTED, i)) for i, pairs in enumerate(batches)]
 
     def test_sums(self, params: Params) -> Any:
         """The sums of the loss over the test split, on no device."""
@@ -83,9 +87,13 @@ class TextTask:
         """As `flaxattn.training.task.Task` has it."""
         raise NotImplementedError
 
-    def rows(self, pairs: PackedBatch) -> Batch:
-        """What of packed pairs of ids the loss takes."""
-        return pairs
+    def rows(self, pairs: PackedBatch, draw: tuple[int, int]) -> Batch:
+        """What of packed pairs of ids the loss takes.
+
+        Args:
+          draw: what for and which batch of it, beside the seed all that what is random depends on.
+        """
+        raise NotImplementedError
 
     def logits(
         self, params: Params, batch: Rows | LabelledRows, key: jax.Array | None
