@@ -13,6 +13,7 @@ import tempfile
 # A program that one test has compiled is there for the others, and for processes that tests start.
 # Set before jax is imported, and by the first process of pytest for all of them.
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+FEW = 2  # cases, of `--few`
 MADE_HERE = PROGRAMS not in os.environ
 if MADE_HERE:
     os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="flaxattn-tests-")
@@ -37,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--each", action="store_true", help="run all tests, but few cases of those marked thorough"
     )
+    parser.addoption(
+        "--few", action="store_true", help=f"of those that are run {FEW} cases of each at most"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,12 +56,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--thorough") or any("::" in word for word in config.args):
         return
     least = 1 if config.getoption("--each") else 0
+    most = FEW if config.getoption("--few") else len(items)
     cases: collections.Counter[str] = collections.Counter()
     kept, left_out = [], []
     for item in items:
         mark = item.get_closest_marker("thorough")
         test = item.nodeid.partition("[")[0]
         quick = mark is None or cases[test] < max(least, mark.kwargs.get("quick", 0))
+        quick = quick and cases[test] < most
         cases[test] += 1
         (kept if quick else left_out).append(item)
     if config.getoption("--rest"):
