@@ -13,13 +13,13 @@ from run_cases import SMALL, contents, decode_to, prepared_by, record_states, ti
 
 import flaxattn.training.run as run_module
 from flaxattn.text.tokenizer import Tokenizer
+from flaxattn.training.architecture import check_architecture
 from flaxattn.training.interruption import InterruptedRun
 from flaxattn.training.parameters.freezing import held, labels, path_of
 from flaxattn.training.storage.adapter import with_adapter
 from flaxattn.training.storage.layout import ADAPTER
 from flaxattn.training.train_step import make_optimizer
 from flaxattn.translation.config import TranslationTraining
-from flaxattn.translation.preparation import check_architecture
 from flaxattn.translation.text import builtin
 from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.loading import load, load_run

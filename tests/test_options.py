@@ -8,13 +8,14 @@ from run_cases import tiny
 
 from configs import PRESETS
 from flaxattn import EncoderDecoderConfig
+from flaxattn.training.architecture import starting_from
 from flaxattn.training.config import to_json
 from flaxattn.training.continuing import Kept
 from flaxattn.training.counts import going_on, scaled
 from flaxattn.translation import cli
 from flaxattn.translation.cli import main
 from flaxattn.translation.config import DataConfig, RunConfig, TranslationTraining
-from flaxattn.translation.options import own_paths, starting_from
+from flaxattn.translation.options import own_paths
 
 
 @pytest.fixture

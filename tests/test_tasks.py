@@ -140,6 +140,11 @@ def test_a_model_is_exported_by_the_command_as_by_the_run(ended, tmp_path):
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_model_of_hidden_spans_is_one_of_translation_already(ended, tmp_path, capsys):
+    assert commands(["export", str(ended("spans")), str(tmp_path / "model")]) == REFUSED
+    assert "is an exported model already" in capsys.readouterr().err
+
+
 def test_what_is_written_depends_on_the_seed_alone_and_comes_in_pieces(ended, capsys):
     loaded = load(ended("language"))
     texts = [

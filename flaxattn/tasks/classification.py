@@ -28,7 +28,7 @@ from flaxattn.training.screen import Screen, Tell
 from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
 
-__all__ = ["KIND", "ClassificationTask", "classify", "prepared_task"]
+__all__ = ["ClassificationTask", "classify", "prepared_task"]
 
 
 class ClassificationTask(TextTask):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from flaxattn.tasks.config import SamplingConfig
+from flaxattn.tasks.rules import EXPORTED
 from flaxattn.text.opening import opened_text
 from flaxattn.text.streaming import chunks
 from flaxattn.training.screen import printable
@@ -138,11 +139,15 @@ class Export(ExportTranslator):
 
     def run(self) -> None:
         """Writes the folder, or refuses."""
-        from flaxattn.tasks.storing import export, is_of_task, load
+        from flaxattn.tasks.storing import export, load, task_of
 
-        if not is_of_task(self.run_folder):
+        task = task_of(self.run_folder)
+        if task is None:
             super().run()
             return
+        if task == "spans":  # whose model is one of translation
+            path = self.run_folder / EXPORTED
+            raise ValueError(f"{path} is an exported model already; copy it.")
         from flaxattn.training.record import is_outdated, run_name
 
         path = self.run_folder / RESULT

@@ -19,6 +19,7 @@ from flaxattn.tasks.config import DenoisingRun, TextRun
 from flaxattn.tasks.documents import HINT, cut, read_documents
 from flaxattn.tasks.hiding import hide_tokens
 from flaxattn.tasks.losses import nll_of
+from flaxattn.tasks.predicting import logits_of
 from flaxattn.tasks.preparation import TextKind, prepare
 from flaxattn.tasks.text_task import TRAINED, LabelledRows, TextTask
 from flaxattn.text.packing import Batch
@@ -64,11 +65,11 @@ class DenoisingTask(TextTask):
     def samples(self, params: Params) -> Iterator[Mapping[str, str]]:
         """Validation texts with tokens hidden, and with what the model puts in their places."""
         batch, tokenizer = self.valid_batches()[0], self.prepared.tokenizer
+        loaded = self.loaded(params)
         for i in range(min(self.config.training.samples, len(batch.tokens))):
-            row = LabelledRows(*(x[i : i + 1] for x in batch))
-            guessed = np.asarray(self.logits(params, row, None))[0].argmax(axis=-1)
-            tokens, _, labels = (x[0, row.segment_ids[0] == 1] for x in row)
-            told = np.where(labels > 0, guessed[: len(labels)], tokens)
+            tokens, _, labels = (x[i, batch.segment_ids[i] == 1] for x in batch)
+            (logits,) = logits_of(loaded.module, loaded.params, [tokens])
+            told = np.where(labels > 0, logits.argmax(axis=-1), tokens)
             shown = "".join(tokenizer.pieces(tokens.tolist()))
             yield {
                 "hidden": shown.replace(SPACE, " "),

@@ -30,7 +30,7 @@ from flaxattn.training.screen import Screen, Tell
 from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
 
-__all__ = ["KIND", "LabellingTask", "label", "prepared_task"]
+__all__ = ["LabellingTask", "label", "prepared_task"]
 
 OUTSIDE = "O"
 

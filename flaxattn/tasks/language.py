@@ -23,7 +23,7 @@ from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums, Tested
 from flaxattn.training.trees import Params
 
-__all__ = ["KIND", "LanguageTask", "prepared_task"]
+__all__ = ["LanguageTask", "prepared_task"]
 
 BEGINNING = 5  # tokens of a sample that are given
 

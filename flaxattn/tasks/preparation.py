@@ -61,7 +61,6 @@ class TextKind:
       builtin: so many pairs of a split of the built-in corpus.
       encode: pairs as ids of both; no id is below 0.
       labels_of: the labels that a corpus has.
-      learned_from: the texts in a pair that a tokenizer is learned from.
       tokenizer: how, as in `Tokenizer.train`.
       hint: what else to do where there are too few texts.
       normalize: a text as a tokenizer has it.
@@ -72,7 +71,6 @@ class TextKind:
     builtin: Callable[[Split, int], Iterable[Pair]]
     encode: Callable[[list[Pair], Tokenizer, tuple[str, ...], int], Tokens]
     labels_of: Callable[[Corpus], tuple[str, ...]] = lambda corpus: ()
-    learned_from: Callable[[Pair], Iterable[str]] = lambda pair: pair[:1]
     tokenizer: dict[str, bool] = dataclasses.field(default_factory=dict)
     hint: str = ""
     normalize: Callable[[str, Normalization], str] = normalized
@@ -171,9 +169,8 @@ def _corpus(kind: TextKind, config: TextRun, how: Normalization, tell: Tell) -> 
 
 
 def _learned(kind: TextKind, config: TextRun, corpus: Corpus) -> Tokenizer:
-    texts = itertools.chain.from_iterable(map(kind.learned_from, sample(corpus.train)))
     return Tokenizer.train(
-        (line for text in texts for line in text.split("\n")),
+        (line for text, _ in sample(corpus.train) for line in text.split("\n")),
         config.model.vocab_size,
         character_coverage=config.data.character_coverage,
         normalization=config.data.normalization,

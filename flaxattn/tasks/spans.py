@@ -63,9 +63,8 @@ class SpansTask(TextTask):
         return pairs._replace(source=source, source_segment_ids=segment_ids)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
-        model, bos_id = self.prepared.module, self.prepared.tokenizer.bos_id
-        assert isinstance(model, EncoderDecoder)
-        return batch_loss(model, params, batch, bos_id=bos_id, dropout_key=key)
+        bos_id = self.prepared.tokenizer.bos_id
+        return batch_loss(self._model, params, batch, bos_id=bos_id, dropout_key=key)
 
     def means(self, sums: Sums) -> dict[str, float]:
         return means(sums)
@@ -88,14 +87,13 @@ class SpansTask(TextTask):
 
     def _written(self, params: Params, source: np.ndarray, most: int) -> list[int]:
         """The likeliest tokens, one after another."""
-        model, tokenizer = self.prepared.module, self.prepared.tokenizer
-        assert isinstance(model, EncoderDecoder)
+        tokenizer = self.prepared.tokenizer
         ids = SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
         cells = 1 << (max(source.shape[1], most) - 1).bit_length()
         source = np.pad(source, ((0, 0), (0, cells - source.shape[1])))
         one = np.array([most], np.int32)
         found = decode(
-            model,
+            self._model,
             params,
             source,
             one,
@@ -116,9 +114,13 @@ class SpansTask(TextTask):
 
     def export(self, params: Params, folder: Path, result: Mapping[str, Any]) -> None:
         """Writes it as a model of translation, from which training to translate can start."""
-        model = self.prepared.module
-        assert isinstance(model, EncoderDecoder)
-        export(folder / EXPORTED, Loaded(model, params, self.prepared.tokenizer), result={})
+        loaded = Loaded(self._model, params, self.prepared.tokenizer)
+        export(folder / EXPORTED, loaded, result={})
+
+    @property
+    def _model(self) -> EncoderDecoder:
+        assert isinstance(self.prepared.module, EncoderDecoder)
+        return self.prepared.module
 
 
 def _encode(pairs: list[Pair], tokenizer: Tokenizer, labels: object, length: int) -> Tokens:

@@ -31,7 +31,7 @@ from flaxattn.training.storage.weights import (
 )
 from flaxattn.training.trees import Params
 
-__all__ = ["Loaded", "architecture", "export", "is_of_task", "labels_of", "load", "to_labels"]
+__all__ = ["Loaded", "architecture", "export", "labels_of", "load", "task_of", "to_labels"]
 
 FORMAT, FORMAT_VERSION = "flaxattn task", 1
 WEIGHTS, CARD = "model.safetensors", "README.md"
@@ -101,11 +101,11 @@ def load(folder: Path) -> Loaded:
     return _load_run(folder)
 
 
-def is_of_task(folder: Path) -> bool:
-    """Whether a folder holds a run of one of these tasks; False for whatever cannot be read."""
+def task_of(folder: Path) -> str | None:
+    """Of which of these tasks the run in a folder is; None for whatever else is there."""
     with contextlib.suppress(ValueError, OSError):
-        return read_sealed(folder / CONFIG).get("task") in RULES
-    return False
+        return _task_of_run(folder)
+    return None
 
 
 def architecture(folder: Path) -> Architecture:
@@ -117,7 +117,7 @@ def architecture(folder: Path) -> Architecture:
     exported = folder if (folder / MANIFEST).exists() else folder / EXPORTED
     if exported.exists():
         return _described(exported)[1]
-    task = _known_task(read_sealed(folder / CONFIG).get("task"), folder / CONFIG)
+    task = _task_of_run(folder)
     found: Architecture = read_config(folder, RULES[task]).model
     return found
 
@@ -177,7 +177,7 @@ def _load_run(folder: Path) -> Loaded:
                 f"{folder}: no {name} in this folder; expected the folder of a model, or of a run "
                 "that has been validated at least once."
             )
-    task = _known_task(read_sealed(folder / CONFIG).get("task"), folder / CONFIG)
+    task = _task_of_run(folder)
     config = read_config(folder, RULES[task])
     tokenizer, labels = Tokenizer.load(folder / TOKENIZER), labels_of(folder / LABELS)
     architecture = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
@@ -189,6 +189,10 @@ def _load_run(folder: Path) -> Loaded:
     params = kept_model(folder, config.training, places, axes_of(init), run_name(folder))
     length = config.training.sequence_length
     return Loaded(task, architecture, params, tokenizer, length, labels)
+
+
+def _task_of_run(folder: Path) -> str:
+    return _known_task(read_sealed(folder / CONFIG).get("task"), folder / CONFIG)
 
 
 def _known_task(task: object, path: Path) -> str:

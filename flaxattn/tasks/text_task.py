@@ -1,5 +1,6 @@
 """What all tasks on texts answer alike to what training asks."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ class LabelledRows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTask:
+class TextTask(abc.ABC):
     """Part of a `flaxattn.training.task.Task`; what is learned is for each task to say."""
 
     config: TextRun
@@ -83,17 +84,17 @@ class TextTask:
         sums = [jax.device_get(loss(params, batch)) for batch in self.test_batches()]
         return jax.tree.map(lambda *parts: np.sum(parts), *sums)
 
+    @abc.abstractmethod
     def loss(self, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
         """As `flaxattn.training.task.Task` has it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def rows(self, pairs: PackedBatch, draw: tuple[int, int]) -> Batch:
         """What of packed pairs of ids the loss takes.
 
         Args:
           draw: what for and which batch of it, beside the seed all that what is random depends on.
         """
-        raise NotImplementedError
 
     def logits(
         self, params: Params, batch: Rows | LabelledRows, key: jax.Array | None
@@ -113,12 +114,12 @@ class TextTask:
         export(folder / EXPORTED, self.loaded(params), result=result, name=result["run"])
 
     def loaded(self, params: Params) -> Loaded:
-        """The model as one who uses it has it."""
-        prepared = self.prepared
+        """The model as one who uses it has it, on one device."""
+        prepared, device = self.prepared, jax.local_devices()[0]
         return Loaded(
             self.name,
             prepared.module.config,
-            jax.tree.map(np.asarray, params),
+            jax.device_put(params, device),
             prepared.tokenizer,
             self.config.training.sequence_length,
             prepared.labels,

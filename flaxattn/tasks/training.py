@@ -1,6 +1,5 @@
 """`flaxattn train TASK`: the command line of training for each task."""
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +8,10 @@ from typing import NamedTuple
 
 from flaxattn.tasks import classification, denoising, labelling, language, spans
 from flaxattn.tasks.config import TextRun
-from flaxattn.tasks.modules import Architecture
 from flaxattn.tasks.rules import RULES
 from flaxattn.tasks.storing import architecture
 from flaxattn.text.arguments import check_words
-from flaxattn.training.architecture import starting_from
+from flaxattn.training.architecture import started
 from flaxattn.training.asking import Asked, asked
 from flaxattn.training.counts import fitted
 from flaxattn.training.ending import exit_code
@@ -119,13 +117,6 @@ def _completed(task: str, command: Asked[TextRun]) -> tuple[TextRun, list[str]]:
     start = config.training.init_from
     if not start:
         return config, remarks
-    known = kept.config.model if kept else _architecture(start)
-    model = starting_from(config.model, known, start, command.given) if known else config.model
+    known = kept.config.model if kept else None
+    model = started(config.model, architecture, start, kept=known, given=command.given)
     return dataclasses.replace(config, model=model), remarks
-
-
-def _architecture(folder: str) -> Architecture | None:
-    """That of a model; None where nothing can be read, which is told of when it is needed."""
-    with contextlib.suppress(ValueError, OSError):
-        return architecture(Path(folder))
-    return None

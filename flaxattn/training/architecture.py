@@ -1,15 +1,43 @@
 """The architecture of a model that starts from another's parameters: which fields are decided."""
 
+import contextlib
 import dataclasses
-from collections.abc import Set
+from collections.abc import Callable, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["check_architecture", "starting_from"]
+__all__ = ["check_architecture", "started", "starting_from"]
 
 Model = TypeVar("Model", bound="DataclassInstance")
+
+
+def started(
+    model: Model,
+    read: Callable[[Path], Model],
+    folder: str,
+    *,
+    kept: Model | None,
+    given: Set[str],
+) -> Model:
+    """`model` as it becomes where training starts from the one in a folder.
+
+    Args:
+      read: gives the architecture of the model in a folder; where it cannot, that is told of when
+        the parameters are needed.
+      folder: of `--init-from`.
+      kept: the architecture of the run itself, if it has begun.
+      given: the names of the fields that were given.
+
+    Raises:
+      ValueError as `starting_from`.
+    """
+    known = kept
+    with contextlib.suppress(ValueError, OSError):
+        known = known or read(Path(folder))
+    return starting_from(model, known, folder, given) if known else model
 
 
 def starting_from(model: Model, start: Model, folder: str, given: Set[str]) -> Model:

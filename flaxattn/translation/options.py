@@ -1,13 +1,11 @@
 """From the options that were given to a whole configuration: what the others become."""
 
-import contextlib
 import dataclasses
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from flaxattn.models import EncoderDecoderConfig
-from flaxattn.training.architecture import starting_from
+from flaxattn.training.architecture import started
 from flaxattn.training.counts import fitted
 from flaxattn.translation.config import DataConfig, RunConfig, is_weight
 from flaxattn.translation.rules import RULES
@@ -33,8 +31,8 @@ def completed(config: RunConfig, preset: RunConfig, given: Set[str]) -> tuple[Ru
     config, remarks, kept = fitted(config, preset, given, RULES)
     model = config.model
     if start := config.training.init_from:
-        known = kept.config.model if kept else _architecture(start)
-        model = starting_from(model, known, start, given) if known else model
+        known = kept.config.model if kept else None
+        model = started(model, architecture, start, kept=known, given=given)
     data = own_paths(config.data, given)
     return dataclasses.replace(config, model=model, data=data), remarks
 
@@ -56,10 +54,3 @@ def own_paths(data: DataConfig, given: Set[str]) -> DataConfig:
         if split not in given
     }
     return dataclasses.replace(data, data_dir=".", **others)
-
-
-def _architecture(folder: str) -> EncoderDecoderConfig | None:
-    """That of a model; None where nothing can be read, which is told of when it is needed."""
-    with contextlib.suppress(ValueError, OSError):
-        return architecture(Path(folder))
-    return None
