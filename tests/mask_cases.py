@@ -44,9 +44,15 @@ def pair(name, *arguments):
 
 
 def where_older(ages):
+    """A rule of one's own takes any position; what its array holds there, JAX's indexing says."""
+
     def rule(b, n):
         age = one_of_many(ages, 1, b, n)
-        return lambda t, s: age[t] >= age[s]
+
+        def at(i):
+            return age[min(max(i + LONGEST if i < 0 else i, 0), LONGEST - 1)]
+
+        return lambda t, s: at(t) >= at(s)
 
     return Pair(where(older, ages), rule)
 

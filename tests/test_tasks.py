@@ -1,5 +1,7 @@
 """What the engine promises, for every task: to resume, to tell damage, to spread, to be used."""
 
+import contextlib
+import io
 import json
 import signal
 import sys
@@ -51,13 +53,17 @@ def train(name, folder, *words):
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A run of each task, trained when it is first asked for."""
+    """A run of each task, trained when first asked for, silently: tests read what is printed."""
     folders = {}
 
     def run(name):
         if name not in folders:
             folder = tmp_path_factory.mktemp("tasks") / name
-            with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            with (
+                jax.numpy_dtype_promotion("standard"),
+                jax.numpy_rank_promotion("allow"),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
                 assert train(name, folder) == 0
             folders[name] = folder
         return folders[name]
@@ -189,7 +195,7 @@ def test_labels_are_the_same_however_sentences_are_batched(ended, capsys, tmp_pa
     assert lines == [f"{w}\t{t}" for w, t in zip(sentences[0], together[0], strict=True)] + [""]
 
 
-def test_classes_are_the_same_however_texts_are_batched(ended, capsys, monkeypatch):
+def test_classes_are_the_same_however_texts_are_batched(ended, capsys):
     loaded = load(ended("classification"))
     texts = ["As for the soup: it was cold.", "", "As for the bed: " + "it was old and " * 60]
     together = classify(loaded, texts)
