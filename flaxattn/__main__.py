@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:  # so late that help comes soon
-    from flaxattn.translation.commands import Export, Score, Translate
+    from flaxattn.translation.commands.export import Export
+    from flaxattn.translation.commands.score import Score
+    from flaxattn.translation.commands.translate import Translate
 
 __all__ = ["main"]
 
@@ -40,7 +42,7 @@ def _train(words: list[str]) -> int:
 def _run(words: list[str], debug: bool) -> int:
     from flaxattn.training.ending import exit_code
     from flaxattn.training.screen import sturdy_streams, warnings_told
-    from flaxattn.translation.commands import SCREEN
+    from flaxattn.translation.commands.screen import SCREEN
 
     with sturdy_streams(output=False), warnings_told(SCREEN):
         return exit_code(lambda: _parse(words).run(), debug=debug)
@@ -57,7 +59,7 @@ def _configs() -> ModuleType:
 def _parse(words: list[str]) -> "Translate | Score | Export":
     """The command; how a model is decoded by default is known when its folder is."""
     from flaxattn.text.arguments import check_words
-    from flaxattn.translation.commands import Translate, kept_decoding
+    from flaxattn.translation.commands.translate import Translate, kept_decoding
     from flaxattn.translation.config import check_sampling
 
     check_words(words)
@@ -78,7 +80,8 @@ def _command(
     from flaxattn.tasks.commands import Classify, Export, Generate, Label
     from flaxattn.text.arguments import paths_at_home
     from flaxattn.training.command_line import parsed
-    from flaxattn.translation.commands import Score, Train
+    from flaxattn.translation.commands.score import Score
+    from flaxattn.translation.commands.train import Train
 
     of_translation = {"translate": translate, "score": Score, "export": Export}
     of_tasks = {"generate": Generate, "label": Label, "classify": Classify}

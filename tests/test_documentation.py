@@ -184,7 +184,7 @@ def parse(program, words):
     from configs import PRESETS, TASKS
     from flaxattn.__main__ import _command
     from flaxattn.training.asking import asked
-    from flaxattn.translation.commands import Translate
+    from flaxattn.translation.commands.translate import Translate
 
     words = list(words)
     if program == "train.py" or words[:1] == ["train"]:

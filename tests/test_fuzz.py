@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from configs import PRESETS
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.manifest import DamagedError, seal, verify
-from flaxattn.translation.commands import kept_decoding
+from flaxattn.translation.commands.translate import kept_decoding
 from flaxattn.translation.config import DataConfig
 from flaxattn.translation.rules import RULES
 from flaxattn.translation.text.corpus import read_pairs

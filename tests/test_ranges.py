@@ -21,7 +21,9 @@ from flaxattn.training.asking import HowToRun
 from flaxattn.training.config import from_json, to_json
 from flaxattn.training.storage.weights import read_weights, write_weights
 from flaxattn.translation.cli import main
-from flaxattn.translation.commands import Export, Score, Translate
+from flaxattn.translation.commands.export import Export
+from flaxattn.translation.commands.score import Score
+from flaxattn.translation.commands.translate import Translate
 from flaxattn.translation.config import DataConfig, DecodingConfig, RunConfig, TranslationTraining
 
 PARTS = {

@@ -22,7 +22,7 @@ from flaxattn.training.record import run_name
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.checkpoints import Checkpoints
 from flaxattn.training.train_step import init_state, make_optimizer
-from flaxattn.translation.commands import kept_decoding
+from flaxattn.translation.commands.translate import kept_decoding
 from flaxattn.translation.preparation import init_params
 from flaxattn.translation.rules import RULES
 from flaxattn.translation.trained import loading

@@ -293,7 +293,7 @@ def test_what_is_read_is_not_written_under_any_name(
     else:
         words += [guise("mine.html")]
         monkeypatch.setattr(
-            "flaxattn.translation.commands.STDIN", os.open("mine.html", os.O_RDONLY)
+            "flaxattn.translation.commands.translate.STDIN", os.open("mine.html", os.O_RDONLY)
         )
     before = contents(texts)
     assert main(words) == 2

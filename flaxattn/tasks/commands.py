@@ -16,8 +16,8 @@ from flaxattn.text.streaming import chunks
 from flaxattn.training.screen import printable
 from flaxattn.training.storage.layout import RESULT
 from flaxattn.training.storage.manifest import read_sealed
-from flaxattn.translation.commands import SCREEN
-from flaxattn.translation.commands import Export as ExportTranslator
+from flaxattn.translation.commands.export import Export as ExportTranslator
+from flaxattn.translation.commands.screen import SCREEN
 
 if TYPE_CHECKING:
     from flaxattn.tasks.storing import Loaded

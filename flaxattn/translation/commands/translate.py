@@ -1,9 +1,8 @@
-"""What one does with a trained model on the command line: translate, score, and export."""
+"""Translates texts: arguments, a file, or standard input line by line."""
 
 import contextlib
 import dataclasses
 import io
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,37 +12,24 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import tyro
 
 from flaxattn.ranges import Range, check_fields
-from flaxattn.text.lines import read_lines
 from flaxattn.text.opening import check_kind, opened_text
 from flaxattn.text.streaming import chunks
-from flaxattn.training.config import to_json
-from flaxattn.training.screen import Screen, printable
+from flaxattn.training.screen import printable
 from flaxattn.training.storage.apart import check_apart, check_outside, with_partial
 from flaxattn.training.storage.files import replacing
 from flaxattn.training.storage.json_data import from_older, read_object
 from flaxattn.training.storage.layout import CONFIG
+from flaxattn.translation.commands.screen import SCREEN
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.layout import CARD, OF_EXPORTED, OF_RUN, OWN_FOLDERS, TEST
+from flaxattn.translation.layout import OF_EXPORTED, OF_RUN, OWN_FOLDERS
 
 if TYPE_CHECKING:
     from flaxattn.translation.decoding.translator import Translation
     from flaxattn.translation.trained.loading import Loaded
 
-__all__ = ["SCREEN", "Export", "Score", "Train", "Translate", "kept_decoding"]
+__all__ = ["Translate", "kept_decoding"]
 
 STDIN, STDOUT = 0, 1
-SCREEN = Screen(error=True, speaker="flaxattn")  # since standard output has what was asked for
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Trains a model and scores it: `flaxattn train --help` tells how, and for other tasks than
-    translation `flaxattn train TASK --help`.
-
-    $ flaxattn train                              to translate the built-in corpus
-    $ flaxattn train small --train my.en my.de    your own two aligned files
-    $ flaxattn train language --train my.txt      a language model of your own text
-    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,101 +180,6 @@ class Translate:
         seen = not self.output and sys.stdout.isatty()
         text = printable(translation.text) if seen else translation.text
         return f"{translation.score:.4f}\t" * self.scores + f"{text}\n"
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Scores translations against references with SacreBLEU; needs no model.
-
-    $ flaxattn score runs/tiny                    what the run kept of its test split
-    $ flaxattn score my.hypothesis my.reference   any two aligned files
-    """
-
-    files: tyro.conf.Positional[tuple[Path, ...]]
-    """The folder of a run; or translations and references, a line each."""
-    bleu_tokenizer: str | None = None
-    """SacreBLEU's tokenizer. None: that of the run, or 13a."""
-    json: bool = False
-    """Print JSON."""
-
-    def run(self) -> None:
-        """Prints BLEU, BLEU lower-cased and chrF with their signatures."""
-        from flaxattn.translation.text.scoring import (
-            check_tokenizer,
-            doubt_of_spelling,
-            doubt_of_tokenizer,
-            score,
-        )
-
-        hypotheses, references, tokenizer = self._sources()
-        check_tokenizer(tokenizer)
-        sides = [read_lines(path) for path in (hypotheses, references)]
-        if len(sides[0]) != len(sides[1]):
-            raise ValueError(
-                f"{hypotheses} has {len(sides[0])} lines and {references} {len(sides[1])}; line i "
-                "of one must be the translation of line i of the other."
-            )
-        if not sides[0]:
-            raise ValueError(f"{hypotheses} and {references} are empty: there is nothing to score.")
-        for doubt in (doubt_of_tokenizer(sides[1], tokenizer), doubt_of_spelling(*sides)):
-            if doubt:
-                SCREEN.warn(doubt)
-        found = score(*sides, tokenizer=tokenizer)
-        if self.json:
-            print(json.dumps({s.name: {"value": s.value, "signature": s.signature} for s in found}))
-        else:
-            for s in found:
-                print(f"{s.name:<8} {s.value:6.2f}  {s.signature}")
-
-    def _sources(self) -> tuple[Path, Path, str]:
-        if len(self.files) == 2:
-            return *self.files, self.bleu_tokenizer or "13a"
-        if len(self.files) != 1 or not self.files[0].is_dir():
-            raise ValueError(
-                "score: expected the folder of a run, or two files, translations and references."
-            )
-        from flaxattn.training.record import has_begun
-        from flaxattn.translation.trained.record import read_result, read_run
-
-        folder = self.files[0]
-        kept = read_run(folder).data.bleu_tokenizer if has_begun(folder) else "13a"
-        read_result(folder)  # raises where the test split is not as it was written
-        tokenizer = self.bleu_tokenizer or kept
-        return folder / TEST["hypothesis"], folder / TEST["reference"], tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Writes the model of a run to a folder that stands on its own, with a model card.
-
-    $ flaxattn export runs/tiny tiny-en-de
-    """
-
-    run_folder: tyro.conf.Positional[Path]
-    """The folder of a run."""
-    folder: tyro.conf.Positional[Path]
-    """The folder to write: a new one, or one that holds an exported model alone."""
-
-    def run(self) -> None:
-        """Writes the folder, or refuses."""
-        from flaxattn.training.record import is_outdated, run_name
-        from flaxattn.training.storage.folders import check_only
-        from flaxattn.translation.trained.exporting import export
-        from flaxattn.translation.trained.loading import is_exported, load
-        from flaxattn.translation.trained.record import read_result, read_run
-
-        if is_exported(self.run_folder):
-            raise ValueError(f"{self.run_folder} is an exported model already; copy it.")
-        check_only(self.folder, OF_EXPORTED)
-        loaded = load(self.run_folder)
-        export(
-            self.folder,
-            loaded,
-            run=to_json(read_run(self.run_folder)),
-            result={} if is_outdated(self.run_folder) else read_result(self.run_folder),
-            name=run_name(self.run_folder),
-        )
-        SCREEN.say(f"wrote {self.folder}; {self.folder / CARD} tells of it")
 
 
 def kept_decoding(folder: Path) -> DecodingConfig:
