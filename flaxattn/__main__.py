@@ -80,10 +80,11 @@ def _command(
     from flaxattn.tasks.commands import Classify, Export, Generate, Label
     from flaxattn.text.arguments import paths_at_home
     from flaxattn.training.command_line import parsed
+    from flaxattn.translation.commands.compare import Compare
     from flaxattn.translation.commands.score import Score
     from flaxattn.translation.commands.train import Train
 
-    of_translation = {"translate": translate, "score": Score, "export": Export}
+    of_translation = {"translate": translate, "score": Score, "compare": Compare, "export": Export}
     of_tasks = {"generate": Generate, "label": Label, "classify": Classify}
     command = parsed(
         {"train": Train} | of_translation | of_tasks,

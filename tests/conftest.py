@@ -47,6 +47,16 @@ def browser():
         yield browser
 
 
+@pytest.fixture(autouse=True, scope="session")
+def without_pages():
+    """Runs end without the page on them, whose drawing would be most of it; test_report has one."""
+    import flaxattn.training.run as run_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "write_page", lambda *_: None)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Lets go of a file's compiled programs: those of all files together exhaust a process."""

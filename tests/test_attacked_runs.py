@@ -12,8 +12,8 @@ from configs import PRESETS
 from flaxattn.__main__ import main
 from flaxattn.text.arguments import check_words
 from flaxattn.text.tokenizer import Tokenizer
+from flaxattn.training.log import RunLog
 from flaxattn.training.record import is_outdated
-from flaxattn.training.reporting import RunLog
 from flaxattn.training.storage.layout import LOCK, LOG, RESULT
 from flaxattn.training.storage.manifest import read_sealed, write_sealed
 from flaxattn.translation.config import DataConfig, RunConfig

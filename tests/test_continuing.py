@@ -22,7 +22,7 @@ from flaxattn import EncoderDecoderConfig
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training import continuing, run_folder
 from flaxattn.training.config import from_json, to_json
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.log import RunLog
 from flaxattn.training.storage.manifest import read_sealed, seal, write_sealed
 from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.rules import RULES, config_hash

@@ -12,7 +12,7 @@ from test_training import LONG, train  # noqa: F401
 import flaxattn.training.loop as training
 import flaxattn.translation.task as task_module
 from flaxattn.training.home import Home
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.log import RunLog
 from flaxattn.training.storage.files import SaveError
 
 # orbax leaves coroutines behind where what it writes to is gone

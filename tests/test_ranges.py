@@ -21,6 +21,7 @@ from flaxattn.training.asking import HowToRun
 from flaxattn.training.config import from_json, to_json
 from flaxattn.training.storage.weights import read_weights, write_weights
 from flaxattn.translation.cli import main
+from flaxattn.translation.commands.compare import Compare
 from flaxattn.translation.commands.export import Export
 from flaxattn.translation.commands.score import Score
 from flaxattn.translation.commands.translate import Translate
@@ -39,6 +40,7 @@ CONFIGS = [
     HowToRun,
     Translate,
     Score,
+    Compare,
     Export,
     TransformerConfig,
     *TASKS,

@@ -31,7 +31,7 @@ from configs import PRESETS
 from flaxattn import EncoderDecoder
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.config import to_json
-from flaxattn.training.reporting import RunLog
+from flaxattn.training.log import RunLog
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.screen import Screen
 from flaxattn.translation.config import DecodingConfig, RunConfig

@@ -1,10 +1,13 @@
 """Scores worked out by hand, and the signatures that make them comparable."""
 
 import math
+import shutil
 
 import pytest
 import sacrebleu
 
+from flaxattn.__main__ import main
+from flaxattn.translation.text.comparing import compare
 from flaxattn.translation.text.scoring import doubt_of_spelling, doubt_of_tokenizer, score
 
 VERSION = sacrebleu.__version__
@@ -120,3 +123,50 @@ def test_as_many_references_as_translations_are_needed():
     for hypotheses, references in [(["a", "b"], ["a"]), (["a"], ["a", "b"])]:
         with pytest.raises(ValueError):
             score(hypotheses, references)
+
+
+SAID = [f"the {a} man sees {n} dogs" for a in ("old", "young", "tired") for n in range(2, 12)]
+WORSE = [text.replace("dogs", "cats") if i % 3 else text for i, text in enumerate(SAID)]
+OTHERWISE = [text.replace("dogs", "cats") if i % 3 != 1 else text for i, text in enumerate(SAID)]
+
+
+def test_what_is_better_by_chance_is_told_from_what_is_better():
+    found = {
+        (x.system, x.metric): x
+        for x in compare({"a": WORSE, "b": SAID, "c": OTHERWISE}, [SAID], samples=200)
+    }
+    for place, metric in enumerate(("bleu", "bleu_lc", "chrf")):
+        a, b, c = (found[system, metric] for system in "abc")
+        assert a.p is None and b.p < 0.05 < c.p
+        assert b.value == pytest.approx(100) and b.interval == pytest.approx(0)
+        assert a.value == pytest.approx(score(WORSE, SAID)[place].value)
+        assert "bs:200" in a.signature and "seed:12345" in a.signature
+
+
+def test_a_word_of_any_reference_counts():
+    alone, both = score(WORSE, SAID), score(WORSE, SAID, OTHERWISE)
+    assert all(b.value > a.value for a, b in zip(alone, both, strict=True))
+    assert score(WORSE, SAID, WORSE)[0].value == pytest.approx(100)
+    assert "nrefs:2" in both[0].signature
+    with pytest.raises(ValueError, match="30 hypotheses for 29 references"):
+        score(WORSE, SAID, SAID[1:])
+
+
+def test_files_and_runs_are_compared_by_the_command(finished, tmp_path, capsys):
+    paths = {name: tmp_path / name for name in ("a", "b", "ref")}
+    for path, lines in zip(paths.values(), (WORSE, SAID, SAID), strict=True):
+        path.write_text("".join(f"{line}\n" for line in lines))
+    systems, given = [str(paths["a"]), str(paths["b"])], ["--references", str(paths["ref"])]
+    assert main(["compare", *systems, *given, "--samples", "100"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("baseline") and " 100.00 ± 0.00  p = 0.0" in second
+    assert main(["compare", *systems]) == 2
+    assert "--references: expected a file" in capsys.readouterr().err
+    assert main(["compare", systems[0], systems[0], *given]) == 2
+    assert "each once" in capsys.readouterr().err
+    shutil.copytree(finished.folder, tmp_path / "other")
+    assert main(["compare", str(finished.folder), str(tmp_path / "other")]) == 0
+    assert capsys.readouterr().out.count("p = 1.0000") == 3  # metrics
+    paths["b"].write_text("one line\n")
+    assert main(["compare", *systems, *given]) == 2
+    assert "have [1, 30] lines" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import flaxattn.training.run as run_module
 from configs import TASKS
 from flaxattn.__main__ import main as commands
 from flaxattn.tasks.classification import classify
@@ -21,6 +22,7 @@ from flaxattn.tasks.labelling import label
 from flaxattn.tasks.storing import load
 from flaxattn.tasks.training import main
 from flaxattn.text.supply import PackedPairs
+from flaxattn.training.report import write_page
 from flaxattn.translation import load as load_translator
 
 INTERRUPTED, REFUSED = 75, 2
@@ -241,6 +243,38 @@ def test_tags_stand_beside_their_tokens(ended, tmp_path):
     assert seen.mask.all() and seen.weights[0, 0, -1] > 0
     assert commands(["label", str(ended("labelling")), text, "--explain", str(page)]) == 0
     assert text in page.read_text()
+
+
+def test_a_classifier_tells_its_label_before_the_text(ended, tmp_path):
+    loaded, page = load(ended("classification")), tmp_path / "seen.html"
+    text = "The soup was cold."
+    sentence = explain(loaded, text)
+    (seen,), (told,) = sentence.attentions, sentence.written
+    (found,) = classify(loaded, [text])
+    assert told.probability == pytest.approx(max(found.values()), abs=1e-5)
+    assert found[told.token] == max(found.values()) and seen.q_writes[:2] == [told.token, ""]
+    assert commands(["classify", str(ended("classification")), text, "--explain", str(page)]) == 0
+    assert text in page.read_text()
+
+
+def test_every_seventh_token_is_hidden_where_hidden_ones_are_told(ended):
+    loaded = load(ended("denoising"))
+    sentence = explain(loaded, "The man who goes into the park sees the old house there.")
+    tokens, ids = sentence.attentions[0].q_tokens, loaded.tokenizer.mask_id
+    hidden = [i for i, x in enumerate(tokens) if x == loaded.tokenizer.pieces([ids])[0]]
+    assert hidden == list(range(len(tokens) % 7, len(tokens), 7)) and len(hidden) > 1
+
+
+@pytest.mark.thorough
+@every_task
+def test_the_page_on_a_run_has_what_it_attends_to(ended, tmp_path, monkeypatch, name):
+    import shutil
+
+    shutil.copytree(ended(name), tmp_path / name)
+    monkeypatch.setattr(run_module, "write_page", write_page)
+    assert train(name, tmp_path / name) == 0
+    page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/svg") == (name != "spans")
 
 
 @pytest.mark.parametrize("command, name", [("generate", "labelling"), ("label", "language")])

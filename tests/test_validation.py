@@ -13,8 +13,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from flaxattn import EncoderDecoderConfig
 from flaxattn.text.packing import Batch
 from flaxattn.text.splits import Corpus
+from flaxattn.training.log import RunLog
 from flaxattn.training.mesh import data_mesh
-from flaxattn.training.reporting import RunLog
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Sums
 from flaxattn.training.validation import Validation

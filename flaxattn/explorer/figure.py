@@ -1,5 +1,6 @@
 """A figure for papers: small multiples of chosen layers and heads, drawn by matplotlib."""
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-__all__ = ["figure"]
+__all__ = ["figure", "svg"]
 
 CELL, LABELS = 0.17, 0.75  # inches: of a cell, and of the tokens beside a map
 SMALLEST, LARGEST = 1.1, 5.0  # inches: of a map
@@ -52,6 +53,21 @@ def figure(
     if any(a.hidden(head).any() for a in attentions for head in columns):
         _hidden_legend(drawn)
     return drawn
+
+
+def svg(attentions: Sequence[Attention], heads: Sequence[int] | None = None) -> bytes:
+    """The same figure as an SVG file, the same to the byte each time.
+
+    >>> seen = Attention("attention", ["a", "b"], ["a", "b"], np.ones((4, 2, 2)) / 2)
+    >>> svg([seen])[:5]
+    b'<?xml'
+    """
+    import matplotlib as mpl
+
+    file = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "attention"}):
+        figure(attentions, heads).savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def _empty(

@@ -1,5 +1,6 @@
 """Classification: one label for a text, told by all of it."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class ClassificationTask(TextTask):
         ]
         told = {"accuracy": round(scores.accuracy, 5), "classes": values}
         headline = f"accuracy {scores.accuracy:.2%}, mean F1 {scores.macro.f1:.2%}"
-        return Tested(told, headline=headline, lines=lines)
+        pictures = functools.partial(self.pictures, params)
+        return Tested(told, headline=headline, lines=lines, pictures=pictures)
 
     def _scores(self, params: Params, pairs: Sequence[Pair]) -> ClassScores:
         found = classify(self.loaded(params), [text for text, _ in pairs])

@@ -106,6 +106,7 @@ class Classify:
 
     $ flaxattn classify runs/classification "Although the tea was good, the soup was bad."
     $ flaxattn classify runs/classification --input my.txt --all
+    $ flaxattn classify runs/classification "The tea was good." --explain attention.html
     """
 
     folder: tyro.conf.Positional[Path]
@@ -116,18 +117,26 @@ class Classify:
     """A file of one text per line. None: standard input."""
     all: bool = False
     """Tell the probability of every label, the likeliest first."""
+    explain: Path | None = None
+    """Also write a page on which the attention in each text is seen (.html), or a figure of it in
+    one text (.png)."""
 
     def run(self) -> None:
         """Answers each text, in order, with one line."""
+        _check_explained(self.explain, max(len(self.texts), 1))
         loaded = _loaded("classification", self.folder)
         from flaxattn.tasks.classification import classify
 
+        explained = list[str]()
         for texts in _pieces(self.texts, self.input):
+            _check_explained(self.explain, len(explained) + len(texts))
             normal = [loaded.tokenizer.normalize_source(text) for text in texts]
             for probabilities in classify(loaded, normal):
                 ranked = sorted(probabilities.items(), key=lambda item: -item[1])
                 told = ranked if self.all else ranked[:1]
                 print("\t".join(f"{_shown(name)}\t{share:.4f}" for name, share in told), flush=True)
+            explained += normal if self.explain else ()
+        _explain(self.explain, loaded, explained)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Which are hidden is drawn anew for each step, as in RoBERTa (arXiv:1907.11692, s
 function of seed and step; or once for all, by the option that this improves on.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ class DenoisingTask(TextTask):
         said = (
             f"{means['accuracy']:.2%} of hidden tokens told, perplexity {means['perplexity']:.2f}"
         )
-        return Tested(values, headline=said)
+        return Tested(values, headline=said, pictures=functools.partial(self.pictures, params))
 
     def _hidden_by_text(self, rows: Batch) -> LabelledRows:
         """Rows in which the same tokens of a text are hidden whenever it comes."""

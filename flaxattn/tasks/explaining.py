@@ -1,4 +1,4 @@
-"""How a language model or a tagger came to what it told: weights, mask and probabilities, seen."""
+"""How a model came to what it told of a text: weights, mask and probabilities, seen."""
 
 import dataclasses
 import functools
@@ -21,6 +21,7 @@ from flaxattn.types import PyTree
 __all__ = ["MOST_TOKENS", "explain"]
 
 MOST_TOKENS = 128  # that are shown of a text
+HIDDEN = 7  # of so many tokens one is hidden
 OTHERS = 4  # of the most likely alternatives to a token or a tag
 KIND = "Self-attention"
 
@@ -34,23 +35,26 @@ class _Read:
       told: int [T], the number of what is told at each token; None: the likeliest.
       shown: what a number is called, told at a token.
       mask: which of the tokens may see which.
+      telling: at how many of the tokens, the first, something is told; None: at all.
     """
 
     ids: np.ndarray
     told: np.ndarray | None
     shown: Callable[[int, int], str]
     mask: Mask
+    telling: int | None = None
 
 
 def explain(loaded: Loaded, text: str) -> Sentence:
     """What a model attends to in a text, and what it tells of it, for `flaxattn.explorer.page`.
 
     A language model tells each token by those before it; a tagger a tag at each token, in
-    parentheses where a word goes on, since its first token alone counts. Of a long text the
-    beginning is shown.
+    parentheses where a word goes on, since its first token alone counts; a classifier its label at
+    a token before the text; what tells hidden tokens those of a text of which every seventh is
+    hidden. Of a long text the beginning is shown.
 
     Args:
-      loaded: a model of the task `language` or `labelling`.
+      loaded: a model of any task but `spans`, whose model is one of translation.
 
     Raises:
       ValueError if it is of another task, or the text is blank.
@@ -65,8 +69,9 @@ def explain(loaded: Loaded, text: str) -> Sentence:
     architecture = dataclasses.replace(loaded.architecture, remat=False)
     module = loaded._replace(architecture=architecture).module
     logits, weights = jax.device_get(_look(module, loaded.params, read.ids[None]))
-    told = logits.argmax(axis=-1) if read.told is None else read.told
+    told = (logits.argmax(axis=-1) if read.told is None else read.told)[: read.telling]
     names = [read.shown(int(number), q) for q, number in enumerate(told)]
+    names += [""] * (len(read.ids) - len(names))
     seen = _attentions(weights, loaded, read, names)
     return Sentence(text, seen, written=_written(read, told, logits))
 
@@ -90,7 +95,26 @@ def _read_labelling(loaded: Loaded, text: str) -> _Read:
     return _Read(ids, None, shown, full())
 
 
-READ = {"language": _read_language, "labelling": _read_labelling}
+def _read_classification(loaded: Loaded, text: str) -> _Read:
+    tokenizer = loaded.tokenizer
+    ids = np.append(np.int32(tokenizer.bos_id), tokenizer.encode([text])[0])
+    length = min(MOST_TOKENS, loaded.sequence_length)
+    return _Read(ids[:length], None, lambda number, q: loaded.labels[number], full(), telling=1)
+
+
+def _read_denoising(loaded: Loaded, text: str) -> _Read:
+    tokenizer = loaded.tokenizer
+    ids = tokenizer.encode([text])[0][: min(MOST_TOKENS, loaded.sequence_length)].copy()
+    ids[len(ids) % HIDDEN :: HIDDEN] = tokenizer.mask_id
+    return _Read(ids, None, lambda number, q: tokenizer.pieces([number])[0], full())
+
+
+READ = {
+    "language": _read_language,
+    "labelling": _read_labelling,
+    "classification": _read_classification,
+    "denoising": _read_denoising,
+}
 
 
 @functools.partial(jax.jit, static_argnums=0)

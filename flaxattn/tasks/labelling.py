@@ -1,5 +1,6 @@
 """Sequence labelling: a tag for each word of a sentence, told by all of it."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,7 +76,8 @@ class LabellingTask(TextTask):
             f"  {name:<12} {of.precision:9.2%} {of.recall:7.2%} {of.f1:7.2%} {of.support:8}"
             for name, of in rows.items()
         ]
-        return Tested({"entities": values}, headline=f"F1 {scores.micro.f1:.2%}", lines=lines)
+        headline, pictures = f"F1 {scores.micro.f1:.2%}", functools.partial(self.pictures, params)
+        return Tested({"entities": values}, headline=headline, lines=lines, pictures=pictures)
 
     def _scores(self, params: Params, pairs: Sequence[Pair]) -> EntityScores:
         sentences = [text.split(" ") for text, _ in pairs]

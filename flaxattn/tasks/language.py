@@ -1,5 +1,6 @@
 """Language modelling: each token of a document is told by those before it."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,7 +89,8 @@ class LanguageTask(TextTask):
             own = -sum(log_prob for _, log_prob in grammar.texts("test", count))
             values["nll_to_entropy"] = round(float(total.loss) / own, 4)
             said += f", {values['nll_to_entropy']:.3f} times the entropy of the built-in grammar"
-        return Tested(values, headline=f"{said}; perplexity {means['perplexity']:.2f}")
+        said += f"; perplexity {means['perplexity']:.2f}"
+        return Tested(values, headline=said, pictures=functools.partial(self.pictures, params))
 
 
 def _builtin(split: Split, count: int) -> Iterator[Pair]:

@@ -9,15 +9,18 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
+from flaxattn.explorer import svg
 from flaxattn.tasks.config import TextRun
+from flaxattn.tasks.explaining import explain
 from flaxattn.tasks.modules import init_of
 from flaxattn.tasks.preparation import Prepared
 from flaxattn.tasks.rules import EXPORTED, LABELS, TOKENIZER
 from flaxattn.tasks.storing import Loaded, export, to_labels
+from flaxattn.text.lines import to_show
 from flaxattn.text.packing import Batch as PackedBatch
 from flaxattn.text.splits import digests_of
 from flaxattn.training.parameters.initial import axes_of
-from flaxattn.training.task import Batch, Sums
+from flaxattn.training.task import Batch, Picture, Sums
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
@@ -95,6 +98,12 @@ class TextTask(abc.ABC):
         Args:
           draw: what for and which batch of it, beside the seed all that what is random depends on.
         """
+
+    def pictures(self, params: Params) -> list[Picture]:
+        """What the model attends to in a text of the test split, at its last attention."""
+        text = to_show([text for text, _ in self.prepared.corpus.test])
+        seen = explain(self.loaded(params), text)
+        return [Picture(f"{text} ({seen.attentions[-1].name})", svg(seen.attentions[-1:]))]
 
     def logits(
         self, params: Params, batch: Rows | LabelledRows, key: jax.Array | None

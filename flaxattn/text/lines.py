@@ -1,14 +1,16 @@
 r"""Lines of text files: broken at "\n" alone, so that no character within shifts an alignment."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from flaxattn.text.opening import read_text
 
-__all__ = ["BYTE_ORDER_MARK", "decode_line", "on_one_line", "read_lines"]
+__all__ = ["BYTE_ORDER_MARK", "decode_line", "on_one_line", "read_lines", "to_show"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SPACE = re.compile(r"[ \t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # ASCII's, and what breaks lines
+SHOWN = 20, 80  # characters of a text to show
 
 
 def read_lines(path: Path) -> list[str]:
@@ -60,3 +62,14 @@ def on_one_line(text: str) -> str:
     'a b c\\xa0d'
     """
     return SPACE.sub(" ", text).strip(" ")
+
+
+def to_show(texts: Sequence[str]) -> str:
+    """Of texts, not all blank, the first that is neither short nor long, or else the shortest.
+
+    >>> to_show(["No.", "The old man sees a dog."])
+    'The old man sees a dog.'
+    """
+    least, most = SHOWN
+    filled = [text for text in texts if text.strip()]
+    return next((text for text in filled if least <= len(text) <= most), min(filled, key=len))

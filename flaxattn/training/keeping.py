@@ -13,9 +13,9 @@ import jax
 
 from flaxattn.training.config import TrainingConfig
 from flaxattn.training.home import Home
+from flaxattn.training.log import Log
 from flaxattn.training.mesh import place_like
 from flaxattn.training.processes import by_first, from_first, on_first, whole
-from flaxattn.training.reporting import Log
 from flaxattn.training.storage.checkpoints import Checkpoints, Models
 from flaxattn.training.storage.files import SaveError
 from flaxattn.training.storage.layout import CHECKPOINTS, MODELS

@@ -7,10 +7,10 @@ import jax
 from flaxattn.training.home import Home
 from flaxattn.training.interruption import InterruptedRun, Interruption
 from flaxattn.training.keeping import Keeping, NothingKept, restored
+from flaxattn.training.log import NoLog, RunLog
 from flaxattn.training.mesh import make_mesh, place_batch
 from flaxattn.training.metrics import Metrics, Tally
 from flaxattn.training.processes import Agreement, any_process, on_first, whole
-from flaxattn.training.reporting import NoLog, RunLog
 from flaxattn.training.run_folder import check_space
 from flaxattn.training.screen import Screen
 from flaxattn.training.storage.checkpoints import size_of

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from flaxattn.training.compilations import count_compilations
+from flaxattn.training.log import Log
 from flaxattn.training.renamed import renamed
-from flaxattn.training.reporting import Log
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.screen import Progress, duration
 from flaxattn.training.task import Sums, Task

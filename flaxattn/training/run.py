@@ -35,6 +35,7 @@ from flaxattn.training.processes import (
     on_first,
 )
 from flaxattn.training.record import check_names, has_begun
+from flaxattn.training.report import write_page
 from flaxattn.training.run_folder import check_folder, opened
 from flaxattn.training.schedule import describe_rate, shortfall
 from flaxattn.training.screen import Screen
@@ -64,9 +65,9 @@ def run(
     """Trains a task and tests what came of it, and returns the row of results.
 
     The run's folder then holds `config.json`, `data.json`, `checkpoints/`, `models/`, `log.jsonl`,
-    `speed.jsonl`, `tensorboard/`, `result.json`, and what the task has of its own. A run that was
-    interrupted goes on from its latest whole checkpoint, to the same bytes as one that was not; one
-    that has ended goes on if it is given more steps.
+    `speed.jsonl`, `tensorboard/`, `result.json`, `report.html`, and what the task has of its own. A
+    run that was interrupted goes on from its latest whole checkpoint, to the same bytes as one that
+    was not; one that has ended goes on if it is given more steps.
 
     Args:
       rendezvous: where this process meets others that train with it, if there are any.
@@ -176,6 +177,7 @@ def _finish(
             f"and the model are in {folder}; checkpoints and log are not."
         )
     screen.say(f"Trained {trained.seconds:.0f} s. Everything is in {folder}.")
+    write_page(folder, task.unit, tested, row, screen)
     return row
 
 

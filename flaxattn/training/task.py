@@ -12,7 +12,7 @@ from flaxattn.training.screen import Screen
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
-__all__ = ["Batch", "Loss", "RunRules", "Sums", "Task", "Tested"]
+__all__ = ["Batch", "Loss", "Picture", "RunRules", "Sums", "Task", "Tested"]
 
 Batch = PyTree
 """Each array with `batch_size` rows, and, if it has a second axis, with the positions of a row."""
@@ -35,6 +35,13 @@ Loss = Callable[[Params, Batch, jax.Array | None], Sums]
 """The sums of a batch under parameters, and under a random key for dropout; None drops nothing."""
 
 
+class Picture(NamedTuple):
+    """What shows a model at work."""
+
+    caption: str
+    svg: bytes
+
+
 class Tested(NamedTuple):
     """What came of the test at the end."""
 
@@ -46,6 +53,8 @@ class Tested(NamedTuple):
     """What a person should know above all."""
     lines: Sequence[str] = ()
     """What else there is to show."""
+    pictures: Callable[[], Sequence[Picture]] = list
+    """Draws what shows the model at work, for the page on the run, when all else is written."""
 
 
 class Task(Protocol):

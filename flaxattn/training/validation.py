@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
+from flaxattn.training.log import Log
 from flaxattn.training.mesh import place_batch
 from flaxattn.training.metrics import total
 from flaxattn.training.processes import by_first, is_first, whole
-from flaxattn.training.reporting import Log
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Task
 from flaxattn.training.train_step import make_eval_step

@@ -1,20 +1,24 @@
 """Translation as a task: what training asks of it, answered from what was prepared."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from flaxattn.explorer import svg
+from flaxattn.text.lines import to_show
 from flaxattn.text.packing import Batch
 from flaxattn.text.splits import digests_of
 from flaxattn.training.config import to_json
 from flaxattn.training.screen import Screen
-from flaxattn.training.task import Sums, Tested
+from flaxattn.training.task import Picture, Sums, Tested
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig, RunConfig
-from flaxattn.translation.decoding.translator import Translator, translate
+from flaxattn.translation.decoding.explaining import CROSS_ATTENTION, explain_translations
+from flaxattn.translation.decoding.translator import Translation, Translator, translate
 from flaxattn.translation.initial import axes_of
 from flaxattn.translation.layout import EXPORTED, TEST, TOKENIZER
 from flaxattn.translation.loss import loss_of, means
@@ -86,7 +90,8 @@ class TranslationTask:
     def test(self, params: Params, screen: Screen) -> Tested:
         """Translates and scores the test split."""
         sources, references = (list(side) for side in zip(*self.prepared.corpus.test, strict=True))
-        hypotheses = self._translate_test(params, sources, screen)
+        found = self._translate_test(params, sources, screen)
+        hypotheses = [best[0].text for best in found]
         texts = {"source": sources, "reference": references, "hypothesis": hypotheses}
         scores = score(hypotheses, references, tokenizer=self.config.data.bleu_tokenizer)
         values = {s.name: {"value": round(s.value, 2), "signature": s.signature} for s in scores}
@@ -98,7 +103,20 @@ class TranslationTask:
                 *_chosen(sources, references, hypotheses),
                 *(f"{s.name:<8} {s.value:6.2f}  {s.signature}" for s in scores),
             ],
+            functools.partial(self._pictures, params, sources, found),
         )
+
+    def _pictures(
+        self, params: Params, sources: list[str], found: list[list[Translation]]
+    ) -> list[Picture]:
+        """The cross-attention of a sentence of the test split, in the last layer but one."""
+        parts, text = self.prepared, to_show(sources)
+        given = [text], [found[sources.index(text)]], self.config.decoding
+        pictures = []
+        for seen in explain_translations(parts.model, params, parts.tokenizer, *given):
+            layers = [x for x in seen.attentions if x.kind == CROSS_ATTENTION][-2:]
+            pictures.append(Picture(f"{seen.text} \u2192 {seen.translation}", svg(layers[:1])))
+        return pictures
 
     def export(self, params: Params, folder: Path, result: Mapping[str, Any]) -> None:
         parts = self.prepared
@@ -111,7 +129,9 @@ class TranslationTask:
         greedy = DecodingConfig(beam_size=1, max_ratio=self.config.decoding.max_ratio)
         return translate(self.prepared.model, params, self.prepared.tokenizer, texts, greedy)
 
-    def _translate_test(self, params: Params, sources: list[str], screen: Screen) -> list[str]:
+    def _translate_test(
+        self, params: Params, sources: list[str], screen: Screen
+    ) -> list[list[Translation]]:
         decoding, prepared = self.config.decoding, self.prepared
         screen.say(f"Translating the {len(sources)} sentences of the test split.")
         translator = Translator(prepared.model, params, prepared.tokenizer, decoding)
@@ -122,7 +142,7 @@ class TranslationTask:
                 f"{cut} of {len(found)} test translations ended at the limit of their length: "
                 f"--max-ratio {decoding.max_ratio:g}."
             )
-        return [best[0].text for best in found]
+        return found
 
 
 def _chosen(sources: list[str], references: list[str], hypotheses: list[str]) -> Iterator[str]:

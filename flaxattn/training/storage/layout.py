@@ -10,6 +10,7 @@ __all__ = [
     "MANIFEST",
     "MODELS",
     "OF_ANY_RUN",
+    "REPORT",
     "RESULT",
     "SPEED",
     "START",
@@ -23,7 +24,7 @@ ADAPTER = "adapter.safetensors"  # with --lora: what was trained, apart
 CHECKPOINTS, MODELS = "checkpoints", "models"  # a folder for each step
 MANIFEST, TREE = "manifest.json", "state"  # in each of those folders; orbax writes the latter
 LOG, SPEED, TENSORBOARD = "log.jsonl", "speed.jsonl", "tensorboard"
-RESULT = "result.json"
+RESULT, REPORT = "result.json", "report.html"
 
 OF_ANY_RUN = {CONFIG, DATA, LOCK, START, CHECKPOINTS, MODELS, LOG, SPEED, TENSORBOARD, RESULT}
-OF_ANY_RUN |= {ADAPTER}
+OF_ANY_RUN |= {ADAPTER, REPORT}

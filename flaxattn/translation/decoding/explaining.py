@@ -21,15 +21,23 @@ from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translation, Translator, rounded
 from flaxattn.types import PyTree
 
-__all__ = ["MOST_TEXTS", "MOST_TOKENS", "explain", "explain_translations", "hypotheses_sought"]
+__all__ = [
+    "CROSS_ATTENTION",
+    "MOST_TEXTS",
+    "MOST_TOKENS",
+    "explain",
+    "explain_translations",
+    "hypotheses_sought",
+]
 
 MOST_TEXTS, MOST_TOKENS = 32, 128  # on one page; tokens of a source, or of a translation
 MOST_HYPOTHESES = 10
 OTHERS = 4  # of the most likely alternatives to a token
+CROSS_ATTENTION = "Cross-attention"
 KINDS = {
     "encoder/layer/self_attention": "Encoder self-attention",
     "decoder/layer/self_attention": "Decoder self-attention",
-    "decoder/layer/cross_attention": "Cross-attention",
+    "decoder/layer/cross_attention": CROSS_ATTENTION,
 }
 
 

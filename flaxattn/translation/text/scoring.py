@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 
 from flaxattn.translation.config import BLEU_TOKENIZERS
 
-__all__ = ["Score", "check_tokenizer", "doubt_of_spelling", "doubt_of_tokenizer", "score"]
+__all__ = [
+    "Score",
+    "check_tokenizer",
+    "doubt_of_spelling",
+    "doubt_of_tokenizer",
+    "metrics_of",
+    "score",
+]
 
 LOOKED_AT = 1000  # references whose script is looked at
 # Scripts without spaces between words: a share of the letters, and the tokenizers that split them.
@@ -29,11 +37,15 @@ class Score(NamedTuple):
 
 
 def score(
-    hypotheses: Sequence[str], references: Sequence[str], *, tokenizer: str = "13a"
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *others: Sequence[str],
+    tokenizer: str = "13a",
 ) -> list[Score]:
-    """BLEU cased, BLEU lower-cased and chrF of one hypothesis and one reference per sentence.
+    """BLEU cased, BLEU lower-cased and chrF of one hypothesis for each sentence.
 
     Args:
+      references, others: whole texts; each sentence has one reference in each.
       tokenizer: SacreBLEU's, e.g. "13a" or "zh".
 
     Raises:
@@ -43,20 +55,26 @@ def score(
     >>> [round(s.value) for s in score(["Das ist gut so ."], ["Das ist gut so ."])]
     [100, 100, 100]
     """
-    if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} references.")
+    texts = [list(text) for text in (references, *others)]
+    for text in texts:
+        if len(hypotheses) != len(text):
+            raise ValueError(f"{len(hypotheses)} hypotheses for {len(text)} references.")
     if not references:
         raise ValueError("no hypotheses and references: there is nothing to score.")
-    metrics = {
+    scores = []
+    for name, metric in metrics_of(tokenizer).items():
+        value = metric.corpus_score(list(hypotheses), texts).score
+        scores.append(Score(name, value, str(metric.get_signature())))
+    return scores
+
+
+def metrics_of(tokenizer: str) -> dict[str, Metric]:
+    """SacreBLEU's metrics by name, BLEU with a tokenizer."""
+    return {
         "bleu": BLEU(tokenize=tokenizer),
         "bleu_lc": BLEU(tokenize=tokenizer, lowercase=True),
         "chrf": CHRF(),
     }
-    scores = []
-    for name, metric in metrics.items():
-        value = metric.corpus_score(list(hypotheses), [list(references)]).score
-        scores.append(Score(name, value, str(metric.get_signature())))
-    return scores
 
 
 def check_tokenizer(tokenizer: str) -> None:
