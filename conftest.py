@@ -13,7 +13,7 @@ import tempfile
 # A program that one test has compiled is there for the others, and for processes that tests start.
 # Set before jax is imported, and by the first process of pytest for all of them.
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
-FEW = 2  # cases, of `--few`
+FEW = 1  # cases, of `--few`
 MADE_HERE = PROGRAMS not in os.environ
 if MADE_HERE:
     os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="flaxattn-tests-")

@@ -19,7 +19,7 @@ from flaxattn.translation.task import TranslationTask
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = RESULTS / "first_steps.json"
-STEPS = 8
+STEPS = 5
 
 
 def kept_presets() -> list[str]:
