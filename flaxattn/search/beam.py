@@ -1,7 +1,7 @@
 """Beam search over the whole batch at once, in one loop on the device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flaxattn.search.arguments import check_count, check_ids, check_state, make_rules
 from flaxattn.search.candidates import Candidates, expand
+from flaxattn.search.constraints import Constraint, narrowed
 from flaxattn.search.decode_step import (
     DecodeStep,
     State,
@@ -53,6 +54,7 @@ def beam_search(
     n_best: int = 1,
     spread: Callable[[State, int], State] = repeat_rows,
     reorder: Callable[[State, jax.Array], State] = take_rows,
+    constraints: Sequence[Constraint] = (),
 ) -> Hypotheses:
     """The best whole sequences that beam search finds, best first.
 
@@ -87,6 +89,10 @@ def beam_search(
         same example; rows int32 `[R]`. The default takes those rows of every leaf, so it copies the
         whole state for every token. A large cache can stay where it is if the state also holds
         the row that each token was written to, and only that is reordered.
+      constraints: what else sequences must keep to, asked in turn: `NoRepeats`, `Terms`,
+        `Beginning`, or functions of one's own. With `Terms` the K beams are shared between prefixes
+        that miss more and fewer tokens of them, and those that end compete with those that miss
+        none.
 
     Raises:
       TypeError or ValueError naming the argument that does not fit.
@@ -110,7 +116,7 @@ def beam_search(
     start = _start(state, beam_size, n_best, rules)
     search = jax.lax.while_loop(
         lambda search: ~search.done.all(),
-        lambda search: _advance(decode_step, search, rules, reorder),
+        lambda search: _advance(decode_step, search, rules, reorder, constraints),
         start,
     )
     unknown = no_hypotheses((batch_size, n_best), rules, score=math.nan)
@@ -137,16 +143,19 @@ def _advance(
     search: Search[State],
     rules: Rules,
     reorder: Callable[[State, jax.Array], State],
+    constraints: Sequence[Constraint],
 ) -> Search[State]:
     """Reads one token of every beam."""
     batch, beam_size = search.live.shape
     logits, state = call_decode_step(
         decode_step, search.last.reshape(-1), search.position, search.state
     )
-    check_ids(rules.special_tokens, logits.shape[-1])
-    found = expand(
-        logits.reshape(batch, beam_size, logits.shape[-1]), search.live, search.position, rules
-    )
+    check_ids(rules.special_tokens, vocab_size := logits.shape[-1])
+    choice = None
+    if constraints:
+        choice = narrowed(constraints, rules, search.tokens, search.position, vocab_size)
+    logits = logits.reshape(batch, beam_size, vocab_size)
+    found = expand(logits, search.live, search.position, rules, choice)
     kept = _keep(search, found, rules)
     bound = rules.scores(found.log_probs[:, 0], rules.max_length)
     rows = (jnp.arange(batch)[:, None] * beam_size + found.parents).reshape(-1)

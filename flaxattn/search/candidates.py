@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flaxattn.search.banks import share
+from flaxattn.search.constraints import Choice
 from flaxattn.search.decode_step import log_normaliser
 from flaxattn.search.rules import Rules
 from flaxattn.search.top_k import top_k
@@ -27,12 +29,18 @@ class Candidates(NamedTuple):
     """bool [B]: whether there are log-probabilities that cannot be computed."""
 
 
-def expand(logits: jax.Array, live: jax.Array, index: jax.Array, rules: Rules) -> Candidates:
+def expand(
+    logits: jax.Array,
+    live: jax.Array,
+    index: jax.Array,
+    rules: Rules,
+    choice: Choice | None = None,
+) -> Candidates:
     """The K best continuations of K beams, and their ends.
 
     Args:
       logits: float32 `[B, K, V]`; live: float32 `[B, K]`, the beams' log-probabilities, -inf where
-        there is none.
+        there is none; choice: what constraints leave, if there are any.
     """
     vocab_size, eos_id = logits.shape[-1], rules.special_tokens.eos_id
     top, rest = log_normaliser(logits)
@@ -40,16 +48,26 @@ def expand(logits: jax.Array, live: jax.Array, index: jax.Array, rules: Rules) -
     scores = jnp.where(
         jnp.isneginf(live)[..., None], -jnp.inf, (logits - top) - rest + live[..., None]
     )
+    if choice is not None:
+        scores = jnp.where(choice.allowed, scores, -jnp.inf)
     ends = jnp.where(rules.may_end(index)[:, None], scores[..., eos_id], -jnp.inf)
     scores = scores.at[..., jnp.array([eos_id, *rules.never_generated])].set(-jnp.inf)
-    best, where = top_k(scores.reshape(len(scores), -1), live.shape[1])
+    flat, beams = scores.reshape(len(scores), -1), live.shape[1]
+    if choice is None or choice.missing is None:
+        best, where = top_k(flat, beams)
+        rivals = None
+    else:
+        missing = choice.missing.reshape(flat.shape)
+        best, where, *rivals = share(flat, missing, choice.most_missing + 1, beams)
     best = jnp.where(rules.must_end(index)[:, None], -jnp.inf, best)
-    ends_where = jnp.arange(live.shape[1]) * vocab_size + eos_id
+    ends_where = jnp.arange(beams) * vocab_size + eos_id
     return Candidates(
         log_probs=best,
         parents=where // vocab_size,
         tokens=where % vocab_size,
-        ends=_among_best(ends, jnp.broadcast_to(ends_where, ends.shape), best, where),
+        ends=_among_best(
+            ends, jnp.broadcast_to(ends_where, ends.shape), *(rivals or (best, where))
+        ),
         broken=(~known & ~jnp.isneginf(live)).any(axis=-1),
     )
 

@@ -1,12 +1,13 @@
 """Sequences generated token by token, without going back: the loop, and greedy search."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flaxattn.search.arguments import check_ids, check_state, make_rules
+from flaxattn.search.constraints import Constraint, narrowed
 from flaxattn.search.decode_step import DecodeStep, State, call_decode_step, log_normaliser
 from flaxattn.search.hypotheses import Hypotheses, no_hypotheses
 from flaxattn.search.rules import Lengths, Rules, SpecialTokens
@@ -43,6 +44,7 @@ def greedy(
     batch_size: int,
     special_tokens: SpecialTokens,
     lengths: Lengths,
+    constraints: Sequence[Constraint] = (),
 ) -> Hypotheses:
     """The most likely token, one after another: what `beam_search` with one beam finds, n = 1.
 
@@ -58,7 +60,8 @@ def greedy(
     """
     rules = make_rules(batch_size, special_tokens, lengths)
     state = check_state(state, batch_size)
-    return generate(decode_step, state, _most_likely, rules, shape=(batch_size, 1))
+    shape = (batch_size, 1)
+    return generate(decode_step, state, _most_likely, rules, shape=shape, constraints=constraints)
 
 
 def _most_likely(log_probs: jax.Array, so_far: jax.Array, index: jax.Array) -> jax.Array:
@@ -73,16 +76,26 @@ def generate(
     rules: Rules,
     *,
     shape: tuple[int, int],
+    constraints: Sequence[Constraint] = (),
 ) -> Hypotheses:
     """Reads and chooses tokens until every row has ended.
 
     Args:
       state, rules: with the leading axis R.
       shape: (B, n) of the hypotheses that the R rows are.
+      constraints: as in `beam_search`.
     """
+
+    def allowed(path: Path[State], vocab_size: int) -> jax.Array:
+        if not constraints:
+            return rules.allowed(path.position, vocab_size)
+        tokens = path.tokens.reshape(*shape, -1)
+        choice = narrowed(constraints, rules, tokens, path.position, vocab_size)
+        return choice.allowed.reshape(-1, vocab_size)
+
     path = jax.lax.while_loop(
         lambda path: ~path.done.all(),
-        lambda path: _advance(decode_step, path, choose, rules),
+        lambda path: _advance(decode_step, path, choose, rules, allowed),
         _start(state, rules),
     )
     return _hypotheses(path, shape, rules)
@@ -103,7 +116,11 @@ def _start(state: State, rules: Rules) -> Path[State]:
 
 
 def _advance(
-    decode_step: DecodeStep[State], path: Path[State], choose: Choose, rules: Rules
+    decode_step: DecodeStep[State],
+    path: Path[State],
+    choose: Choose,
+    rules: Rules,
+    allowed: Callable[[Path[State], int], jax.Array],
 ) -> Path[State]:
     """Reads one token of every row and generates the next."""
     _, eos_id, pad_id = rules.special_tokens
@@ -111,8 +128,7 @@ def _advance(
     check_ids(rules.special_tokens, logits.shape[-1])
     top, rest = log_normaliser(logits)
     known = (jnp.isfinite(top) & jnp.isfinite(rest))[:, 0]
-    allowed = rules.allowed(path.position, logits.shape[-1])
-    log_probs = jnp.where(allowed, (logits - top) - rest, -jnp.inf)
+    log_probs = jnp.where(allowed(path, logits.shape[-1]), (logits - top) - rest, -jnp.inf)
     token = choose(log_probs, path.log_probs, path.position).astype(jnp.int32)
     total = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0] + path.log_probs
     total = jnp.where(path.done, path.log_probs, jnp.where(known, total, jnp.nan))

@@ -1,9 +1,12 @@
 """Sequences drawn at random, token by token."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from flaxattn.search.arguments import check_count, check_keys, check_range, check_state, make_rules
+from flaxattn.search.constraints import Constraint
 from flaxattn.search.decode_step import DecodeStep, State, repeat_rows
 from flaxattn.search.generation import generate
 from flaxattn.search.hypotheses import Hypotheses
@@ -26,6 +29,7 @@ def sample(
     temperature: float | Array = 1.0,
     top_k: int | None = None,
     top_p: float | Array | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> Hypotheses:
     """Sequences drawn at random, token by token, in the order of drawing: not the best first.
 
@@ -81,7 +85,8 @@ def sample(
         logits = keep_likely(below / jnp.asarray(temperature, jnp.float32), top_k, top_p)
         return jax.vmap(jax.random.categorical)(now, logits)
 
-    return generate(decode_step, state, draw, rules, shape=(batch_size, num_samples))
+    shape = (batch_size, num_samples)
+    return generate(decode_step, state, draw, rules, shape=shape, constraints=constraints)
 
 
 def keep_likely(logits: jax.Array, top_k: int | None, top_p: float | Array | None) -> jax.Array:
