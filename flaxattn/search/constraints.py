@@ -4,6 +4,7 @@ A constraint narrows the tokens that may come next, and knows no more than the t
 searches keep nothing for it, and what it says of one example depends on no other.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ Constraint = Callable[[Choice, Prefixes], Choice]
 so the last has the last word. Where nothing is left, there is no hypothesis."""
 
 
-class Beginning(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Beginning:
     """Sequences begin with given tokens; to be asked last, since these come in any case.
 
     What follows a beginning must have room: else there is no hypothesis.
@@ -75,7 +77,8 @@ class Beginning(NamedTuple):
         return choice._replace(allowed=allowed)
 
 
-class NoRepeats(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class NoRepeats:
     """No n tokens in a row come twice; a repetition that was given as a beginning may stand."""
 
     n: int

@@ -6,7 +6,7 @@ between prefixes that miss more and fewer tokens of them, after Post & Vilar (20
 arXiv:1804.06609), so that a term comes where the model thinks best.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from flaxattn.types import Array
 __all__ = ["Terms"]
 
 
-class Terms(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Terms:
     """Each sequence has all the terms of its example; to be asked before `Beginning`.
 
     A term is there if its tokens are, one after another, and what follows may follow a term. Terms

@@ -33,4 +33,6 @@ def paths_at_home(command: Any) -> Any:
 def _expanded(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_expanded, value))
+    if dataclasses.is_dataclass(value):
+        return paths_at_home(value)
     return Path(os.path.expanduser(value)) if isinstance(value, Path) else value

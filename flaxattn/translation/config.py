@@ -185,6 +185,8 @@ class DecodingConfig:
     chosen by training, 1.5 or so much that at most a thousandth of its targets are longer."""
     min_ratio: Ratio = 0.0
     """The shortest translation has so many tokens for each token of the source."""
+    no_repeat_ngram: Annotated[int, Range(0, 1000)] = 0
+    """No so many tokens in a row come twice in a translation. 0: they may."""
     max_source_length: Annotated[int, Range(1, 100_000)] = 1024
     """Tokens of a source that are read; of a longer one the rest is left out, with a warning."""
     sampling: bool = False

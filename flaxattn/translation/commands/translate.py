@@ -20,6 +20,7 @@ from flaxattn.training.storage.files import replacing
 from flaxattn.training.storage.json_data import from_older, read_object
 from flaxattn.training.storage.layout import CONFIG
 from flaxattn.translation.commands.screen import SCREEN
+from flaxattn.translation.commands.wished import Asking, Wished
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.layout import OF_EXPORTED, OF_RUN, OWN_FOLDERS
 
@@ -60,6 +61,10 @@ class Translate:
     explain: Path | None = None
     """Also write a page on which the attention in each translation is seen (.html), or a figure
     of it in one translation (.png)."""
+    ensemble: tuple[Path, ...] = ()
+    """Folders of other models with the same tokenizer, which are asked as well: the mean of their
+    probabilities is taken at each token."""
+    wished: Annotated[Wished, tyro.conf.arg(name="")] = Wished()
     decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")] = DecodingConfig()
 
     def __post_init__(self) -> None:
@@ -78,23 +83,30 @@ class Translate:
         self._check_explained(len(self.texts))
         if self.input:
             check_kind(self.input)
+        if self.explain and self.ensemble:
+            raise ValueError("--explain: shows one model; leave out --ensemble.")
+        self.wished.check()
         self._check_files()
-        with _opened(self.output) as output:
+        with _opened(self.output) as output, self.wished.opened() as asking:
             loaded = self._loaded()
-            explained = self._translate(loaded, output)
+            explained = self._translate(loaded, output, asking)
         if self.explain:
             self._explain(self.explain, loaded, explained)
 
-    def _translate(self, loaded: "Loaded", output: TextIO) -> "list[tuple[str, list[Translation]]]":
+    def _translate(
+        self, loaded: "Loaded", output: TextIO, asking: Asking
+    ) -> "list[tuple[str, list[Translation]]]":
         """Writes the translations of every text, and gives both if they are to be explained."""
         from flaxattn.translation.decoding.translator import Translator
 
-        translator, done = Translator(*loaded, batch_size=self.batch_size), 0
+        others = self._others(loaded)
+        translator, done = Translator(*loaded, batch_size=self.batch_size, others=others), 0
         at_limit: list[int] = []
         explained: list[tuple[str, list[Translation]]] = []
         for texts in self._pieces():
             self._check_explained(done + len(texts))
-            found = translator.translate(texts, n_best=self._sought(), first=done)
+            asked = asking(len(texts))
+            found = translator.translate(texts, n_best=self._sought(), first=done, **asked)
             for translations in found:
                 output.writelines(map(self._line, translations[: self.n_best]))
             output.flush()
@@ -115,8 +127,10 @@ class Translate:
             written |= with_partial("--explain", self.explain)
         kept = OF_RUN | OF_EXPORTED
         check_outside(written, self.folder, folders=OWN_FOLDERS, names=kept)
+        read: dict[str, Path | int] = {**self.wished.files}
         if not self.texts:
-            check_apart(written, {"--input": self.input or STDIN})
+            read |= {"--input": self.input or STDIN}
+        check_apart(written, read)
 
     def _check_explained(self, texts: int) -> None:
         """Raises ValueError if so many texts cannot be explained, if they are to be."""
@@ -164,6 +178,19 @@ class Translate:
             "the first text of each length is compiled for"
         )
         return loaded._replace(decoding=self.decoding)
+
+    def _others(self, loaded: "Loaded") -> "list[Loaded]":
+        """The other models of an ensemble; raises ValueError if their tokens are others."""
+        from flaxattn.translation.trained.loading import load
+
+        others = [load(folder) for folder in self.ensemble]
+        for folder, other in zip(self.ensemble, others, strict=True):
+            if other.tokenizer.model != loaded.tokenizer.model:
+                raise ValueError(
+                    f"--ensemble {folder}: has another tokenizer than {self.folder}; expected the "
+                    "same, as models trained on the same text with the same --vocab-size have it."
+                )
+        return others
 
     def _pieces(self) -> Iterator[list[str]]:
         if self.texts:

@@ -15,8 +15,9 @@ from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
+from flaxattn.translation.decoding.wishes import Wish, asked_of, most_terms, wishes_of
 from flaxattn.translation.memory import check_decoding
-from flaxattn.translation.text.lengths import max_target_length
+from flaxattn.translation.text.lengths import EXTRA, max_target_length
 
 __all__ = ["Translation", "Translator", "check_translating", "rounded", "translate"]
 
@@ -44,6 +45,11 @@ class Translator:
       model, params, tokenizer: as `loading.load` gives them.
       config: how translations are sought.
       batch_size: texts translated together, at most; a multiple of the devices is taken.
+      others: models that are asked as well, as `loading.load` gives them, with the same tokenizer:
+        the mean of their probabilities is taken at each token.
+
+    Raises:
+      ValueError if one of the others has another tokenizer.
     """
 
     def __init__(
@@ -54,10 +60,18 @@ class Translator:
         config: DecodingConfig = DecodingConfig(),
         *,
         batch_size: int = 64,
+        others: Sequence[tuple[EncoderDecoder, Params, Tokenizer, DecodingConfig]] = (),
     ) -> None:
-        self._model, self._tokenizer, self._config = model, tokenizer, config
+        for number, other in enumerate(others):
+            if other[2].model != tokenizer.model:
+                raise ValueError(
+                    f"others[{number}] has another tokenizer than the model; expected the same: "
+                    "probabilities of other tokens have no mean."
+                )
+        self._tokenizer, self._config = tokenizer, config
         self._mesh = data_mesh()
-        self._params = place(params, self._mesh)
+        self._models = (model, *(other[0] for other in others))
+        self._params = place((params, *(other[1] for other in others)), self._mesh)
         self._batch_size = batch_size
 
     def translate(
@@ -67,6 +81,8 @@ class Translator:
         n_best: int = 1,
         first: int = 0,
         progress: Callable[[int], None] = lambda done: None,
+        beginnings: Sequence[str] | None = None,
+        terms: Sequence[Sequence[str]] | None = None,
     ) -> list[list[Translation]]:
         """The `n_best` translations of each text, best first; those of a blank text are blank.
 
@@ -75,14 +91,25 @@ class Translator:
         Args:
           first: the number of the first text in all that is translated; sampling depends on it.
           progress: called with the number of texts finished since the last call.
+          beginnings: for each text whole words that its translations begin with; "": none.
+          terms: for each text whole words, or several in a row, that its translations must have.
+
+        Raises:
+          ValueError if there are not as many beginnings or lists of terms as texts, or terms are
+          to be had without several beams.
         """
+        wishes = wishes_of(self._tokenizer, len(texts), beginnings, terms)
+        if any(wish.terms for wish in wishes):
+            check_beams(self._config)
         blank = [Translation("", 0.0, 0.0)] * n_best
         answers = [blank] * len(texts)
         sources = self._encode(texts, first)
         filled = [i for i in range(len(texts)) if texts[i].strip()]
         for chosen in self._batches(filled, sources):
             numbers = [first + i for i in chosen]
-            found = self._translate_batch(numbers, [sources[i] for i in chosen], n_best)
+            found = self._translate_batch(
+                numbers, [sources[i] for i in chosen], [wishes[i] for i in chosen], n_best
+            )
             for i, translations in zip(chosen, found, strict=True):
                 answers[i] = translations
             progress(len(chosen))
@@ -117,38 +144,47 @@ class Translator:
                 yield group[start : start + self._batch_size]
 
     def _translate_batch(
-        self, numbers: list[int], sources: list[np.ndarray], n_best: int
+        self, numbers: list[int], sources: list[np.ndarray], wishes: list[Wish], n_best: int
     ) -> list[list[Translation]]:
         config, tokenizer = self._config, self._tokenizer
         length = rounded(max(map(len, sources)))
         rows = _rows(len(sources), self._batch_size, self._mesh.size)
-        padded_length = max_target_length(length, config.max_ratio)
-        check_decoding(
-            self._model.config,
-            config,
-            rows=rows,
-            source_length=length,
-            target_length=padded_length,
-            n_best=n_best,
-        )
         source = np.full((rows, length), tokenizer.pad_id, np.int32)
         max_length, min_length = np.zeros((2, rows), np.int32)  # rows without a text end at once
-        for row, ids in enumerate(sources):
+        for row, (ids, wish) in enumerate(zip(sources, wishes, strict=True)):
             source[row, : len(ids)] = ids
-            max_length[row] = max_target_length(len(ids), config.max_ratio)
+            room = wish.size + EXTRA if wish.size else 0
+            max_length[row] = max(max_target_length(len(ids), config.max_ratio), room)
             min_length[row] = int(len(ids) * config.min_ratio)
+        padded_length = max_target_length(length, config.max_ratio)
+        if (longest := int(max_length.max())) > padded_length:  # for what is asked
+            padded_length = rounded(longest)
+        self._check_memory(rows, length, padded_length, n_best)
         keys = _keys(config.sampling_seed, numbers, rows)
         found = decode(
-            self._model,
+            self._models,
             self._params,
             *place((source, max_length, min_length, keys), self._mesh, "data"),
+            asked_of(tokenizer, wishes, rows),
             config=config,
             n_best=n_best,
             padded_length=padded_length,
             special_tokens=SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id),
             mesh=self._mesh,
+            most_terms=most_terms(wishes),
         )
         return self._texts(jax.device_get(found), max_length[: len(sources)])
+
+    def _check_memory(self, rows: int, source_length: int, length: int, n_best: int) -> None:
+        for model in self._models:
+            check_decoding(
+                model.config,
+                self._config,
+                rows=rows,
+                source_length=source_length,
+                target_length=length,
+                n_best=n_best,
+            )
 
     def _texts(self, found: Hypotheses, max_length: np.ndarray) -> list[list[Translation]]:
         """What was found in the rows that `max_length` [n] is of: the first n."""
@@ -185,6 +221,15 @@ def translate(
         return [""] * len(texts)
     translator = Translator(model, params, tokenizer, config, batch_size=batch_size)
     return [best[0].text for best in translator.translate(texts, progress=progress)]
+
+
+def check_beams(config: DecodingConfig) -> None:
+    """Raises ValueError unless a configuration has beams that terms can be sought by."""
+    if config.sampling or config.beam_size == 1:
+        raise ValueError(
+            "--terms: terms are sought by beams; expected a --beam-size of 2 or more, and no "
+            "--sampling."
+        )
 
 
 def check_translating(
