@@ -49,8 +49,14 @@ def home(tmp_path, monkeypatch):
     "words, paths",
     [
         (
-            "translate ~/run --input=~/a --output ~/b --explain=~/c.html",
-            {"folder": "run", "input": "a", "output": "b", "explain": "c.html"},
+            "translate ~/run --input=~/a --output ~/b --explain=~/c.html --ensemble ~/d ~/e",
+            {
+                "folder": "run",
+                "input": "a",
+                "output": "b",
+                "explain": "c.html",
+                "ensemble": ("d", "e"),
+            },
         ),
         ("score ~/a ~/b", {"files": ("a", "b")}),
         ("export ~/run ~/model", {"run_folder": "run", "folder": "model"}),
@@ -67,6 +73,12 @@ def test_home_is_expanded_in_every_path_of_every_command(home, words, paths):
         )
     of_paths = {f.name for f in dataclasses.fields(command) if "Path" in str(f.type)}
     assert paths.keys() == of_paths
+
+
+def test_home_is_expanded_in_options_that_stand_together(home):
+    words = "translate ~/run --beginnings ~/a --terms-file=~/b".split()
+    files = flaxattn_main._parse(words).wished.files
+    assert files == {"--beginnings": home / "a", "--terms-file": home / "b"}
 
 
 def test_home_is_expanded_in_every_path_of_a_run(home):

@@ -100,7 +100,7 @@ class Translator:
         """
         wishes = wishes_of(self._tokenizer, len(texts), beginnings, terms)
         if any(wish.terms for wish in wishes):
-            check_beams(self._config)
+            _check_beams(self._config)
         blank = [Translation("", 0.0, 0.0)] * n_best
         answers = [blank] * len(texts)
         sources = self._encode(texts, first)
@@ -223,7 +223,7 @@ def translate(
     return [best[0].text for best in translator.translate(texts, progress=progress)]
 
 
-def check_beams(config: DecodingConfig) -> None:
+def _check_beams(config: DecodingConfig) -> None:
     """Raises ValueError unless a configuration has beams that terms can be sought by."""
     if config.sampling or config.beam_size == 1:
         raise ValueError(

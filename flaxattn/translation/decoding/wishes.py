@@ -90,7 +90,7 @@ def _follow(tokenizer: Tokenizer) -> np.ndarray:
 def _ends_word(piece: str) -> bool:
     """Whether a word ends before it.
 
-    >>> [_ends_word(piece) for piece in (SPACE + "Hund", ".", "e", "<0xC3>", "<0x21>", "犬")]
+    >>> [_ends_word(piece) for piece in ("▁Hund", ".", "e", "<0xC3>", "<0x21>", "犬")]
     [True, True, False, False, True, True]
     """
     byte = BYTE.fullmatch(piece)
