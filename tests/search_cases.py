@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxattn.search import Lengths, SpecialTokens, beam_search
+from flaxattn.search import Groups, Lengths, SpecialTokens, beam_search
 
 PAD, BOS, EOS, V, PRIME = 0, 1, 2, 6, 1009
 IDS = SpecialTokens(bos_id=BOS, eos_id=EOS, pad_id=PAD)
@@ -60,7 +60,7 @@ def all_sequences(example, limit, minimum, exponent):
     return sorted(found, reverse=True)
 
 
-STATIC = "reorder beam_size padded_length n_best num_samples top_k special_tokens".split()
+STATIC = "reorder beam_size padded_length n_best num_samples top_k special_tokens groups".split()
 
 
 @functools.partial(jax.jit, static_argnames=("method", "of", *STATIC))
@@ -74,9 +74,13 @@ def run(
     padded_length,
     of=step,
     special_tokens=IDS,
+    groups=1,
+    diversity=0.0,
     **options,
 ):
     lengths = Lengths(max_length, min_length, length_penalty, padded_length)
+    if groups > 1:
+        options["groups"] = Groups(groups, diversity)
     ids = {"special_tokens": special_tokens, "lengths": lengths}
     return method(of, state, *keys, batch_size=len(max_length), **ids, **options)
 

@@ -33,6 +33,7 @@ from search_cases import (
 )
 
 from flaxattn.search import (
+    Groups,
     Lengths,
     SpecialTokens,
     beam_search,
@@ -184,11 +185,54 @@ def test_a_cache_may_stay_where_it_is():
         assert_found(found, i, plain_beam_search(example, 8, 0, 0.6, 4, 4)[0])
 
 
+def plain_groups(example, limit, beam_size, groups, diversity):
+    """Diverse beam search over plain lists, never stopping early but where all beams end."""
+    size, kept = beam_size // groups, set()
+    live = [[(0.0, ())] for _ in range(groups)]
+    for length in range(1, limit + 1):
+        taken, ended = np.zeros(V), []
+        for group in range(groups):
+            candidates = []
+            for log_prob, words in live[group]:
+                more = next_log_probs(example, words)
+                candidates += [(log_prob + more[t], (*words, t)) for t in [*WORDS, EOS]]
+            going = [c for c in candidates if c[1][-1] != EOS and length < limit]
+            going.sort(key=lambda c: c[0] - diversity * taken[c[1][-1]], reverse=True)
+            live[group] = going[:size]
+            ends = [c for c in candidates if c[1][-1] == EOS]
+            ended += [c for c in ends if c in sorted(ends + live[group], reverse=True)[:size]]
+            for _, words in live[group]:
+                taken[words[-1]] += 1
+        kept |= {(lp / penalty(length, 0.6), lp, words) for lp, words in ended}
+        if len(ended) == beam_size:
+            break
+    return [(score, lp, [*words]) for score, lp, words in sorted(kept, reverse=True)]
+
+
+@pytest.mark.parametrize("groups, diversity", [(2, 1.0), (4, 0.3), (2, 0.0)])
+def test_groups_of_beams_find_what_plain_lists_find(groups, diversity):
+    examples, limits = range(12), [7, 6, 5, 4] * 3
+    found = search(
+        start(examples),
+        max_length=int32(*limits),
+        beam_size=4,
+        n_best=4,
+        padded_length=7,
+        groups=groups,
+        diversity=diversity,
+    )
+    for i, limit in enumerate(limits):
+        assert_found(found, i, plain_groups(i, limit, 4, groups, diversity))
+
+
 # ---- What holds for all three ----------------------------------------------------------------
 
 KEYS = jax.random.split(jax.random.key(7), 8)
 METHODS = {
     "beam_search": functools.partial(run, beam_search, beam_size=3, n_best=2, padded_length=8),
+    "groups": functools.partial(
+        run, beam_search, beam_size=4, n_best=2, padded_length=8, groups=2, diversity=0.5
+    ),
     "greedy": functools.partial(run, greedy, padded_length=8),
     "sample": functools.partial(run, sample, num_samples=2, padded_length=8, top_p=0.9),
 }
@@ -497,6 +541,8 @@ def lengths(*values, **others):
         ({"batch_size": 3}, ValueError, r"state\['history'\] has shape \(2,\).*batch_size = 3"),
         ({"beam_size": 0}, ValueError, "beam_size is 0; expected 1 or more"),
         ({"beam_size": 2.0}, TypeError, "beam_size is 2.0; expected an int"),
+        ({"groups": Groups(2)}, ValueError, "groups.number is 2; .* divides beam_size, 3"),
+        ({"groups": Groups(3, -1.0)}, ValueError, "groups.diversity is -1.0"),
         ({"n_best": 4}, ValueError, "n_best is 4; expected 1 or more, at most 3"),
         ({"lengths": 5}, TypeError, r"lengths is a int; expected Lengths"),
         ({"special_tokens": {}}, TypeError, r"special_tokens is a dict; expected SpecialTokens"),

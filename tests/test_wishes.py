@@ -158,6 +158,18 @@ def test_no_n_tokens_come_twice(config):
         assert repeats(0) > 0
 
 
+def test_groups_of_beams_differ_more():
+    def words(**groups):
+        config = DecodingConfig(beam_size=4, **groups)
+        found = Translator(*model()[:3], config).translate(TEXTS[3:4], n_best=4)[0]
+        assert len({one.tokens for one in found}) == 4
+        return len({token for one in found for token in one.tokens})
+
+    assert words() < words(beam_groups=4, diversity=3.0)
+    with pytest.raises(ValueError, match="beam_groups is 3; expected one that divides beam_size"):
+        DecodingConfig(beam_size=4, beam_groups=3)
+
+
 # ---- Several models --------------------------------------------------------------------------
 
 

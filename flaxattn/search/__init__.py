@@ -9,6 +9,7 @@ from flaxattn.search.constraints import Prefixes as Prefixes
 from flaxattn.search.decode_step import DecodeStep as DecodeStep
 from flaxattn.search.generation import greedy as greedy
 from flaxattn.search.hypotheses import Hypotheses as Hypotheses
+from flaxattn.search.rules import Groups as Groups
 from flaxattn.search.rules import Lengths as Lengths
 from flaxattn.search.rules import SpecialTokens as SpecialTokens
 from flaxattn.search.rules import length_penalties as length_penalties

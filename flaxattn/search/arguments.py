@@ -7,10 +7,18 @@ import jax.numpy as jnp
 
 from flaxattn import checks
 from flaxattn.search.decode_step import State
-from flaxattn.search.rules import Lengths, Rules, SpecialTokens
+from flaxattn.search.rules import Groups, Lengths, Rules, SpecialTokens
 from flaxattn.types import Array
 
-__all__ = ["check_count", "check_ids", "check_keys", "check_range", "check_state", "make_rules"]
+__all__ = [
+    "check_count",
+    "check_groups",
+    "check_ids",
+    "check_keys",
+    "check_range",
+    "check_state",
+    "make_rules",
+]
 
 
 def make_rules(batch_size: int, special_tokens: SpecialTokens, lengths: Lengths) -> Rules:
@@ -49,6 +57,16 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
         raise ValueError(
             f"{name} is {value}; expected 1 or more" + (f", at most {most}." if most else ".")
         )
+
+
+def check_groups(groups: Groups, beam_size: int) -> None:
+    """Raises unless the beams fall into groups of one size, with a finite diversity."""
+    check_count("groups.number", groups.number, most=beam_size)
+    if beam_size % groups.number:
+        raise ValueError(
+            f"groups.number is {groups.number}; expected one that divides beam_size, {beam_size}."
+        )
+    check_range("groups.diversity", groups.diversity)
 
 
 def check_range(

@@ -7,8 +7,8 @@ from typing import Generic, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.search.arguments import check_count, check_ids, check_state, make_rules
-from flaxattn.search.candidates import Candidates, expand
+from flaxattn.search.arguments import check_count, check_groups, check_ids, check_state, make_rules
+from flaxattn.search.candidates import Candidates
 from flaxattn.search.constraints import Constraint, narrowed
 from flaxattn.search.decode_step import (
     DecodeStep,
@@ -17,8 +17,9 @@ from flaxattn.search.decode_step import (
     repeat_rows,
     take_rows,
 )
+from flaxattn.search.groups import expand_groups
 from flaxattn.search.hypotheses import Hypotheses, no_hypotheses
-from flaxattn.search.rules import Lengths, Rules, SpecialTokens
+from flaxattn.search.rules import TOGETHER, Groups, Lengths, Rules, SpecialTokens
 
 __all__ = ["beam_search"]
 
@@ -55,6 +56,7 @@ def beam_search(
     spread: Callable[[State, int], State] = repeat_rows,
     reorder: Callable[[State, jax.Array], State] = take_rows,
     constraints: Sequence[Constraint] = (),
+    groups: Groups = TOGETHER,
 ) -> Hypotheses:
     """The best whole sequences that beam search finds, best first.
 
@@ -93,6 +95,7 @@ def beam_search(
         `Beginning`, or functions of one's own. With `Terms` the K beams are shared between prefixes
         that miss more and fewer tokens of them, and those that end compete with those that miss
         none.
+      groups: how the beams are divided into groups that differ.
 
     Raises:
       TypeError or ValueError naming the argument that does not fit.
@@ -113,24 +116,25 @@ def beam_search(
     check_count("beam_size", beam_size)
     check_count("n_best", n_best, most=beam_size)
     state = spread(check_state(state, batch_size), beam_size)
-    start = _start(state, beam_size, n_best, rules)
+    check_groups(groups, beam_size)
+    start = _start(state, beam_size, n_best, rules, groups.number)
     search = jax.lax.while_loop(
         lambda search: ~search.done.all(),
-        lambda search: _advance(decode_step, search, rules, reorder, constraints),
+        lambda search: _advance(decode_step, search, rules, reorder, constraints, groups),
         start,
     )
     unknown = no_hypotheses((batch_size, n_best), rules, score=math.nan)
     return _choose(search.broken, unknown, search.kept)
 
 
-def _start(state: State, beam_size: int, n_best: int, rules: Rules) -> Search[State]:
+def _start(state: State, beam_size: int, n_best: int, rules: Rules, groups: int) -> Search[State]:
     (batch,), (bos_id, _, pad_id) = rules.max_length.shape, rules.special_tokens
-    shape = (batch, beam_size)
+    shape, first = (batch, beam_size), 0 if groups == 1 else slice(0, None, beam_size // groups)
     return Search(
         position=jnp.zeros((), jnp.int32),
         tokens=jnp.full((*shape, rules.padded_length), pad_id, jnp.int32),
         last=jnp.full(shape, bos_id, jnp.int32),
-        live=jnp.full(shape, -jnp.inf, jnp.float32).at[:, 0].set(0.0),  # one prefix: nothing yet
+        live=jnp.full(shape, -jnp.inf, jnp.float32).at[:, first].set(0.0),  # nothing yet
         kept=no_hypotheses((batch, n_best), rules),
         done=rules.max_length == 0,
         broken=jnp.zeros((batch,), bool),
@@ -144,6 +148,7 @@ def _advance(
     rules: Rules,
     reorder: Callable[[State, jax.Array], State],
     constraints: Sequence[Constraint],
+    groups: Groups,
 ) -> Search[State]:
     """Reads one token of every beam."""
     batch, beam_size = search.live.shape
@@ -155,13 +160,17 @@ def _advance(
     if constraints:
         choice = narrowed(constraints, rules, search.tokens, search.position, vocab_size)
     logits = logits.reshape(batch, beam_size, vocab_size)
-    found = expand(logits, search.live, search.position, rules, choice)
+    found = expand_groups(logits, search.live, search.position, rules, choice, groups)
+    ends, divided = found.ends, groups.number > 1
+    if divided:
+        found = found._replace(ends=_different(search, found))
     kept = _keep(search, found, rules)
-    bound = rules.scores(found.log_probs[:, 0], rules.max_length)
+    best = found.log_probs.max(axis=-1) if divided else found.log_probs[:, 0]
+    bound = rules.scores(best, rules.max_length)
     rows = (jnp.arange(batch)[:, None] * beam_size + found.parents).reshape(-1)
     last = jnp.where(jnp.isneginf(found.log_probs), rules.special_tokens.pad_id, found.tokens)
     tokens = jnp.take_along_axis(search.tokens, found.parents[..., None], axis=1)
-    over = rules.must_end(search.position) | (~jnp.isneginf(found.ends)).all(axis=-1)
+    over = rules.must_end(search.position) | (~jnp.isneginf(ends)).all(axis=-1)
     return Search(
         position=search.position + 1,
         tokens=tokens.at[:, :, search.position].set(last),
@@ -172,6 +181,14 @@ def _advance(
         broken=search.broken | (found.broken & ~search.done),
         state=reorder(state, rows),
     )
+
+
+def _different(search: Search[State], found: Candidates) -> jax.Array:
+    """The ends [B, K] without those of beams that an earlier one, of another group, is as well."""
+    same = (search.tokens[:, :, None] == search.tokens[:, None]).all(axis=-1)  # [B, K, K]
+    beams = jnp.arange(same.shape[1])
+    earlier = (beams[None, :] < beams[:, None])[None] & ~jnp.isneginf(found.ends)[:, None]
+    return jnp.where((same & earlier).any(axis=-1), -jnp.inf, found.ends)
 
 
 def _keep(search: Search[State], found: Candidates, rules: Rules) -> Hypotheses:

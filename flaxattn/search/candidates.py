@@ -35,12 +35,14 @@ def expand(
     index: jax.Array,
     rules: Rules,
     choice: Choice | None = None,
+    cost: jax.Array | None = None,
 ) -> Candidates:
     """The K best continuations of K beams, and their ends.
 
     Args:
       logits: float32 `[B, K, V]`; live: float32 `[B, K]`, the beams' log-probabilities, -inf where
-        there is none; choice: what constraints leave, if there are any.
+        there is none; choice: what constraints leave, if there are any; cost: float32 `[B, V]`, by
+        how much less each token is preferred.
     """
     vocab_size, eos_id = logits.shape[-1], rules.special_tokens.eos_id
     top, rest = log_normaliser(logits)
@@ -52,13 +54,16 @@ def expand(
         scores = jnp.where(choice.allowed, scores, -jnp.inf)
     ends = jnp.where(rules.may_end(index)[:, None], scores[..., eos_id], -jnp.inf)
     scores = scores.at[..., jnp.array([eos_id, *rules.never_generated])].set(-jnp.inf)
-    flat, beams = scores.reshape(len(scores), -1), live.shape[1]
+    preferred = scores if cost is None else scores - cost[:, None]
+    flat, beams = preferred.reshape(len(scores), -1), live.shape[1]
     if choice is None or choice.missing is None:
         best, where = top_k(flat, beams)
         rivals = None
     else:
         missing = choice.missing.reshape(flat.shape)
         best, where, *rivals = share(flat, missing, choice.most_missing + 1, beams)
+    if cost is not None:
+        best = jnp.take_along_axis(scores.reshape(flat.shape), where, axis=-1)
     best = jnp.where(rules.must_end(index)[:, None], -jnp.inf, best)
     ends_where = jnp.arange(beams) * vocab_size + eos_id
     return Candidates(

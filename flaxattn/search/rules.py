@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from flaxattn.types import Array
 
-__all__ = ["Lengths", "Rules", "SpecialTokens", "length_penalties"]
+__all__ = ["TOGETHER", "Groups", "Lengths", "Rules", "SpecialTokens", "length_penalties"]
 
 
 class SpecialTokens(NamedTuple):
@@ -37,6 +37,19 @@ class Lengths(NamedTuple):
     """The exponent in `length_penalties`, 0 or more. 0: scores are log-probabilities."""
     padded_length: int | None = None
     """T, the length of the arrays of tokens, static. None: `max_length`, which is then an int."""
+
+
+class Groups(NamedTuple):
+    """How the beams of a search are divided."""
+
+    number: int = 1
+    """G, as many beams in each; static. 1: all together."""
+    diversity: float | Array = 0.5
+    """What a token costs, in nats, for each beam of an earlier group that goes on with it here. It
+    decides which beams go on, and is no part of their log-probabilities."""
+
+
+TOGETHER = Groups()
 
 
 class Rules(NamedTuple):

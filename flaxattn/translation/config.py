@@ -185,6 +185,11 @@ class DecodingConfig:
     chosen by training, 1.5 or so much that at most a thousandth of its targets are longer."""
     min_ratio: Ratio = 0.0
     """The shortest translation has so many tokens for each token of the source."""
+    beam_groups: Annotated[int, Range(1, 1000)] = 1
+    """Groups of beams, each of which avoids the tokens that earlier ones take at the same place
+    (arXiv:1610.02424); they divide the beams. 1: all together."""
+    diversity: Annotated[float, Range(0, 100)] = 0.5
+    """Of groups: what a token costs for each beam of an earlier group that takes it."""
     no_repeat_ngram: Annotated[int, Range(0, 1000)] = 0
     """No so many tokens in a row come twice in a translation. 0: they may."""
     max_source_length: Annotated[int, Range(1, 100_000)] = 1024
@@ -206,6 +211,11 @@ class DecodingConfig:
         if self.min_ratio > most:
             raise FieldError(
                 "min_ratio", f"is {self.min_ratio}; expected at most max_ratio, {most}."
+            )
+        if self.beam_groups > 1 and self.beam_size % self.beam_groups:
+            raise FieldError(
+                "beam_groups",
+                f"is {self.beam_groups}; expected one that divides beam_size, {self.beam_size}.",
             )
 
 

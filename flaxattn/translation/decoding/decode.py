@@ -1,7 +1,6 @@
 """The best translations of a batch of token rows, sought on the device."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from flaxattn.layers import CachePosition
 from flaxattn.masks import Mask
 from flaxattn.models import EncoderDecoder
-from flaxattn.search import Hypotheses, Lengths, SpecialTokens, beam_search, greedy, sample
+from flaxattn.search import Groups, Hypotheses, Lengths, SpecialTokens, beam_search, greedy, sample
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.asked import NOTHING, Asked, constraints_of, specs_of
@@ -151,6 +150,7 @@ class _Decoder:
                 n_best=n_best,
                 spread=self._spread,
                 reorder=reorder,
+                groups=Groups(config.beam_groups, config.diversity),
                 **common,
             )
         if not config.sampling:
@@ -238,4 +238,4 @@ def _of_mean(logits: list[jax.Array]) -> jax.Array:
     if len(logits) == 1:
         return logits[0]
     log_probs = jnp.stack([jax.nn.log_softmax(x.astype(jnp.float32)) for x in logits])
-    return jax.nn.logsumexp(log_probs, axis=0) - math.log(len(logits))
+    return jax.nn.logsumexp(log_probs, axis=0)  # searches divide by their sum
