@@ -269,6 +269,8 @@ def test_one_number_for_all_examples_is_an_array_of_it(name):
     )
     method, options = METHODS[name].args[0], METHODS[name].keywords
     others = {key: value for key, value in options.items() if key != "padded_length"}
+    if "groups" in others:
+        others["groups"] = Groups(others["groups"], others.pop("diversity"))
     numbers = method(
         step,
         start(range(3)),
