@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:  # so late that help comes soon
+    from flaxattn.translation.commands.align import Align
     from flaxattn.translation.commands.export import Export
     from flaxattn.translation.commands.score import Score
     from flaxattn.translation.commands.translate import Translate
@@ -56,7 +57,7 @@ def _configs() -> ModuleType:
     return importlib.import_module("configs")
 
 
-def _parse(words: list[str]) -> "Translate | Score | Export":
+def _parse(words: list[str]) -> "Translate | Score | Align | Export":
     """The command; how a model is decoded by default is known when its folder is."""
     from flaxattn.text.arguments import check_words
     from flaxattn.translation.commands.translate import Translate, kept_decoding
@@ -76,15 +77,22 @@ def _parse(words: list[str]) -> "Translate | Score | Export":
 
 def _command(
     words: list[str], translate: "Callable[..., Translate]"
-) -> "Translate | Score | Export":
+) -> "Translate | Score | Align | Export":
     from flaxattn.tasks.commands import Classify, Export, Generate, Label
     from flaxattn.text.arguments import paths_at_home
     from flaxattn.training.command_line import parsed
+    from flaxattn.translation.commands.align import Align
     from flaxattn.translation.commands.compare import Compare
     from flaxattn.translation.commands.score import Score
     from flaxattn.translation.commands.train import Train
 
-    of_translation = {"translate": translate, "score": Score, "compare": Compare, "export": Export}
+    of_translation = {
+        "translate": translate,
+        "score": Score,
+        "compare": Compare,
+        "align": Align,
+        "export": Export,
+    }
     of_tasks = {"generate": Generate, "label": Label, "classify": Classify}
     command = parsed(
         {"train": Train} | of_translation | of_tasks,

@@ -9,6 +9,7 @@ from flaxattn.translation.config import DecodingConfig, RunConfig
 
 __all__ = [
     "check_decoding",
+    "check_forced",
     "check_training",
     "decoding_bytes",
     "parameter_count",
@@ -48,6 +49,24 @@ def check_decoding(
         f"to translate {rows} texts of up to {source_length} tokens with {beams} beams",
         "fewer or shorter ones: --beam-size, --n-best, --batch-size, --max-source-length, "
         "--max-ratio",
+    )
+
+
+def check_forced(
+    model: EncoderDecoderConfig, source: tuple[int, ...], target_length: int, *, attention: bool
+) -> None:
+    """Raises ValueError if a pass over pairs, [B, S] and [B, T], needs more memory than there is.
+
+    Args:
+      attention: whether weights are asked for.
+    """
+    rows, source_length = source
+    of_token = model.vocab_size + attention * model.num_heads * source_length
+    needed = parameter_count(model) * ITEM_BYTES[model.param_dtype]
+    _check(
+        needed + 4 * rows * target_length * of_token,
+        f"to look at {rows} pairs of up to {source_length} and {target_length} tokens",
+        "fewer or shorter ones: --batch-size",
     )
 
 

@@ -56,6 +56,9 @@ class Translate:
     """Translations given for each text, best first, one per line."""
     scores: bool = False
     """Write the score and a tab before each translation."""
+    json: bool = False
+    """Write a JSON object for each text, on one line: its translations with scores, the
+    log-probabilities of their tokens, and word alignments."""
     batch_size: Annotated[int, Range(1, 100_000)] = 64
     """Texts translated together, at most."""
     explain: Path | None = None
@@ -107,8 +110,7 @@ class Translate:
             self._check_explained(done + len(texts))
             asked = asking(len(texts))
             found = translator.translate(texts, n_best=self._sought(), first=done, **asked)
-            for translations in found:
-                output.writelines(map(self._line, translations[: self.n_best]))
+            output.writelines(self._lines(loaded, texts, found))
             output.flush()
             numbered = enumerate(found, done + 1)
             at_limit += [number for number, best in numbered if best[0].at_limit]
@@ -202,6 +204,19 @@ class Translate:
             if sys.stdin.isatty():
                 SCREEN.say("type a text and press enter; end with control-D")
             yield from chunks(sys.stdin.buffer, "standard input")
+
+    def _lines(
+        self, loaded: "Loaded", texts: list[str], found: "list[list[Translation]]"
+    ) -> Iterator[str]:
+        """What is written of some texts."""
+        wanted = [translations[: self.n_best] for translations in found]
+        if not self.json:
+            yield from (self._line(one) for translations in wanted for one in translations)
+            return
+        from flaxattn.translation.commands.json_lines import of_translations
+
+        for line in of_translations(loaded, texts, wanted, batch_size=self.batch_size):
+            yield f"{line}\n"
 
     def _line(self, translation: "Translation") -> str:
         seen = not self.output and sys.stdout.isatty()
