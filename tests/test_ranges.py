@@ -21,6 +21,7 @@ from flaxattn.training.asking import HowToRun
 from flaxattn.training.config import from_json, to_json
 from flaxattn.training.storage.weights import read_weights, write_weights
 from flaxattn.translation.cli import main
+from flaxattn.translation.commands.align import Align
 from flaxattn.translation.commands.compare import Compare
 from flaxattn.translation.commands.export import Export
 from flaxattn.translation.commands.score import Score
@@ -41,6 +42,7 @@ CONFIGS = [
     Translate,
     Score,
     Compare,
+    Align,
     Export,
     TransformerConfig,
     *TASKS,

@@ -61,7 +61,7 @@ def check_forced(
       attention: whether weights are asked for.
     """
     rows, source_length = source
-    of_token = model.vocab_size + attention * model.num_heads * source_length
+    of_token = model.vocab_size + attention * model.decoder_layers * source_length
     needed = parameter_count(model) * ITEM_BYTES[model.param_dtype]
     _check(
         needed + 4 * rows * target_length * of_token,

@@ -36,7 +36,7 @@ class Forced(NamedTuple):
     log_probs: tuple[float, ...]
     """Of each token after those before it, in nats."""
     attention: np.ndarray | None = None
-    """float32 [T, S]: the cross-attention of the last layer, the mean of its heads, if asked for.
+    """float32 [L, T, S]: the cross-attention of each layer, the mean of its heads, if asked for.
     Row t is of the step that writes token t."""
 
     @property
@@ -142,7 +142,7 @@ class PairScorer:
             Forced(
                 tuple(written.tolist()),
                 tuple(log_probs[row, : len(written)].tolist()),
-                weights[row, : len(written), : len(read)].copy() if attention else None,
+                weights[row, :, : len(written), : len(read)].copy() if attention else None,
             )
             for row, (read, written) in enumerate(pairs)
         ]
@@ -190,9 +190,9 @@ def _force(
     attention: bool,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """Over sources [B, S] and targets [B, T]: log-probabilities [B, T], attention [B, T, S].
+    """Over sources [B, S] and targets [B, T]: log-probabilities [B, T], attention [B, L, T, S].
 
-    Without `attention` that is [B, 0, 0].
+    Without `attention` that is [B, 0, 0, 0].
     """
 
     def on_device(
@@ -213,8 +213,8 @@ def _force(
         every = jax.nn.log_softmax(logits)
         log_probs = jnp.take_along_axis(every, target[..., None], axis=-1)[..., 0]
         if not attention:
-            return log_probs, jnp.zeros((len(target), 0, 0))
-        return log_probs, _last_cross(state["intermediates"]["decoder"]).mean(axis=1)
+            return log_probs, jnp.zeros((len(target), 0, 0, 0))
+        return log_probs, _cross_attention(state["intermediates"]["decoder"])
 
     rows = PartitionSpec("data")
     return jax.shard_map(
@@ -222,7 +222,9 @@ def _force(
     )(params, source, target)
 
 
-def _last_cross(decoder: PyTree) -> jax.Array:
-    """The weights [B, N, T, S] of the last layer's cross-attention; a shared layer sows several."""
-    last = max(decoder, key=lambda name: int(name.rpartition("_")[2]))
-    return decoder[last]["cross_attention"]["attention_weights"][-1].astype(jnp.float32)
+def _cross_attention(decoder: PyTree) -> jax.Array:
+    """The mean weights of each layer's heads [B, L, T, S]; a layer that is shared sows several."""
+    layers = sorted(decoder, key=lambda name: int(name.rpartition("_")[2]))
+    sown = [decoder[layer]["cross_attention"]["attention_weights"] for layer in layers]
+    means = [weights.mean(axis=1, dtype=jnp.float32) for calls in sown for weights in calls]
+    return jnp.stack(means, axis=1)

@@ -17,12 +17,16 @@ Links = set[tuple[int, int]]
 
 
 class Word(NamedTuple):
+    """A word and the parts of a meaning that it stands for, or helps to express."""
+
     text: str
     sure: set
     possible: set = frozenset()
 
 
 class Gold(NamedTuple):
+    """A pair and its links."""
+
     source: str
     target: str
     sure: Links
