@@ -42,10 +42,11 @@ def _train(words: list[str]) -> int:
 
 def _run(words: list[str], debug: bool) -> int:
     from flaxattn.training.ending import exit_code
+    from flaxattn.training.programs import mending
     from flaxattn.training.screen import sturdy_streams, warnings_told
     from flaxattn.translation.commands.screen import SCREEN
 
-    with sturdy_streams(output=False), warnings_told(SCREEN):
+    with sturdy_streams(output=False), warnings_told(SCREEN), mending():
         return exit_code(lambda: _parse(words).run(), debug=debug)
 
 

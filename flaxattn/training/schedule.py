@@ -2,14 +2,16 @@
 
 import dataclasses
 import types
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from flaxattn.training.config import TrainingConfig
+
+if TYPE_CHECKING:  # what trains nothing does not wait for it
+    import optax
 
 __all__ = ["Stage", "describe_rate", "learning_rate", "peak", "same_until", "shortfall", "stages"]
 
@@ -28,7 +30,7 @@ class Stage(NamedTuple):
     rewarm: int  # steps in which the rate comes back from the zero it had been cooled down to
 
 
-def learning_rate(config: TrainingConfig) -> optax.Schedule:
+def learning_rate(config: TrainingConfig) -> "optax.Schedule":
     """Linear warm-up, fall with the inverse square root of the step, linear cool-down to zero.
 
     The first two are equation 3 of Vaswani et al. (2017), scaled to a given peak. Where a run that

@@ -2,19 +2,22 @@
 
 import fnmatch
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
-import optax
 
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["freeze", "held", "labels", "matches", "path_of"]
 
 
 def freeze(
-    optimizer: optax.GradientTransformation, patterns: Sequence[str], params: Params
-) -> optax.GradientTransformation:
+    optimizer: "optax.GradientTransformation", patterns: Sequence[str], params: Params
+) -> "optax.GradientTransformation":
     """`optimizer` for all parameters but those whose path a pattern matches; these never change.
 
     Args:
@@ -22,6 +25,8 @@ def freeze(
     """
     if not patterns:
         return optimizer
+    import optax  # so late that what trains nothing does not wait for it
+
     parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
     return optax.multi_transform(parts, labels(params, patterns))
 

@@ -25,6 +25,7 @@ from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.layout import OF_EXPORTED, OF_RUN, OWN_FOLDERS
 
 if TYPE_CHECKING:
+    from flaxattn.training.programs import Programs
     from flaxattn.translation.decoding.translator import Translation
     from flaxattn.translation.trained.loading import Loaded
 
@@ -91,19 +92,21 @@ class Translate:
         self.wished.check()
         self._check_files()
         with _opened(self.output) as output, self.wished.opened() as asking:
-            loaded = self._loaded()
-            explained = self._translate(loaded, output, asking)
+            loaded, programs = self._loaded()
+            explained = self._translate(loaded, programs, output, asking)
         if self.explain:
             self._explain(self.explain, loaded, explained)
 
     def _translate(
-        self, loaded: "Loaded", output: TextIO, asking: Asking
+        self, loaded: "Loaded", programs: "Programs", output: TextIO, asking: Asking
     ) -> "list[tuple[str, list[Translation]]]":
         """Writes the translations of every text, and gives both if they are to be explained."""
         from flaxattn.translation.decoding.translator import Translator
 
-        others = self._others(loaded)
-        translator, done = Translator(*loaded, batch_size=self.batch_size, others=others), 0
+        others, done = self._others(loaded), 0
+        translator = Translator(
+            *loaded, batch_size=self.batch_size, others=others, programs=programs
+        )
         at_limit: list[int] = []
         explained: list[tuple[str, list[Translation]]] = []
         for texts in self._pieces():
@@ -160,26 +163,28 @@ class Translate:
         size = write(path, explain_translations(model, params, tokenizer, texts, found, config))
         SCREEN.say(f"wrote {path}, {size / 1000:,.0f} kB")
 
-    def _loaded(self) -> "Loaded":
-        """The model, to be decoded as the command says."""
+    def _loaded(self) -> "tuple[Loaded, Programs]":
+        """The model, to be decoded as the command says, and the programs kept for it."""
         began = time.perf_counter()
         SCREEN.say(f"loading {self.folder}")
         import jax  # so late that help and errors in the command come at once
 
         from flaxattn.memory import keep_freed_memory
         from flaxattn.training.devices import describe_devices, split_cpu
+        from flaxattn.training.programs import keep_programs
         from flaxattn.translation.trained.loading import load
 
         keep_freed_memory()
         if self.texts or self.input:
             split_cpu(min(len(self.texts) or self.batch_size, self.batch_size))
-        loaded = load(self.folder)
+        programs = keep_programs()
+        loaded = load(self.folder, programs)
         size = sum(x.size for x in jax.tree.leaves(loaded.params))
         SCREEN.say(
             f"{size:,} parameters on {describe_devices()}, {time.perf_counter() - began:.1f} s; "
             "the first text of each length is compiled for"
         )
-        return loaded._replace(decoding=self.decoding)
+        return loaded._replace(decoding=self.decoding), programs
 
     def _others(self, loaded: "Loaded") -> "list[Loaded]":
         """The other models of an ensemble; raises ValueError if their tokens are others."""

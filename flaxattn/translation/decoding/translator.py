@@ -12,6 +12,7 @@ from flaxattn.search import Hypotheses, SpecialTokens
 from flaxattn.text.lines import on_one_line
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.mesh import data_mesh, place
+from flaxattn.training.programs import ANEW, Programs
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
@@ -47,6 +48,7 @@ class Translator:
       batch_size: texts translated together, at most; a multiple of the devices is taken.
       others: models that are asked as well, as `loading.load` gives them, with the same tokenizer:
         the mean of their probabilities is taken at each token.
+      programs: those that are kept from one process to the next.
 
     Raises:
       ValueError if one of the others has another tokenizer.
@@ -61,6 +63,7 @@ class Translator:
         *,
         batch_size: int = 64,
         others: Sequence[tuple[EncoderDecoder, Params, Tokenizer, DecodingConfig]] = (),
+        programs: Programs = ANEW,
     ) -> None:
         for number, other in enumerate(others):
             if other[2].model != tokenizer.model:
@@ -72,7 +75,7 @@ class Translator:
         self._mesh = data_mesh()
         self._models = (model, *(other[0] for other in others))
         self._params = place((params, *(other[1] for other in others)), self._mesh)
-        self._batch_size = batch_size
+        self._batch_size, self._programs = batch_size, programs
 
     def translate(
         self,
@@ -160,12 +163,15 @@ class Translator:
         if (longest := int(max_length.max())) > padded_length:  # for what is asked
             padded_length = rounded(longest)
         self._check_memory(rows, length, padded_length, n_best)
-        keys = _keys(config.sampling_seed, numbers, rows)
-        found = decode(
+        seed = config.sampling_seed
+        keys = _keys(seed, numbers, rows) if config.sampling else np.zeros(rows, np.uint32)
+        found = self._programs.call(
+            decode,
             self._models,
             self._params,
             *place((source, max_length, min_length, keys), self._mesh, "data"),
             asked_of(tokenizer, wishes, rows),
+            kind=Hypotheses,
             config=config,
             n_best=n_best,
             padded_length=padded_length,

@@ -1,6 +1,7 @@
 """A trained model, read back from the folder it was exported to or from that of its run."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,18 @@ from jax.sharding import SingleDeviceSharding
 from flaxattn.models import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.adapted import kept_model
+from flaxattn.training.programs import ANEW, Programs
 from flaxattn.training.record import is_outdated, run_name
 from flaxattn.training.storage.json_data import from_older, read_object, same_fields
 from flaxattn.training.storage.layout import CONFIG, MANIFEST, MODELS
 from flaxattn.training.storage.manifest import DamagedError, sha256, verify
-from flaxattn.training.storage.weights import check_weights, read_header, read_weights
+from flaxattn.training.storage.weights import (
+    check_weights,
+    named,
+    nested,
+    read_header,
+    read_weights,
+)
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.initial import axes_of, init_params
@@ -47,18 +55,21 @@ class Loaded(NamedTuple):
     decoding: DecodingConfig = DecodingConfig()
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path, programs: Programs = ANEW) -> Loaded:
     """The model in an exported folder; or that of a run: what it exported, else what it kept.
 
     What a run exported before it was continued is not its model any more.
+
+    Args:
+      programs: those that are kept from one process to the next.
 
     Raises:
       ValueError or FileNotFoundError if there is none, or it is damaged.
     """
     if is_exported(folder):
-        return load_exported(folder)
+        return load_exported(folder, programs=programs)
     if (folder / EXPORTED).exists() and not is_outdated(folder):
-        return load_exported(folder / EXPORTED, run_name(folder))
+        return load_exported(folder / EXPORTED, run_name(folder), programs)
     return load_run(folder)
 
 
@@ -82,7 +93,7 @@ def is_exported(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or (path.exists() and "format_version" in read_object(path))
 
 
-def load_exported(folder: Path, run: str | None = None) -> Loaded:
+def load_exported(folder: Path, run: str | None = None, programs: Programs = ANEW) -> Loaded:
     """The model in an exported folder, bit by bit as it was written. Nothing in it is run.
 
     Every file is checked against the manifest, save the card, and in folders of version 1, which
@@ -90,6 +101,7 @@ def load_exported(folder: Path, run: str | None = None) -> Loaded:
 
     Args:
       run: the name of the run it must be of, unless it does not say.
+      programs: as in `load`.
 
     Raises:
       FileNotFoundError if a file is missing, ValueError if one is damaged, does not fit the
@@ -111,12 +123,12 @@ def load_exported(folder: Path, run: str | None = None) -> Loaded:
             f"{architecture.vocab_size}."
         )
     model = EncoderDecoder(architecture, pad_id=tokenizer.pad_id)
-    shapes = _fitting_shapes(folder, model)
+    shapes = _fitting_shapes(folder, model, programs)
     _check_contents(folder, config)
     return Loaded(model, read_weights(folder / WEIGHTS, shapes), tokenizer, decoding)
 
 
-def _fitting_shapes(folder: Path, model: EncoderDecoder) -> Params:
+def _fitting_shapes(folder: Path, model: EncoderDecoder, programs: Programs) -> Params:
     """The parameters' shapes and dtypes, which the header of the weights was found to have."""
     header = read_header(folder / WEIGHTS)
     for side in ("encoder", "decoder"):  # what has a thousand layers takes minutes to trace
@@ -127,7 +139,7 @@ def _fitting_shapes(folder: Path, model: EncoderDecoder) -> Params:
                 f"{folder / WEIGHTS}: other arrays than the architecture has: the {side} has "
                 f"{len(layers)} layers, expected {wanted}."
             )
-    shapes = _shapes(model)
+    shapes = _kept_shapes(model, programs)
     check_weights(folder / WEIGHTS, header, shapes)
     return shapes
 
@@ -202,6 +214,18 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _shapes(model: EncoderDecoder) -> Params:
     """The parameters' shapes and dtypes."""
     return jax.eval_shape(lambda: init_params(model, 0))
+
+
+def _kept_shapes(model: EncoderDecoder, programs: Programs) -> Params:
+    """The same, traced by the process that first asked alone."""
+
+    def traced() -> bytes:
+        found = named(_shapes(model))
+        return json.dumps({name: (x.shape, str(x.dtype)) for name, x in found.items()}).encode()
+
+    kept = json.loads(programs.data("shapes", repr(model), traced))
+    shapes: Any = {name: jax.ShapeDtypeStruct(*of_one) for name, of_one in kept.items()}
+    return nested(shapes)
 
 
 def _on_one_device(shapes: Params) -> Params:
