@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # so late that help comes soon
     from flaxattn.translation.commands.align import Align
     from flaxattn.translation.commands.export import Export
     from flaxattn.translation.commands.score import Score
+    from flaxattn.translation.commands.serve import Serve
     from flaxattn.translation.commands.translate import Translate
 
 __all__ = ["main"]
@@ -58,7 +59,7 @@ def _configs() -> ModuleType:
     return importlib.import_module("configs")
 
 
-def _parse(words: list[str]) -> "Translate | Score | Align | Export":
+def _parse(words: list[str]) -> "Translate | Score | Align | Serve | Export":
     """The command; how a model is decoded by default is known when its folder is."""
     from flaxattn.text.arguments import check_words
     from flaxattn.translation.commands.translate import Translate, kept_decoding
@@ -78,17 +79,19 @@ def _parse(words: list[str]) -> "Translate | Score | Align | Export":
 
 def _command(
     words: list[str], translate: "Callable[..., Translate]"
-) -> "Translate | Score | Align | Export":
+) -> "Translate | Score | Align | Serve | Export":
     from flaxattn.tasks.commands import Classify, Export, Generate, Label
     from flaxattn.text.arguments import paths_at_home
     from flaxattn.training.command_line import parsed
     from flaxattn.translation.commands.align import Align
     from flaxattn.translation.commands.compare import Compare
     from flaxattn.translation.commands.score import Score
+    from flaxattn.translation.commands.serve import Serve
     from flaxattn.translation.commands.train import Train
 
     of_translation = {
         "translate": translate,
+        "serve": Serve,
         "score": Score,
         "compare": Compare,
         "align": Align,

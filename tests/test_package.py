@@ -194,14 +194,15 @@ def requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
     lists = [project["project"]["dependencies"], groups["test"], groups["dev"]]
-    lists.append(project["project"]["optional-dependencies"]["train"])
+    extras = project["project"]["optional-dependencies"]
+    lists += [extras["train"], extras["serve"]]
     wanted = [x for names in lists for x in names if isinstance(x, str) and ">=" in x]
     return dict(x.lower().split(">=") for x in wanted)
 
 
 def test_every_package_and_tool_of_ci_is_pinned():
     wanted = requirements()
-    assert {"jax", "pytest", "ruff", "safetensors"} <= wanted.keys()
+    assert {"jax", "pytest", "ruff", "safetensors", "starlette"} <= wanted.keys()
     assert not {*wanted, "uv"} - pins("constraints.txt").keys()
 
 

@@ -49,6 +49,7 @@ class Translator:
       others: models that are asked as well, as `loading.load` gives them, with the same tokenizer:
         the mean of their probabilities is taken at each token.
       programs: those that are kept from one process to the next.
+      rows: of the batches, ascending, of which few are compiled for. None: powers of two.
 
     Raises:
       ValueError if one of the others has another tokenizer.
@@ -64,6 +65,7 @@ class Translator:
         batch_size: int = 64,
         others: Sequence[tuple[EncoderDecoder, Params, Tokenizer, DecodingConfig]] = (),
         programs: Programs = ANEW,
+        rows: Sequence[int] | None = None,
     ) -> None:
         for number, other in enumerate(others):
             if other[2].model != tokenizer.model:
@@ -75,7 +77,7 @@ class Translator:
         self._mesh = data_mesh()
         self._models = (model, *(other[0] for other in others))
         self._params = place((params, *(other[1] for other in others)), self._mesh)
-        self._batch_size, self._programs = batch_size, programs
+        self._batch_size, self._programs, self._few_rows = batch_size, programs, rows or ()
 
     def translate(
         self,
@@ -151,7 +153,8 @@ class Translator:
     ) -> list[list[Translation]]:
         config, tokenizer = self._config, self._tokenizer
         length = rounded(max(map(len, sources)))
-        rows = _rows(len(sources), self._batch_size, self._mesh.size)
+        count = next((n for n in self._few_rows if n >= len(sources)), len(sources))
+        rows = _rows(count, self._batch_size, self._mesh.size)
         source = np.full((rows, length), tokenizer.pad_id, np.int32)
         max_length, min_length = np.zeros((2, rows), np.int32)  # rows without a text end at once
         for row, (ids, wish) in enumerate(zip(sources, wishes, strict=True)):
