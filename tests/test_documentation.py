@@ -20,7 +20,8 @@ PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 OWN_TASK = ROOT / "docs" / "own_task.md"  # which has a test of its own
 RUN = [path for path in PAGES if path != OWN_TASK and path.name != "pitfalls.md"]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "results" / "README.md"]
-COMMANDS = ["translate", "score", "align", "export", "generate", "label", "classify"]
+COMMANDS = ["translate", "score", "compare", "align", "export", "serve"]
+COMMANDS += ["generate", "label", "classify"]
 TASK = [["language"], ["labelling"], ["classification"], ["denoising"]]
 OTHERS = {"--extra", "--group", "--with"}  # options of uv and pip
 
