@@ -13,8 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxattn.__main__ import main
+from flaxattn.search import Hypotheses
+from flaxattn.text import streaming
 from flaxattn.training import programs
 from flaxattn.training.programs import Programs, keep_programs, mending, of_user
+from flaxattn.translation.decoding import translator
 
 ROOT = Path(__file__).parents[1]
 OPTION = "jax_compilation_cache_dir"
@@ -192,3 +196,21 @@ def test_a_cache_that_jax_cannot_read_is_deleted_and_not_told(cache):
         warnings.warn("something else", stacklevel=1)
     assert [str(w.message) for w in told] == ["something else"]
     assert not of_user().exists()
+
+
+def test_a_file_of_any_length_is_translated_by_few_programs(finished, tmp_path, monkeypatch):
+    seen = set()
+
+    def decode(model, params, source, *arrays, n_best, **options):
+        seen.add(source.shape)
+        none = np.zeros((len(source), n_best))
+        return Hypotheses(np.zeros((*none.shape, 1), np.int32), none, none, none.astype(np.int32))
+
+    monkeypatch.setattr(translator, "decode", decode)
+    monkeypatch.setattr(streaming, "PIECE", 70)
+    lines = [word for i in range(1, 60) for word in ["a"] * i + ["b " * 12] * (61 - i) + [""]]
+    (tmp_path / "in.en").write_text("".join(line + "\n" for line in lines))
+    words = ["translate", finished.folder, "--input", tmp_path / "in.en", "--batch-size", 32]
+    assert main([*map(str, words), "--output", str(tmp_path / "out.de")]) == 0
+    assert len((tmp_path / "out.de").read_text().split("\n")) == len(lines) + 1
+    assert {rows for rows, _ in seen} == {8, 32}

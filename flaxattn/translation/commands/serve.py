@@ -60,10 +60,12 @@ class Serve:
             settings = uvicorn.Config(
                 app, log_level="error", access_log=False, timeout_graceful_shutdown=GRACE
             )
-            for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn stops, and sends them again
-                signal.signal(number, lambda *_: None)
+            server = uvicorn.Server(settings)
+            for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn heeds them and passes them on
+                signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+            listening.listen(settings.backlog)  # who asks from here on is answered
             SCREEN.say(f"ready: {_address(listening)} (control-C stops it)")
-            uvicorn.Server(settings).run(sockets=[listening])
+            server.run(sockets=[listening])
         SCREEN.say("stopped")
 
     def _service(self) -> "Service":

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Translate", "kept_decoding"]
 
 STDIN, STDOUT = 0, 1
+FEW = 8  # rows of a batch that is far from full: each number of rows is compiled for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +104,11 @@ class Translate:
         """Writes the translations of every text, and gives both if they are to be explained."""
         from flaxattn.translation.decoding.translator import Translator
 
-        others, done = self._others(loaded), 0
+        most, few, done = self.batch_size, min(FEW, self.batch_size), 0
+        rows = sorted({few if self.input else 1, few, most})
+        others = self._others(loaded)
         translator = Translator(
-            *loaded, batch_size=self.batch_size, others=others, programs=programs
+            *loaded, batch_size=most, others=others, programs=programs, rows=rows
         )
         at_limit: list[int] = []
         explained: list[tuple[str, list[Translation]]] = []

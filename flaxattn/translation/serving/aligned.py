@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxattn.translation.decoding.explaining import explain_translations
+from flaxattn.translation.decoding.explaining import MOST_TOKENS, explain_translations
 from flaxattn.translation.decoding.translator import Translation
 from flaxattn.translation.trained.loading import Loaded
 
@@ -23,7 +23,10 @@ def align(loaded: Loaded, sources: Sequence[str], targets: Sequence[str]) -> lis
 
 def _links(loaded: Loaded, source: str, target: str) -> Links | None:
     model, params, tokenizer, config = loaded
-    (ids,) = tokenizer.encode([target])
+    ids, source_ids = tokenizer.encode([target, tokenizer.normalize_source(source)])
+    lengths = len(ids), len(source_ids)
+    if not 1 < min(lengths) <= max(lengths) <= MOST_TOKENS:
+        return None
     found = [[Translation(target, 0.0, 0.0, tuple(ids.tolist()))]]
     sentences = explain_translations(model, params, tokenizer, [source], found, config)
     if not sentences:
@@ -33,7 +36,7 @@ def _links(loaded: Loaded, source: str, target: str) -> Links | None:
     read, written = _words(seen.kv_tokens[:-1]), _words((seen.q_writes or seen.q_tokens)[:-1])
     shares = np.zeros((max(written, default=-1) + 1, max(read, default=-1) + 1))
     weights = seen.weights.mean(0)[: len(written), : len(read)]
-    np.add.at(shares, np.ix_(written, read), weights)
+    np.add.at(shares, np.ix_(np.array(written), np.array(read)), weights)
     return sorted((int(row.argmax()), word) for word, row in enumerate(shares)) if read else []
 
 
