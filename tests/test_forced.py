@@ -186,7 +186,7 @@ def test_of_layers_the_one_that_is_decided_counts(loaded, two):
     (ids,) = tokenizer.encode([two])
     clear = [[0.0, 0.9, 0.1], [0.9, 0.0, 0.1], [0.0, 0.0, 1.0]]
     vague = [[0.4, 0.3, 0.3], [0.3, 0.4, 0.3], [0.0, 0.0, 1.0]]
-    for layers in ([clear, vague, vague], [vague, vague, clear]):
+    for layers in ([clear] + [vague] * 20, [vague] * 20 + [clear]):
         forced = forced_with(tokenizer, two, clear)._replace(attention=np.array(layers))
         assert links_of(tokenizer, two, ids, forced) == [(0, 1), (1, 0)]
 
