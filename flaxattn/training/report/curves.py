@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "curves_of", "drawn"]
+__all__ = ["KINDS", "Curve", "curves_of", "drawn"]
 
 KINDS = {"train": "training", "valid": "validation"}
 APART = {"step", "skipped"}  # numbers that are no curves

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from flaxattn.explorer import page
 from flaxattn.training.programs import ANEW, Programs
+from flaxattn.translation.decoding.aligning import Links, align
 from flaxattn.translation.decoding.explaining import explain_translations, hypotheses_sought
+from flaxattn.translation.decoding.forced import PairScorer
 from flaxattn.translation.decoding.translator import Translation, Translator
-from flaxattn.translation.serving.aligned import align
 from flaxattn.translation.trained.loading import Loaded
 
 __all__ = ["MOST_TOGETHER", "Question", "Service"]
@@ -40,6 +41,7 @@ class Service:
         self._translator = Translator(
             *self._loaded, batch_size=MOST_TOGETHER, rows=(1, MOST_TOGETHER), programs=programs
         )
+        self._scorer = PairScorer(*self._loaded, batch_size=1)
 
     @property
     def most_best(self) -> int:
@@ -65,11 +67,17 @@ class Service:
             [_told(x) for x in best[: question.n_best]]
             for question, best in zip(questions, found, strict=True)
         ]
-        asked = [i for i, question in enumerate(questions) if question.align]
-        links = align(self._loaded, [texts[i] for i in asked], [found[i][0].text for i in asked])
-        for i, of_text in zip(asked, links, strict=True):
-            answers[i][0]["alignment"] = of_text or []
+        for question, best, told in zip(questions, found, answers, strict=True):
+            if question.align:
+                told[0]["alignment"] = self._links(question.text, best[0].text)
         return answers
+
+    def _links(self, text: str, translation: str) -> Links:
+        """The words that belong together; none where a side is blank or too long to be read."""
+        try:
+            return align(self._scorer, [text], [translation])[0] or []
+        except ValueError:
+            return []
 
     def explain(self, text: str) -> str | None:
         """The page on which the attention in the translation of a text is seen, if it can be."""
