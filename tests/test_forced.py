@@ -40,7 +40,7 @@ def loaded():
 @pytest.fixture
 def commanded(monkeypatch, loaded):
     """The commands have that model."""
-    monkeypatch.setattr(loading, "load", lambda folder: loaded)
+    monkeypatch.setattr(loading, "load", lambda folder, *_: loaded)
 
 
 @pytest.fixture(scope="module")

@@ -160,6 +160,8 @@ def test_files_and_runs_are_compared_by_the_command(finished, tmp_path, capsys):
     assert main(["compare", *systems, *given, "--samples", "100"]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith("baseline") and " 100.00 ± 0.00  p = 0.0" in second
+    assert main(["score", *systems, str(paths["ref"])]) == 0  # the last two are references
+    assert "nrefs:2" in capsys.readouterr().out
     assert main(["compare", *systems]) == 2
     assert "--references: expected a file" in capsys.readouterr().err
     assert main(["compare", systems[0], systems[0], *given]) == 2

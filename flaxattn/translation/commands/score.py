@@ -20,7 +20,8 @@ class Score:
     """Scores translations against references with SacreBLEU, or by how likely a model finds them.
 
     $ flaxattn score runs/tiny                         what the run kept of its test split
-    $ flaxattn score my.hypothesis my.reference        any two aligned files; needs no model
+    $ flaxattn score my.hypothesis my.reference        aligned files; needs no model
+    $ flaxattn score my.hypothesis my.reference other.reference    several references for each
     $ flaxattn score runs/tiny --pairs my.en my.de     log-probabilities of given translations
     """
 
@@ -53,11 +54,12 @@ class Score:
 
         hypotheses, references, tokenizer = self._sources()
         check_tokenizer(tokenizer)
-        sides = read_sides(hypotheses, references)
-        for doubt in (doubt_of_tokenizer(sides[1], tokenizer), doubt_of_spelling(*sides)):
-            if doubt:
-                SCREEN.warn(doubt)
-        found = score(*sides, tokenizer=tokenizer)
+        sides = [read_sides(hypotheses, path) for path in references]
+        lines, texts = sides[0][0], [text for _, text in sides]
+        doubts = doubt_of_tokenizer(texts[0], tokenizer), doubt_of_spelling(lines, texts[0])
+        for doubt in filter(None, doubts):
+            SCREEN.warn(doubt)
+        found = score(lines, *texts, tokenizer=tokenizer)
         if self.json:
             print(json.dumps({s.name: {"value": s.value, "signature": s.signature} for s in found}))
         else:
@@ -80,12 +82,13 @@ class Score:
                     each = found and (found.log_prob, found.log_prob / len(found.tokens))
                     print("\t".join(f"{x:.6f}" for x in each or ()))
 
-    def _sources(self) -> tuple[Path, Path, str]:
-        if len(self.files) == 2:
-            return *self.files, self.bleu_tokenizer or "13a"
+    def _sources(self) -> tuple[Path, list[Path], str]:
+        if len(self.files) > 1:
+            hypotheses, *references = self.files
+            return hypotheses, references, self.bleu_tokenizer or "13a"
         if len(self.files) != 1 or not self.files[0].is_dir():
             raise ValueError(
-                "score: expected the folder of a run, or two files, translations and references."
+                "score: expected the folder of a run, or files: translations and references."
             )
         from flaxattn.training.record import has_begun
         from flaxattn.translation.trained.record import read_result, read_run
@@ -94,4 +97,4 @@ class Score:
         kept = read_run(folder).data.bleu_tokenizer if has_begun(folder) else "13a"
         read_result(folder)  # raises where the test split is not as it was written
         tokenizer = self.bleu_tokenizer or kept
-        return folder / TEST["hypothesis"], folder / TEST["reference"], tokenizer
+        return folder / TEST["hypothesis"], [folder / TEST["reference"]], tokenizer
