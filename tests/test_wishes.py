@@ -229,7 +229,7 @@ def test_the_command_asks_the_same_of_all_texts_and_takes_several_models(capsys)
 
 def test_the_command_names_both_folders_of_different_tokenizers(monkeypatch, capsys):
     others = {KEPT: model(), "other": (*model()[:2], Tokenizer.train(WORDS * 5, 300), BEAMS)}
-    monkeypatch.setattr(loading, "load", lambda folder: loading.Loaded(*others[str(folder)]))
+    monkeypatch.setattr(loading, "load", lambda folder, *_: loading.Loaded(*others[str(folder)]))
     assert main(["translate", KEPT, "a", "--ensemble", "other"]) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert f"--ensemble other: has another tokenizer than {KEPT}" in message
