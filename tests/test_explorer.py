@@ -211,7 +211,7 @@ def test_texts_that_cannot_be_explained_are_told():
 
 @pytest.fixture
 def model_in_no_folder(monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda folder: loaded())
+    monkeypatch.setattr(loading, "load", lambda folder, *_: loaded())
 
 
 WORDS_OF_DECODING = ["--beam-size", "3", "--max-ratio", "1.0"]
