@@ -58,7 +58,11 @@ def home(tmp_path, monkeypatch):
                 "ensemble": ("d", "e"),
             },
         ),
-        ("score ~/a ~/b", {"files": ("a", "b")}),
+        ("score ~/a --pairs ~/b ~/c", {"files": ("a",), "pairs": ("b", "c")}),
+        (
+            "compare ~/a ~/b --references ~/c ~/d",
+            {"systems": ("a", "b"), "references": ("c", "d")},
+        ),
         ("export ~/run ~/model", {"run_folder": "run", "folder": "model"}),
     ],
 )
@@ -135,5 +139,5 @@ def test_so_it_is_in_a_command_that_has_the_option_and_in_no_other(capsys):
     assert main(["translate", "folder", "a", "--max-source", "9"]) == 2
     assert "--max-source-length" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["score", "a", "b", "--rows", "9"])
+        main(["export", "a", "b", "--rows", "9"])
     assert "called" not in capsys.readouterr().err
