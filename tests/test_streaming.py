@@ -179,7 +179,7 @@ def test_score_refuses_what_does_not_fit(tmp_path, two_files, capsys):
     for words, message in [
         ([hypothesis, str(tmp_path / "longer")], "has 2 lines and"),
         ([hypothesis, str(tmp_path / "none")], "no such file"),
-        ([hypothesis], "the folder of a run, or two files"),
+        ([hypothesis], "the folder of a run, or files"),
         ([hypothesis, reference, "--bleu-tokenizer", "latin"], "latin"),
     ]:
         assert main(["score", *words]) == 2
