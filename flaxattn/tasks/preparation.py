@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -71,7 +71,7 @@ class TextKind:
     builtin: Callable[[Split, int], Iterable[Pair]]
     encode: Callable[[list[Pair], Tokenizer, tuple[str, ...], int], Tokens]
     labels_of: Callable[[Corpus], tuple[str, ...]] = lambda corpus: ()
-    tokenizer: dict[str, bool] = dataclasses.field(default_factory=dict)
+    tokenizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     hint: str = ""
     normalize: Callable[[str, Normalization], str] = normalized
 

@@ -6,6 +6,7 @@ run could not be repeated.
 
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -28,15 +29,21 @@ class SubwordDropout:
 
     Args:
       processor: a BPE model with byte fallback, in which no piece holds a space but at its start.
+      symbols: its tokens that are taken wherever they stand, and never merged.
     """
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+    def __init__(
+        self, processor: sentencepiece.SentencePieceProcessor, symbols: Sequence[str] = ()
+    ) -> None:
         self._eos_id = processor.eos_id()
         ids = range(processor.get_piece_size())
         special = processor.is_control, processor.is_unknown, processor.is_byte
         normal = [i for i in ids if not any(is_special(i) for is_special in special)]
         self._ids = {processor.id_to_piece(i): i for i in normal}
-        self._ranks = {piece: -processor.get_score(i) for piece, i in self._ids.items()}
+        merged = self._ids.keys() - {*symbols}
+        self._ranks = {piece: -processor.get_score(self._ids[piece]) for piece in merged}
+        longest_first = sorted(map(re.escape, symbols), key=len, reverse=True)
+        self._first = re.compile("|".join([*longest_first, "."]), re.DOTALL)
         self._byte_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         self._spell_known = functools.lru_cache(maxsize=1 << 16)(self._merge)
 
@@ -76,7 +83,7 @@ class SubwordDropout:
         Args:
           drops: of the merges looked at, one after another, the numbers of those left out.
         """
-        symbols, looked_at, drops = list(SPACE + word), 0, iter(drops)
+        symbols, looked_at, drops = self._first.findall(SPACE + word), 0, iter(drops)
         drop = next(drops, None)
         while True:
             for _, at in self._merges(symbols):

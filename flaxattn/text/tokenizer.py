@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from flaxattn.text.normalization import NORMALIZATIONS, Normalization, normalize_source
+from flaxattn.text.model_file import is_bpe, symbols_of, with_special_first, with_symbols
+from flaxattn.text.normalization import (
+    NORMALIZATIONS,
+    Normalization,
+    normalize_source,
+    normalize_targets,
+)
 from flaxattn.text.subword_dropout import SPACE, SubwordDropout
 from flaxattn.training.storage.files import read_regular, write_whole
 
@@ -18,6 +24,7 @@ __all__ = ["Tokenizer"]
 MOST_BYTES = 2**28  # of a file
 
 MASK = "<mask>"
+LONGEST = 16  # characters that a learned token stands for, at most
 STAND_INS = [chr(code) for code in range(0xE000, 0xF900)]  # characters for private use
 
 
@@ -31,8 +38,6 @@ class Tokenizer:
     It knows how texts were normalised when it was learned, and its file does; to `encode` is to
     take them as they are.
     """
-
-    max_piece_length = 16  # characters a token stands for, at most
 
     pad_id, bos_id, eos_id, unk_id = range(4)
 
@@ -50,6 +55,7 @@ class Tokenizer:
         normalization: Normalization = "none",
         keep_spaces: bool = False,
         with_mask: bool = False,
+        symbols: Sequence[str] = (),
     ) -> "Tokenizer":
         """A tokenizer learned from `texts`, with at most `vocab_size` tokens.
 
@@ -57,6 +63,7 @@ class Tokenizer:
           normalization: how these texts have been normalised, so that others can be alike.
           keep_spaces: keep runs of spaces, and those around a text, instead of collapsing them.
           with_mask: whether there is a token that stands for hidden ones: `mask_id`.
+          symbols: strings without spaces that are one token each, wherever they stand.
 
         Raises:
           ValueError if `vocab_size` has no room for the bytes and characters of the text.
@@ -71,10 +78,11 @@ class Tokenizer:
                 hard_vocab_limit=False,
                 byte_fallback=True,
                 character_coverage=character_coverage,
-                max_sentencepiece_length=cls.max_piece_length,
+                max_sentencepiece_length=LONGEST,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=not keep_spaces,
                 control_symbols=[MASK] if with_mask else [],
+                user_defined_symbols=_spelt(symbols, normalization),
                 pad_id=cls.pad_id,
                 bos_id=cls.bos_id,
                 eos_id=cls.eos_id,
@@ -93,9 +101,49 @@ class Tokenizer:
             raise ValueError(f"{path}: is empty; expected a SentencePiece model.")
         return cls(model)
 
+    @classmethod
+    def adopted(cls, path: Path) -> "Tokenizer":
+        """The tokenizer in a SentencePiece model that was learned elsewhere, in a file.
+
+        Its tokens get other ids where its special tokens have others than here.
+
+        Raises:
+          ValueError naming the file if it is no such model.
+        """
+        model = read_regular(path, MOST_BYTES)
+        try:
+            kept = cls(model)
+            return kept if kept._has_our_ids() else cls(with_special_first(model))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: expected a SentencePiece model; {error}") from error
+
+    def _has_our_ids(self) -> bool:
+        processor = self._processor
+        ids = processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id()
+        return ids == (self.pad_id, self.bos_id, self.eos_id, self.unk_id)
+
+    def grown(self, symbols: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with these strings as tokens as well, behind those that it has."""
+        how = self.normalization
+        known = symbols_of(self.model)
+        new = [x for x in _spelt(symbols, how) if x not in known]
+        return Tokenizer(with_symbols(self.model, new) + _mark(how)) if new else self
+
+    @property
+    def spells_anew(self) -> bool:
+        """Whether `sample` can leave out merges: those of BPE, with bytes for all else."""
+        processor = self._processor
+        has_bytes = processor.is_byte(processor.piece_to_id("<0x00>"))
+        return has_bytes and is_bpe(self.model)
+
     def save(self, path: Path) -> None:
         """Writes a standard SentencePiece model file."""
         write_whole(path, self.model)
+
+    @functools.cached_property
+    def max_piece_length(self) -> int:
+        """Characters that a token stands for, at most."""
+        return max(map(len, self.pieces(range(self.vocab_size))))
 
     @functools.cached_property
     def normalization(self) -> Normalization:
@@ -173,7 +221,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _subword_dropout(self) -> SubwordDropout:
-        return SubwordDropout(self._processor)
+        return SubwordDropout(self._processor, symbols_of(self.model))
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """The text of each row of ids, up to its first `eos_id`."""
@@ -209,6 +257,11 @@ def _mark(normalization: Normalization) -> bytes:
         return b""
     name = b"\x0a" + bytes([len(normalization)]) + normalization.encode()
     return b"\x1a" + bytes([len(name)]) + name
+
+
+def _spelt(symbols: Sequence[str], normalization: Normalization) -> list[str]:
+    """As they stand in texts."""
+    return [normalize_targets([symbol], normalization)[0] for symbol in symbols]
 
 
 def _collapsed(text: str) -> str:

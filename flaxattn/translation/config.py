@@ -24,6 +24,7 @@ __all__ = [
     "check_sampling",
     "corpora",
     "data_path",
+    "tokenizer_path",
     "is_weight",
 ]
 
@@ -131,6 +132,12 @@ class DataConfig:
     """How Unicode is spelt, also when translating: nfc brings texts to the form NFC, and every
     white space in a source to a plain space; nfkc brings sources to NFKC instead, which makes ﬁ fi,
     ² 2 and Ａ A; none takes texts as they are. A tokenizer that is there already decides it."""
+    tokenizer: str = ""
+    """A SentencePiece model of your own, instead of one that is learned from the training text: a
+    file, relative to the current folder."""
+    symbols: tuple[str, ...] = ()
+    """Strings without spaces, such as <date>, that are one token each wherever they stand. What the
+    tokenizer of --tokenizer or --init-from lacks of them is added to it: the vocabulary grows."""
     character_coverage: Annotated[float, Range(0.98, 1)] = 0.9998
     """Share of the characters of the text that get tokens of their own; the rest become bytes."""
 
@@ -143,6 +150,11 @@ class DataConfig:
             )
         if self.columns and not len(self.columns) == len({*self.columns}) == 2:
             raise FieldError("columns", f"is {self.columns}; expected two different columns.")
+        for symbol in self.symbols:
+            if not symbol or re.search(r"[\s\0\u2581]", symbol) or self.symbols.count(symbol) > 1:
+                raise FieldError(
+                    "symbols", f"has {symbol!r}; expected strings without spaces, each once."
+                )
         for split in ("valid", "test"):
             if len(names := getattr(self, split)) > 2:
                 raise FieldError(
@@ -259,3 +271,8 @@ def check_sampling(given: DecodingConfig, default: DecodingConfig) -> None:
 def data_path(config: DataConfig, name: str) -> Path:
     """Where the file called `name` lies."""
     return Path(os.path.expanduser(config.data_dir)) / os.path.expanduser(name)
+
+
+def tokenizer_path(config: DataConfig) -> Path | None:
+    """Where the tokenizer of one's own lies, if there is one."""
+    return Path(os.path.expanduser(config.tokenizer)).absolute() if config.tokenizer else None

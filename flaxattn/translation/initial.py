@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxattn.models import EncoderDecoder
 from flaxattn.training.parameters.initial import Init, fresh_params
@@ -9,7 +10,7 @@ from flaxattn.training.parameters.initial import axes_of as axes_made_by
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
-__all__ = ["axes_of", "init_params"]
+__all__ = ["axes_of", "grown", "init_params"]
 
 
 def init_params(model: EncoderDecoder, seed: int) -> Params:
@@ -20,6 +21,20 @@ def init_params(model: EncoderDecoder, seed: int) -> Params:
 def axes_of(model: EncoderDecoder) -> PyTree:
     """For each parameter the logical names of its axes, without making any."""
     return axes_made_by(_init(model))
+
+
+def grown(params: Params, model: EncoderDecoder, seed: int) -> Params:
+    """Parameters of a model that has more tokens than they: new ones fresh, all others kept."""
+    shapes = jax.eval_shape(lambda: init_params(model, 0))
+    if jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes):
+        return params
+
+    def put(fresh: jax.Array, kept: jax.Array) -> np.ndarray:
+        whole = np.array(fresh, dtype=kept.dtype)
+        whole[tuple(map(slice, kept.shape))] = kept
+        return whole
+
+    return jax.tree.map(put, init_params(model, seed), params)
 
 
 def _init(model: EncoderDecoder) -> Init:

@@ -22,8 +22,8 @@ from flaxattn.training.screen import Tell
 from flaxattn.training.storage.layout import START
 from flaxattn.training.storage.weights import read_weights
 from flaxattn.training.trees import Params
-from flaxattn.translation.config import RunConfig, corpora
-from flaxattn.translation.initial import init_params
+from flaxattn.translation.config import RunConfig, corpora, tokenizer_path
+from flaxattn.translation.initial import grown, init_params
 from flaxattn.translation.layout import TOKENIZER
 from flaxattn.translation.text.corpus import load_corpus
 from flaxattn.translation.trained.loading import Loaded, load
@@ -57,7 +57,7 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
       ValueError or FileNotFoundError that names the file, line or option at fault.
     """
     start = _start(config, begun)
-    kept = _kept_tokenizer(begun, start)
+    kept = _kept_tokenizer(config, begun, start)
     normalization = kept.normalization if kept else config.data.normalization
     data = dataclasses.replace(config.data, normalization=normalization)
     corpus = load_corpus(data, tell, place_for(Path(config.output)))
@@ -93,11 +93,34 @@ def _start(config: RunConfig, begun: Path | None) -> Loaded | None:
     return start
 
 
-def _kept_tokenizer(begun: Path | None, start: Loaded | None) -> Tokenizer | None:
-    """That of the run, or of the model it starts from."""
+def _kept_tokenizer(
+    config: RunConfig, begun: Path | None, start: Loaded | None
+) -> Tokenizer | None:
+    """That of the run, of the model it starts from, or of one's own; with the symbols it lacks.
+
+    Raises:
+      ValueError or FileNotFoundError naming the option or the file.
+    """
+    data, dropout, own = config.data, config.training.subword_dropout, tokenizer_path(config.data)
     if begun:
-        return Tokenizer.load(begun / TOKENIZER)
-    return start.tokenizer if start else None
+        kept = Tokenizer.load(begun / TOKENIZER)
+        if own and own.exists() and Tokenizer.adopted(own).grown(data.symbols).model != kept.model:
+            raise ValueError(
+                f"--tokenizer: {own} is another than when the run in {begun} began. Name another "
+                "folder with --output."
+            )
+        return kept
+    if start and own:
+        raise ValueError("--tokenizer: a model that --init-from names has its own; leave one out.")
+    found = start.tokenizer if start else Tokenizer.adopted(own) if own else None
+    if found is None:
+        return None
+    if dropout and not found.spells_anew:
+        raise ValueError(
+            f"--subword-dropout {dropout}: expected 0, since the tokenizer is no BPE model with "
+            "byte fallback."
+        )
+    return found.grown(data.symbols)
 
 
 def _learned_tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
@@ -106,6 +129,7 @@ def _learned_tokenizer(config: RunConfig, corpus: Corpus) -> Tokenizer:
         config.model.vocab_size,
         character_coverage=config.data.character_coverage,
         normalization=config.data.normalization,
+        symbols=config.data.symbols,
     )
 
 
@@ -114,8 +138,11 @@ def _first_params(
 ) -> Params:
     """The parameters before the first step."""
     if start:
-        check_architecture(start.model.config, model.config)
-        return start.params
+        vocab_size = model.config.vocab_size  # which may have grown
+        check_architecture(
+            dataclasses.replace(start.model.config, vocab_size=vocab_size), model.config
+        )
+        return grown(start.params, model, config.training.seed)
     if begun and config.training.init_from:
         return read_weights(begun / START, jax.eval_shape(lambda: init_params(model, 0)))
     return init_params(model, config.training.seed)

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from flaxattn.training.config import config_hash as hash_of
 from flaxattn.training.task import RunRules
-from flaxattn.translation.config import DecodingConfig, RunConfig, data_path, is_weight
+from flaxattn.translation.config import (
+    DecodingConfig,
+    RunConfig,
+    data_path,
+    is_weight,
+    tokenizer_path,
+)
 from flaxattn.translation.layout import RESULTS, TOKENIZER
 
 __all__ = ["RULES", "config_hash"]
@@ -34,7 +40,9 @@ def _inputs(config: RunConfig) -> Mapping[str, Sequence[Path]]:
     data = config.data
     train = [name for name in data.train if not is_weight(name)]
     splits = {"--train": train, "--valid": data.valid, "--test": data.test}
-    return {option: [data_path(data, x) for x in names] for option, names in splits.items()}
+    own = tokenizer_path(data)
+    found = {option: [data_path(data, x) for x in names] for option, names in splits.items()}
+    return found | {"--tokenizer": [own] if own else []}
 
 
 RULES = RunRules(
@@ -43,7 +51,7 @@ RULES = RunRules(
     results=RESULTS,
     data="sentence_pairs",
     of_data=OF_PAIRS,
-    places={"data_dir"},
+    places={"data_dir", "tokenizer"},
     free=_free,
     inputs=_inputs,
 )
