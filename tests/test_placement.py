@@ -119,12 +119,12 @@ IMPLEMENTATIONS = ("blockwise", "dense")
 
 
 def is_asked_for(name, home, layout, implementation):
-    """Every row on the mesh of both, and on one of the others."""
+    """Every row on the mesh of both, and, in blocks, on one of the others and in `shard_map`."""
+    if implementation == "dense":
+        return home != "shard_map" and layout == "both"
     if home == "shard_map":  # of examples: one has no use for the leaves of all of them
         alone = "segments on all devices", "slopes of none"
         return layout == "batch" and name not in alone
-    if (home, implementation, ROWS[name].shape.K) == ("jit", "dense", 2) and layout == "heads":
-        return False  # the compiler gathers key heads that are fewer than devices for heads
     return layout == "both" or layout == ("heads" if list(ROWS).index(name) % 2 else "batch")
 
 
