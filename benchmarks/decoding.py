@@ -68,8 +68,8 @@ def cached(problem: Problem, beam_size: int) -> Callable[[], np.ndarray]:
 
     def run() -> np.ndarray:
         found = decode(
-            EncoderDecoder(problem.config, pad_id=PAD),
-            params,
+            (EncoderDecoder(problem.config, pad_id=PAD),),
+            (params,),
             *rows,
             config=DecodingConfig(beam_size=beam_size),
             padded_length=problem.length,

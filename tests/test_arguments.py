@@ -81,7 +81,7 @@ def test_home_is_expanded_in_every_path_of_every_command(home, words, paths):
 
 def test_home_is_expanded_in_options_that_stand_together(home):
     words = "translate ~/run --beginnings ~/a --terms-file=~/b".split()
-    files = flaxattn_main._parse(words).wished.files
+    files = flaxattn_main._parse(words).constraints.files
     assert files == {"--beginnings": home / "a", "--terms-file": home / "b"}
 
 

@@ -74,8 +74,8 @@ def found_by(
     count = len(sources)
     max_length = np.full(count, MAX_LENGTH) if max_length is None else np.array(max_length)
     found = decode(
-        MODEL,
-        params(seed),
+        (MODEL,),
+        (params(seed),),
         rows_of(sources),
         max_length.astype(np.int32),
         np.full(count, min_length, np.int32),

@@ -129,12 +129,12 @@ def beam_search(
 
 def _start(state: State, beam_size: int, n_best: int, rules: Rules, groups: int) -> Search[State]:
     (batch,), (bos_id, _, pad_id) = rules.max_length.shape, rules.special_tokens
-    shape, first = (batch, beam_size), 0 if groups == 1 else slice(0, None, beam_size // groups)
+    shape, size = (batch, beam_size), beam_size // groups
     return Search(
         position=jnp.zeros((), jnp.int32),
         tokens=jnp.full((*shape, rules.padded_length), pad_id, jnp.int32),
         last=jnp.full(shape, bos_id, jnp.int32),
-        live=jnp.full(shape, -jnp.inf, jnp.float32).at[:, first].set(0.0),  # nothing yet
+        live=jnp.full(shape, -jnp.inf, jnp.float32).at[:, ::size].set(0.0),  # nothing yet
         kept=no_hypotheses((batch, n_best), rules),
         done=rules.max_length == 0,
         broken=jnp.zeros((batch,), bool),

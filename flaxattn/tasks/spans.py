@@ -93,8 +93,8 @@ class SpansTask(TextTask):
         source = np.pad(source, ((0, 0), (0, cells - source.shape[1])))
         one = np.array([most], np.int32)
         found = decode(
-            self._model,
-            params,
+            (self._model,),
+            (params,),
             source,
             one,
             np.zeros_like(one),

@@ -40,8 +40,7 @@ class SubwordDropout:
         special = processor.is_control, processor.is_unknown, processor.is_byte
         normal = [i for i in ids if not any(is_special(i) for is_special in special)]
         self._ids = {processor.id_to_piece(i): i for i in normal}
-        merged = self._ids.keys() - {*symbols}
-        self._ranks = {piece: -processor.get_score(self._ids[piece]) for piece in merged}
+        self._ranks = {piece: -processor.get_score(i) for piece, i in self._ids.items()}
         longest_first = sorted(map(re.escape, symbols), key=len, reverse=True)
         self._first = re.compile("|".join([*longest_first, "."]), re.DOTALL)
         self._byte_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]

@@ -8,7 +8,7 @@ import tyro
 
 from flaxattn.ranges import Range, check_fields
 from flaxattn.text.lines import read_lines
-from flaxattn.translation.layout import TEST
+from flaxattn.translation.commands.kept import BLEU_TOKENIZER, KeptTest, kept_test
 
 __all__ = ["Compare"]
 
@@ -25,8 +25,8 @@ class Compare:
     """Files of translations, or folders of runs; the first is the baseline."""
     references: tuple[Path, ...] = ()
     """Files of references, one or several for each translation. None: those that the runs kept."""
-    bleu_tokenizer: str = "13a"
-    """SacreBLEU's tokenizer."""
+    bleu_tokenizer: str | None = None
+    """SacreBLEU's tokenizer. None: that of the first run, or 13a."""
     samples: Annotated[int, Range(100, 1_000_000)] = 1000
     """Texts drawn with replacement from the whole."""
 
@@ -38,15 +38,17 @@ class Compare:
         from flaxattn.translation.text.comparing import compare
         from flaxattn.translation.text.scoring import check_tokenizer
 
-        check_tokenizer(self.bleu_tokenizer)
         names = [str(path) for path in self.systems]
         if len({*names}) < len(names) or len(names) < 2:
             raise ValueError("compare: expected two or more files or folders, each once.")
-        texts = {name: read_lines(_file(Path(name), "hypothesis")) for name in names}
+        kept = {path: kept_test(path) for path in self.systems if path.is_dir()}
+        of_runs = next((x.bleu_tokenizer for x in kept.values()), BLEU_TOKENIZER)
+        check_tokenizer(tokenizer := self.bleu_tokenizer or of_runs)
+        files = [kept[path].hypothesis if path in kept else path for path in self.systems]
         found = compare(
-            texts,
-            [read_lines(path) for path in self.references or self._kept()],
-            tokenizer=self.bleu_tokenizer,
+            dict(zip(names, map(read_lines, files), strict=True)),
+            [read_lines(path) for path in self.references or self._kept([*kept.values()])],
+            tokenizer=tokenizer,
             samples=self.samples,
         )
         width = max(map(len, names))
@@ -56,26 +58,16 @@ class Compare:
         for signature in dict.fromkeys(x.signature for x in found):
             print(signature)
 
-    def _kept(self) -> list[Path]:
+    def _kept(self, kept: list[KeptTest]) -> list[Path]:
         """The references that all the runs kept.
 
         Raises:
           ValueError if one is no run, or they are not the same.
         """
-        if not all(path.is_dir() for path in self.systems):
+        if len(kept) < len(self.systems):
             raise ValueError("--references: expected a file or several, unless runs are compared.")
-        paths = [_file(path, "reference") for path in self.systems]
-        for path in paths[1:]:
-            if path.read_bytes() != paths[0].read_bytes():
-                raise ValueError(f"{path} and {paths[0]} are not of the same test split.")
-        return paths[:1]
-
-
-def _file(path: Path, side: str) -> Path:
-    """The file at a path, or of a run what it kept there, unchanged."""
-    if not path.is_dir():
-        return path
-    from flaxattn.translation.trained.record import read_result
-
-    read_result(path)  # raises where the test split is not as it was written
-    return path / TEST[side]
+        first, *others = [x.reference for x in kept]
+        for path in others:
+            if path.read_bytes() != first.read_bytes():
+                raise ValueError(f"{path} and {first} are not of the same test split.")
+        return [first]

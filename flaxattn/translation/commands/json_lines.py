@@ -10,7 +10,6 @@ from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.translation.decoding.aligning import links_of, pharaoh
 from flaxattn.translation.decoding.forced import Forced, PairScorer
 from flaxattn.translation.decoding.translator import Translation
-from flaxattn.translation.trained.loading import Loaded
 
 __all__ = ["of_pair", "of_translations"]
 
@@ -21,43 +20,32 @@ def of_pair(tokenizer: Tokenizer, found: Forced | None) -> str:
 
 
 def of_translations(
-    loaded: Loaded,
-    texts: Sequence[str],
-    translations: Sequence[Sequence[Translation]],
-    *,
-    batch_size: int = 64,
+    scorer: PairScorer, texts: Sequence[str], translations: Sequence[Sequence[Translation]]
 ) -> list[str]:
     """A line for each text, with what was found of it, best first; of a blank one nothing was.
 
     All translations are looked at once more, together: for tokens and alignments.
     """
     found = [[one for one in several if one.tokens] for several in translations]
-    ids = [_source_ids(loaded, text) for text in texts]
+    ids = [scorer.read(text) for text in texts]
     pairs = [
         (source, np.array(one.tokens, np.int32))
         for source, several in zip(ids, found, strict=True)
         for one in several
     ]
-    scorer = PairScorer(*loaded, batch_size=batch_size)
     forced = iter(scorer.force(pairs, attention=True))
     return [
         _line(
             {
                 "text": text,
                 "translations": [
-                    _translation(loaded.tokenizer, text, source, one, next(forced))
+                    _translation(scorer.tokenizer, text, source, one, next(forced))
                     for one in several
                 ],
             }
         )
         for text, source, several in zip(texts, ids, found, strict=True)
     ]
-
-
-def _source_ids(loaded: Loaded, text: str) -> np.ndarray:
-    """As `Translator` reads a text."""
-    text = loaded.tokenizer.normalize_source(text)
-    return loaded.tokenizer.encode_start(text, loaded.decoding.max_source_length)[0]
 
 
 def _translation(

@@ -8,9 +8,9 @@ from typing import Annotated
 import tyro
 
 from flaxattn.ranges import Range, check_fields
+from flaxattn.translation.commands.kept import BLEU_TOKENIZER, kept_test
 from flaxattn.translation.commands.pairs import pieces, read_sides, scorer_of
 from flaxattn.translation.commands.screen import SCREEN
-from flaxattn.translation.layout import TEST
 
 __all__ = ["Score"]
 
@@ -85,16 +85,10 @@ class Score:
     def _sources(self) -> tuple[Path, list[Path], str]:
         if len(self.files) > 1:
             hypotheses, *references = self.files
-            return hypotheses, references, self.bleu_tokenizer or "13a"
+            return hypotheses, references, self.bleu_tokenizer or BLEU_TOKENIZER
         if len(self.files) != 1 or not self.files[0].is_dir():
             raise ValueError(
                 "score: expected the folder of a run, or files: translations and references."
             )
-        from flaxattn.training.record import has_begun
-        from flaxattn.translation.trained.record import read_result, read_run
-
-        folder = self.files[0]
-        kept = read_run(folder).data.bleu_tokenizer if has_begun(folder) else "13a"
-        read_result(folder)  # raises where the test split is not as it was written
-        tokenizer = self.bleu_tokenizer or kept
-        return folder / TEST["hypothesis"], [folder / TEST["reference"]], tokenizer
+        kept = kept_test(self.files[0])
+        return kept.hypothesis, [kept.reference], self.bleu_tokenizer or kept.bleu_tokenizer

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -19,8 +19,8 @@ from flaxattn.training.storage.apart import check_apart, check_outside, with_par
 from flaxattn.training.storage.files import replacing
 from flaxattn.training.storage.json_data import from_older, read_object
 from flaxattn.training.storage.layout import CONFIG
+from flaxattn.translation.commands.constraint_options import ConstraintOptions, ForTexts
 from flaxattn.translation.commands.screen import SCREEN
-from flaxattn.translation.commands.wished import Asking, Wished
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.layout import OF_EXPORTED, OF_RUN, OWN_FOLDERS
 
@@ -69,7 +69,7 @@ class Translate:
     ensemble: tuple[Path, ...] = ()
     """Folders of other models with the same tokenizer, which are asked as well: the mean of their
     probabilities is taken at each token."""
-    wished: Annotated[Wished, tyro.conf.arg(name="")] = Wished()
+    constraints: Annotated[ConstraintOptions, tyro.conf.arg(name="")] = ConstraintOptions()
     decoding: Annotated[DecodingConfig, tyro.conf.arg(name="")] = DecodingConfig()
 
     def __post_init__(self) -> None:
@@ -88,18 +88,19 @@ class Translate:
         self._check_explained(len(self.texts))
         if self.input:
             check_kind(self.input)
-        if self.explain and self.ensemble:
-            raise ValueError("--explain: shows one model; leave out --ensemble.")
-        self.wished.check()
+        if self.ensemble and (self.explain or self.json):
+            option = "--explain" if self.explain else "--json"
+            raise ValueError(f"{option}: tells of one model; leave out --ensemble.")
+        self.constraints.check()
         self._check_files()
-        with _opened(self.output) as output, self.wished.opened() as asking:
+        with _opened(self.output) as output, self.constraints.opened() as for_texts:
             loaded, programs = self._loaded()
-            explained = self._translate(loaded, programs, output, asking)
+            explained = self._translate(loaded, programs, output, for_texts)
         if self.explain:
             self._explain(self.explain, loaded, explained)
 
     def _translate(
-        self, loaded: "Loaded", programs: "Programs", output: TextIO, asking: Asking
+        self, loaded: "Loaded", programs: "Programs", output: TextIO, for_texts: ForTexts
     ) -> "list[tuple[str, list[Translation]]]":
         """Writes the translations of every text, and gives both if they are to be explained."""
         from flaxattn.translation.decoding.translator import Translator
@@ -110,13 +111,13 @@ class Translate:
         translator = Translator(
             *loaded, batch_size=most, others=others, programs=programs, rows=rows
         )
-        at_limit: list[int] = []
+        lines, at_limit = self._writer(loaded), list[int]()
         explained: list[tuple[str, list[Translation]]] = []
         for texts in self._pieces():
             self._check_explained(done + len(texts))
-            asked = asking(len(texts))
+            asked = for_texts(len(texts))
             found = translator.translate(texts, n_best=self._sought(), first=done, **asked)
-            output.writelines(self._lines(loaded, texts, found))
+            output.writelines(lines(texts, [best[: self.n_best] for best in found]))
             output.flush()
             numbered = enumerate(found, done + 1)
             at_limit += [number for number, best in numbered if best[0].at_limit]
@@ -134,8 +135,9 @@ class Translate:
         if self.explain:
             written |= with_partial("--explain", self.explain)
         kept = OF_RUN | OF_EXPORTED
-        check_outside(written, self.folder, folders=OWN_FOLDERS, names=kept)
-        read: dict[str, Path | int] = {**self.wished.files}
+        for folder in (self.folder, *self.ensemble):
+            check_outside(written, folder, folders=OWN_FOLDERS, names=kept)
+        read: dict[str, Path | int] = {**self.constraints.files}
         if not self.texts:
             read |= {"--input": self.input or STDIN}
         check_apart(written, read)
@@ -185,7 +187,7 @@ class Translate:
         size = sum(x.size for x in jax.tree.leaves(loaded.params))
         SCREEN.say(
             f"{size:,} parameters on {describe_devices()}, {time.perf_counter() - began:.1f} s; "
-            "the first text of each length is compiled for"
+            "texts of a new length are compiled for"
         )
         return loaded._replace(decoding=self.decoding), programs
 
@@ -213,18 +215,17 @@ class Translate:
                 SCREEN.say("type a text and press enter; end with control-D")
             yield from chunks(sys.stdin.buffer, "standard input")
 
-    def _lines(
-        self, loaded: "Loaded", texts: list[str], found: "list[list[Translation]]"
-    ) -> Iterator[str]:
-        """What is written of some texts."""
-        wanted = [translations[: self.n_best] for translations in found]
+    def _writer(
+        self, loaded: "Loaded"
+    ) -> "Callable[[list[str], list[list[Translation]]], Iterator[str]]":
+        """What gives the lines that are written of some texts and what was found of each."""
         if not self.json:
-            yield from (self._line(one) for translations in wanted for one in translations)
-            return
+            return lambda texts, found: (self._line(one) for several in found for one in several)
         from flaxattn.translation.commands.json_lines import of_translations
+        from flaxattn.translation.decoding.forced import PairScorer
 
-        for line in of_translations(loaded, texts, wanted, batch_size=self.batch_size):
-            yield f"{line}\n"
+        scorer = PairScorer(*loaded, batch_size=self.batch_size)
+        return lambda texts, found: (f"{x}\n" for x in of_translations(scorer, texts, found))
 
     def _line(self, translation: "Translation") -> str:
         seen = not self.output and sys.stdout.isatty()

@@ -13,7 +13,12 @@ from flaxattn.models import EncoderDecoder
 from flaxattn.search import Groups, Hypotheses, Lengths, SpecialTokens, beam_search, greedy, sample
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
-from flaxattn.translation.decoding.asked import NOTHING, Asked, constraints_of, specs_of
+from flaxattn.translation.decoding.constraint_arrays import (
+    UNCONSTRAINED,
+    ConstraintArrays,
+    constraints_of,
+    specs_of,
+)
 from flaxattn.translation.decoding.prefix_tree import PrefixTree, ancestry, descend, reorder
 from flaxattn.types import PyTree
 
@@ -23,7 +28,7 @@ __all__ = ["decode"]
 @functools.partial(
     jax.jit,
     static_argnames=(
-        "model",
+        "models",
         "config",
         "padded_length",
         "n_best",
@@ -33,13 +38,13 @@ __all__ = ["decode"]
     ),
 )
 def decode(
-    model: EncoderDecoder | tuple[EncoderDecoder, ...],
-    params: Params | tuple[Params, ...],
+    models: tuple[EncoderDecoder, ...],
+    params: tuple[Params, ...],
     source: jax.Array,
     max_length: jax.Array,
     min_length: jax.Array,
     keys: jax.Array,
-    asked: Asked = NOTHING,
+    arrays: ConstraintArrays = UNCONSTRAINED,
     *,
     config: DecodingConfig,
     padded_length: int,
@@ -53,12 +58,12 @@ def decode(
     Rows are spread over the devices of `mesh`, each of which stops when its own rows have ended.
 
     Args:
-      model, params: one model's, or tuples of several that have one vocabulary: the mean of their
+      models, params: of one model, or of several that have one vocabulary: the mean of their
         probabilities is taken at each token.
       source: int `[B, S]`, padded with the model's `pad_id`; B is a multiple of the devices.
       max_length, min_length: int `[B]`, the most and the fewest tokens, as in `Lengths`.
       keys: random keys `[B]`, used by sampling alone.
-      asked: what translations must have; `most_terms` is no less than the tokens that the terms of
+      arrays: what translations must have; `most_terms` is no less than the tokens that the terms of
         one row have together.
       padded_length: T, no less than any `max_length`.
 
@@ -67,23 +72,22 @@ def decode(
     """
 
     def on_device(
-        params: Params,
+        params: tuple[Params, ...],
         source: jax.Array,
         max_length: jax.Array,
         min_length: jax.Array,
         keys: jax.Array,
-        asked: Asked,
+        arrays: ConstraintArrays,
     ) -> Hypotheses:
         common: dict[str, Any] = {
             "batch_size": len(keys),
             "special_tokens": special_tokens,
             "lengths": Lengths(max_length, min_length, config.length_penalty, padded_length),
-            "constraints": constraints_of(asked, config.no_repeat_ngram, most_terms),
+            "constraints": constraints_of(arrays, config.no_repeat_ngram, most_terms),
         }
-        decoder = _Decoder(members, params, source, special_tokens.bos_id, padded_length)
+        decoder = _Decoder(models, params, source, special_tokens.bos_id, padded_length)
         return decoder.run(config, n_best, keys, common)
 
-    members = model if isinstance(model, tuple) else (model,)
     rows = PartitionSpec("data")
     return jax.shard_map(
         on_device,
@@ -91,14 +95,7 @@ def decode(
         in_specs=(PartitionSpec(), rows, rows, rows, rows, specs_of(rows)),
         out_specs=rows,
         check_vma=False,  # loops on different devices end at different times
-    )(
-        params if isinstance(model, tuple) else (params,),
-        source,
-        max_length,
-        min_length,
-        keys,
-        asked,
-    )
+    )(params, source, max_length, min_length, keys, arrays)
 
 
 class _Member(NamedTuple):

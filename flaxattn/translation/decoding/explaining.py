@@ -7,17 +7,17 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxattn.explorer import Attention, Hypothesis, Labels, Sentence, Written, attentions
-from flaxattn.models import EncoderDecoder, build_masks, shift_right
+from flaxattn.models import EncoderDecoder, build_masks
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.decoding.teacher_forcing import teacher_forced
 from flaxattn.translation.decoding.translator import Translation, Translator, rounded
 from flaxattn.types import PyTree
 
@@ -123,8 +123,6 @@ def _explained(
         params,
         _padded(source, model.pad_id),
         _padded(target, model.pad_id),
-        len(source),
-        len(target),
         bos_id=tokenizer.bos_id,
     )
     weights, *probabilities = jax.device_get(seen)
@@ -143,8 +141,6 @@ def _look(
     params: Params,
     source: jax.Array,
     target: jax.Array,
-    source_length: jax.Array,
-    target_length: jax.Array,
     *,
     bos_id: int,
 ) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
@@ -154,25 +150,11 @@ def _look(
       The tree of sown weights; the probability of each token of `target` [T]; those of the most
       likely tokens, and their ids, [T, OTHERS + 1].
     """
-    source_ids, target_ids = (
-        (jnp.arange(x.shape[1]) < length).astype(jnp.int32)[None]
-        for x, length in ((source, source_length), (target, target_length))
-    )
-    apply: Any = model.apply
-    logits, state = apply(
-        {"params": params},
-        source,
-        shift_right(target, target_ids, bos_id),
-        source_segment_ids=source_ids,
-        target_segment_ids=target_ids,
-        sow_weights=True,
-        deterministic=True,
-        mutable=["intermediates"],
-    )
+    logits, sown = teacher_forced(model, params, source, target, bos_id=bos_id, sow_weights=True)
     shares = jax.nn.softmax(logits[0], axis=-1)
     written = jnp.take_along_axis(shares, target[0][:, None], axis=1)[:, 0]
     best, ids = jax.lax.top_k(shares, min(OTHERS + 1, shares.shape[-1]))
-    return state["intermediates"], written, best, ids
+    return sown, written, best, ids
 
 
 def _padded(ids: np.ndarray, pad_id: int) -> np.ndarray:

@@ -4,19 +4,20 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from flaxattn.models import EncoderDecoder, shift_right
+from flaxattn.models import EncoderDecoder
 from flaxattn.text.normalization import normalize_targets
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.decoding.teacher_forcing import teacher_forced
 from flaxattn.translation.decoding.translator import rounded
 from flaxattn.translation.memory import check_forced
 from flaxattn.translation.text.lengths import max_target_length
@@ -100,6 +101,11 @@ class PairScorer:
             self._encode(*texts, f"pair {number}") if all(map(str.strip, texts)) else None
             for number, texts in numbered
         ]
+
+    def read(self, text: str) -> np.ndarray:
+        """The ids of a source as `Translator` reads it: of a long one the beginning; int32 [S]."""
+        text = self.tokenizer.normalize_source(text)
+        return self.tokenizer.encode_start(text, self._config.max_source_length)[0]
 
     def _encode(self, source: str, target: str, name: str) -> IdPair:
         tokenizer, most = self.tokenizer, self._config.max_source_length
@@ -198,23 +204,14 @@ def _force(
     def on_device(
         params: Params, source: jax.Array, target: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        source_ids, target_ids = ((x != model.pad_id).astype(jnp.int32) for x in (source, target))
-        apply: Any = model.apply
-        logits, state = apply(
-            {"params": params},
-            source,
-            shift_right(target, target_ids, bos_id),
-            source_segment_ids=source_ids,
-            target_segment_ids=target_ids,
-            sow_weights=attention,
-            deterministic=True,
-            mutable=["intermediates"],
+        logits, sown = teacher_forced(
+            model, params, source, target, bos_id=bos_id, sow_weights=attention
         )
         every = jax.nn.log_softmax(logits)
         log_probs = jnp.take_along_axis(every, target[..., None], axis=-1)[..., 0]
         if not attention:
             return log_probs, jnp.zeros((len(target), 0, 0, 0))
-        return log_probs, _cross_attention(state["intermediates"]["decoder"])
+        return log_probs, _cross_attention(sown["decoder"])
 
     rows = PartitionSpec("data")
     return jax.shard_map(

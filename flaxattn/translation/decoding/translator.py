@@ -16,7 +16,12 @@ from flaxattn.training.programs import ANEW, Programs
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.decode import decode
-from flaxattn.translation.decoding.wishes import Wish, asked_of, most_terms, wishes_of
+from flaxattn.translation.decoding.text_constraints import (
+    TextConstraints,
+    arrays_of,
+    constraints_of_texts,
+    most_terms,
+)
 from flaxattn.translation.memory import check_decoding
 from flaxattn.translation.text.lengths import EXTRA, max_target_length
 
@@ -103,8 +108,8 @@ class Translator:
           ValueError if there are not as many beginnings or lists of terms as texts, or terms are
           to be had without several beams.
         """
-        wishes = wishes_of(self._tokenizer, len(texts), beginnings, terms)
-        if any(wish.terms for wish in wishes):
+        constraints = constraints_of_texts(self._tokenizer, len(texts), beginnings, terms)
+        if any(one.terms for one in constraints):
             _check_beams(self._config)
         blank = [Translation("", 0.0, 0.0)] * n_best
         answers = [blank] * len(texts)
@@ -113,7 +118,7 @@ class Translator:
         for chosen in self._batches(filled, sources):
             numbers = [first + i for i in chosen]
             found = self._translate_batch(
-                numbers, [sources[i] for i in chosen], [wishes[i] for i in chosen], n_best
+                numbers, [sources[i] for i in chosen], [constraints[i] for i in chosen], n_best
             )
             for i, translations in zip(chosen, found, strict=True):
                 answers[i] = translations
@@ -149,7 +154,11 @@ class Translator:
                 yield group[start : start + self._batch_size]
 
     def _translate_batch(
-        self, numbers: list[int], sources: list[np.ndarray], wishes: list[Wish], n_best: int
+        self,
+        numbers: list[int],
+        sources: list[np.ndarray],
+        constraints: list[TextConstraints],
+        n_best: int,
     ) -> list[list[Translation]]:
         config, tokenizer = self._config, self._tokenizer
         length = rounded(max(map(len, sources)))
@@ -157,9 +166,9 @@ class Translator:
         rows = _rows(count, self._batch_size, self._mesh.size)
         source = np.full((rows, length), tokenizer.pad_id, np.int32)
         max_length, min_length = np.zeros((2, rows), np.int32)  # rows without a text end at once
-        for row, (ids, wish) in enumerate(zip(sources, wishes, strict=True)):
+        for row, (ids, one) in enumerate(zip(sources, constraints, strict=True)):
             source[row, : len(ids)] = ids
-            room = wish.size + EXTRA if wish.size else 0
+            room = one.size + EXTRA if one.size else 0
             max_length[row] = max(max_target_length(len(ids), config.max_ratio), room)
             min_length[row] = int(len(ids) * config.min_ratio)
         padded_length = max_target_length(length, config.max_ratio)
@@ -173,14 +182,14 @@ class Translator:
             self._models,
             self._params,
             *place((source, max_length, min_length, keys), self._mesh, "data"),
-            asked_of(tokenizer, wishes, rows),
+            arrays_of(tokenizer, constraints, rows),
             kind=Hypotheses,
             config=config,
             n_best=n_best,
             padded_length=padded_length,
             special_tokens=SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id),
             mesh=self._mesh,
-            most_terms=most_terms(wishes),
+            most_terms=most_terms(constraints),
         )
         return self._texts(jax.device_get(found), max_length[: len(sources)])
 

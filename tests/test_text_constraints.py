@@ -15,10 +15,14 @@ from flaxattn import EncoderDecoder
 from flaxattn.__main__ import main
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.text.tokenizer import Tokenizer
-from flaxattn.translation.commands.wished import Wished
+from flaxattn.translation.commands.constraint_options import ConstraintOptions
 from flaxattn.translation.config import DecodingConfig
+from flaxattn.translation.decoding.text_constraints import (
+    arrays_of,
+    constraints_of_texts,
+    most_terms,
+)
 from flaxattn.translation.decoding.translator import Translator
-from flaxattn.translation.decoding.wishes import asked_of, most_terms, wishes_of
 from flaxattn.translation.trained import loading
 
 KEPT = str(Path(__file__).parent / "kept" / "1")  # English to German
@@ -114,25 +118,25 @@ def log_probs(model, text, tokens):
 
 def test_tokens_of_terms_are_those_of_words_within_a_text():
     ids = lambda text: tuple(tokenizer().encode([text])[0].tolist()[:-1])  # noqa: E731
-    (wish,) = wishes_of(tokenizer(), 1, ["the cat"], [["mat", " mat ", "", "red dogs"]])
-    assert wish.beginning == ids("the cat") and wish.terms == (ids("mat"), ids("red dogs"))
-    (chinese,) = wishes_of(tokenizer(), 1, None, [["猫"]])
+    (one,) = constraints_of_texts(tokenizer(), 1, ["the cat"], [["mat", " mat ", "", "red dogs"]])
+    assert one.beginning == ids("the cat") and one.terms == (ids("mat"), ids("red dogs"))
+    (chinese,) = constraints_of_texts(tokenizer(), 1, None, [["猫"]])
     assert ids("a猫") == (*ids("a"), *chinese.terms[0])
-    assert asked_of(tokenizer(), [wish], 4).terms[0].shape[:2] == (4, 2)
-    assert most_terms([wish, chinese]) >= sum(map(len, wish.terms))
+    assert arrays_of(tokenizer(), [one], 4).terms[0].shape[:2] == (4, 2)
+    assert most_terms([one, chinese]) >= sum(map(len, one.terms))
 
 
 @pytest.mark.parametrize(
-    "wishes, message",
+    "constraints, message",
     [
         ({"beginnings": ["a"]}, "beginnings has 1 entries; expected one for each text, 2"),
         ({"terms": "ab"}, "terms has 2 entries; expected one for each text"),
         ({"terms": ["a", "b"]}, "terms has 'a' for a text; expected a list"),
     ],
 )
-def test_wishes_that_do_not_fit_the_texts_are_told(wishes, message):
+def test_constraints_that_do_not_fit_the_texts_are_told(constraints, message):
     with pytest.raises(ValueError, match=message):
-        Translator(*model()).translate(["a", "b"], **wishes)
+        Translator(*model()).translate(["a", "b"], **constraints)
 
 
 @pytest.mark.parametrize("config", [{"beam_size": 1}, {"sampling": True}], ids=str)
@@ -238,8 +242,8 @@ def test_the_command_names_both_folders_of_different_tokenizers(monkeypatch, cap
 def test_what_excludes_each_other_is_told(tmp_path, capsys):
     path = tmp_path / "file"
     with pytest.raises(ValueError, match=r"--terms: expected either it, .*--terms-file"):
-        Wished(terms=("a",), terms_file=path).check()
+        ConstraintOptions(terms=("a",), terms_file=path).check()
     with pytest.raises(FileNotFoundError, match="file: no such file"):
-        Wished(beginnings=path).check()
+        ConstraintOptions(beginnings=path).check()
     words = ["translate", str(tmp_path), "a", "--ensemble", "b", "--explain", "c.html"]
     assert main(words) == 2 and "leave out --ensemble" in capsys.readouterr().err

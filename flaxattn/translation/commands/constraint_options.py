@@ -10,23 +10,23 @@ from typing import TypedDict
 from flaxattn.text.opening import check_kind, opened_text
 from flaxattn.text.streaming import chunks
 
-__all__ = ["Asking", "Wished"]
+__all__ = ["ForTexts", "ConstraintOptions"]
 
 
-class AskedOf(TypedDict):
+class OfTexts(TypedDict):
     """Of each text, as `Translator.translate` takes it."""
 
     beginnings: list[str] | None
     terms: list[list[str]] | None
 
 
-Asking = Callable[[int], AskedOf]
-"""What is asked of so many texts more."""
+ForTexts = Callable[[int], OfTexts]
+"""The constraints of so many texts more."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Wished:
-    """What is asked of translations."""
+class ConstraintOptions:
+    """What translations must have."""
 
     beginning: str = ""
     """Whole words that every translation begins with."""
@@ -56,15 +56,15 @@ class Wished:
             check_kind(path)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Asking]:
-        """What is asked of each text; once all were translated the files must be at their ends."""
+    def opened(self) -> Iterator[ForTexts]:
+        """Those of each text; once all were translated the files must be at their ends."""
         with contextlib.ExitStack() as stack:
             lines = {
                 name: (stack.enter_context(contextlib.closing(_lines(path))), f"{name} {path}")
                 for name, path in self.files.items()
             }
 
-            def asking(count: int) -> AskedOf:
+            def for_texts(count: int) -> OfTexts:
                 found = {name: _next(*file, count) for name, file in lines.items()}
                 same, terms = [self.beginning] * count, [[*self.terms]] * count
                 if "--terms-file" in found:
@@ -74,7 +74,7 @@ class Wished:
                     "terms": terms if self.terms or self.terms_file else None,
                 }
 
-            yield asking
+            yield for_texts
             for file, name in lines.values():
                 if next(file, None) is not None:
                     raise ValueError(f"{name}: has more lines than there are texts.")

@@ -14,9 +14,9 @@ import numpy as np
 
 from flaxattn.text.normalization import normalize_targets
 from flaxattn.text.tokenizer import Tokenizer
-from flaxattn.translation.decoding.asked import NOTHING, Asked
+from flaxattn.translation.decoding.constraint_arrays import UNCONSTRAINED, ConstraintArrays
 
-__all__ = ["Wish", "asked_of", "most_terms", "wishes_of"]
+__all__ = ["TextConstraints", "arrays_of", "most_terms", "constraints_of_texts"]
 
 # Thai to Lao, Burmese, Khmer, Japanese and Chinese.
 UNSPACED = re.compile(
@@ -27,8 +27,8 @@ STOP = "。"  # with which no character of a word is one token
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
-class Wish(NamedTuple):
-    """What is asked of one translation."""
+class TextConstraints(NamedTuple):
+    """What one translation must have, as tokens."""
 
     beginning: tuple[int, ...] = ()
     terms: tuple[tuple[int, ...], ...] = ()
@@ -39,12 +39,12 @@ class Wish(NamedTuple):
         return len(self.beginning) + sum(map(len, self.terms))
 
 
-def wishes_of(
+def constraints_of_texts(
     tokenizer: Tokenizer,
     count: int,
     beginnings: Sequence[str] | None,
     terms: Sequence[Sequence[str]] | None,
-) -> list[Wish]:
+) -> list[TextConstraints]:
     """What is asked of the translations of `count` texts; blank is nothing.
 
     Raises:
@@ -56,7 +56,7 @@ def wishes_of(
                 f"{name} has {len(given)} entries; expected one for each text, {count}."
             )
     return [
-        Wish(_ids(tokenizer, beginning), tuple(dict.fromkeys(_terms(tokenizer, some))))
+        TextConstraints(_ids(tokenizer, beginning), tuple(dict.fromkeys(_terms(tokenizer, some))))
         for beginning, some in zip(beginnings or [""] * count, terms or [()] * count, strict=True)
     ]
 
@@ -101,28 +101,30 @@ def _ends_word(piece: str) -> bool:
     return not inside or UNSPACED.match(first) is not None
 
 
-def most_terms(wishes: Sequence[Wish]) -> int:
+def most_terms(constraints: Sequence[TextConstraints]) -> int:
     """No fewer tokens than the terms of any one translation have: a power of two."""
-    return _power(max(sum(map(len, wish.terms)) for wish in wishes))
+    return _power(max(sum(map(len, one.terms)) for one in constraints))
 
 
-def asked_of(tokenizer: Tokenizer, wishes: Sequence[Wish], rows: int) -> Asked:
-    """The arrays of `rows` translations, the first of them with these wishes."""
-    wishes = [*wishes, *[Wish()] * (rows - len(wishes))]
-    if not any(wish.size for wish in wishes):
-        return NOTHING
+def arrays_of(
+    tokenizer: Tokenizer, constraints: Sequence[TextConstraints], rows: int
+) -> ConstraintArrays:
+    """The arrays of `rows` translations, the first of them with these constraints."""
+    constraints = [*constraints, *[TextConstraints()] * (rows - len(constraints))]
+    if not any(one.size for one in constraints):
+        return UNCONSTRAINED
     beginnings = terms = None
-    if any(wish.beginning for wish in wishes):
-        length = max(8, _power(max(len(wish.beginning) for wish in wishes)))
-        beginnings = _padded([wish.beginning for wish in wishes], length)
-    if any(wish.terms for wish in wishes):
-        count = _power(max(len(wish.terms) for wish in wishes))
-        length = _power(max(len(term) for wish in wishes for term in wish.terms))
+    if any(one.beginning for one in constraints):
+        length = max(8, _power(max(len(one.beginning) for one in constraints)))
+        beginnings = _padded([one.beginning for one in constraints], length)
+    if any(one.terms for one in constraints):
+        count = _power(max(len(one.terms) for one in constraints))
+        length = _power(max(len(term) for one in constraints for term in one.terms))
         ids, lengths = _padded(
-            [term for wish in wishes for term in (*wish.terms, *[()] * count)[:count]], length
+            [term for one in constraints for term in (*one.terms, *[()] * count)[:count]], length
         )
         terms = ids.reshape(rows, count, length), lengths.reshape(rows, count)
-    return Asked(beginnings, terms, _follow(tokenizer))
+    return ConstraintArrays(beginnings, terms, _follow(tokenizer))
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
