@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROOMS = ["attention", "drawing", "explorer", "layers", "masks", "models", "scores"]
 ROOMS += ["search", "tasks", "training", "translation"]
-FLOOR = ["checks", "einsum", "memory", "ranges", "types"]
+FLOOR = ["checks", "einsum", "memory", "pages", "ranges", "types"]
 USERS = ["flaxattn", "tests", "benchmarks", "configs", "docs"]
 
 

@@ -245,5 +245,11 @@ def test_what_excludes_each_other_is_told(tmp_path, capsys):
         ConstraintOptions(terms=("a",), terms_file=path).check()
     with pytest.raises(FileNotFoundError, match="file: no such file"):
         ConstraintOptions(beginnings=path).check()
-    words = ["translate", str(tmp_path), "a", "--ensemble", "b", "--explain", "c.html"]
-    assert main(words) == 2 and "leave out --ensemble" in capsys.readouterr().err
+    for option in (["--explain", "c.html"], ["--json"]):
+        words = ["translate", str(tmp_path), "a", "--ensemble", "b", *option]
+        assert main(words) == 2
+        assert f"{option[0]}: tells of one model" in capsys.readouterr().err
+    words = ["translate", KEPT, "a", "--ensemble", str(tmp_path), "--output"]
+    (tmp_path / "config.json").write_text("{}")
+    assert main([*words, str(tmp_path / "config.json")]) == 2
+    assert "--output: is the same file as the model's" in capsys.readouterr().err

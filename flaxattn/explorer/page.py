@@ -11,6 +11,7 @@ import numpy as np
 
 from flaxattn.explorer.colours import scale
 from flaxattn.explorer.seen import Attention, Sentence
+from flaxattn.pages import style_of
 
 __all__ = ["FULL", "page"]
 
@@ -37,7 +38,7 @@ def page(sentences: Sequence[Sentence], *, title: str = "Attention explorer") ->
     }
     return string.Template(_file("page.html")).substitute(
         title=html.escape(title),
-        style=_file("page.css"),
+        style=style_of(__package__, "page.css"),
         script="\n".join(map(_file, SCRIPTS)),
         data=_json(data),
     )

@@ -8,6 +8,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flaxattn.pages import style_of
 from flaxattn.training.report.curves import KINDS, Curve, curves_of, drawn
 from flaxattn.training.task import Picture
 
@@ -45,7 +46,7 @@ def page(
     return string.Template(_file("page.html")).substitute(
         name=_text(name),
         headline=_text(headline),
-        style=_file("page.css"),
+        style=style_of(__package__, "page.css"),
         sections="\n".join(filter(None, sections)),
     )
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from flaxattn.pages import style_of
 from flaxattn.ranges import Range, check_fields
 from flaxattn.translation.serving.batching import Batches, BusyError
 from flaxattn.translation.serving.guard import COMMON, OF_EXPLORER, Guard
@@ -20,8 +21,7 @@ from flaxattn.translation.serving.model import MOST_TOGETHER, Question, Service
 
 __all__ = ["Limits", "make_app"]
 
-FILES = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css")}
-FILES |= {"/page.js": ("page.js", "text/javascript")}
+FILES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript")}
 FIELDS = {"texts", "n_best", "align"}
 BYTES = 12  # of JSON for a character, at most: two escapes
 
@@ -65,6 +65,9 @@ def make_app(
     app = Starlette(
         routes=[
             *(Route(path, _file(*file), methods=["GET"]) for path, file in FILES.items()),
+            Route(
+                "/page.css", _always(style_of(__package__, "page.css"), "text/css"), methods=["GET"]
+            ),
             Route("/health", endpoints.health, methods=["GET"]),
             Route("/translate", endpoints.translate, methods=["POST"]),
             Route("/explain", endpoints.explain, methods=["GET"]),
@@ -179,5 +182,8 @@ def _error(status: int, told: str, headers: dict[str, str] | None = None) -> Res
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Response]:
-    content = importlib.resources.files(__package__).joinpath(name).read_bytes()
+    return _always(importlib.resources.files(__package__).joinpath(name).read_bytes(), kind)
+
+
+def _always(content: bytes | str, kind: str) -> Callable[[Request], Response]:
     return lambda request: Response(content, media_type=kind)
