@@ -119,13 +119,16 @@ IMPLEMENTATIONS = ("blockwise", "dense")
 
 
 def is_asked_for(name, home, layout, implementation):
-    """Every row on the mesh of both, and, in blocks, on one of the others and in `shard_map`."""
-    if implementation == "dense":
-        return home != "shard_map" and layout == "both"
+    """Every row: in blocks on the mesh of both and on one of the others, in `jit` here and with
+    explicit axes there, in turn, and in `shard_map`; and dense, in one of them."""
+    number = list(ROWS).index(name)
     if home == "shard_map":  # of examples: one has no use for the leaves of all of them
         alone = "segments on all devices", "slopes of none"
-        return layout == "batch" and name not in alone
-    return layout == "both" or layout == ("heads" if list(ROWS).index(name) % 2 else "batch")
+        return implementation == "blockwise" and layout == "batch" and name not in alone
+    if implementation == "dense":
+        return layout == "both" and home == HOMES[number % 2]
+    other = "heads" if number // 2 % 2 else "batch"
+    return layout == ("both" if home == HOMES[number % 2] else other)
 
 
 EVERYWHERE = list(itertools.product(ROWS, HOMES, LAYOUTS, IMPLEMENTATIONS))

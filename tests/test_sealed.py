@@ -110,7 +110,7 @@ def files_of(folder):
 
 def damages_of(content, other, chance):
     """The contents that a file is given."""
-    for _ in range(2 if content else 0):
+    if content:
         flipped = bytearray(content)
         flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
         yield "a bit flipped", bytes(flipped)
