@@ -11,10 +11,10 @@ from flaxattn.text.tokens import TokenizedPairs
 from flaxattn.training.devices import split_cpu
 from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.metrics import total
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.train_step import (
     init_state,
     make_eval_step,
-    make_optimizer,
     make_train_step,
 )
 from flaxattn.translation.loss import loss_of

@@ -12,7 +12,8 @@ import jax
 
 from configs import PRESETS
 from flaxattn.training.mesh import data_mesh, place
-from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.training.optimizer import make_optimizer
+from flaxattn.training.train_step import init_state, make_train_step
 from flaxattn.translation.config import DataConfig, RunConfig
 from flaxattn.translation.preparation import prepare
 from flaxattn.translation.task import TranslationTask
@@ -31,7 +32,7 @@ def first_losses(name: str) -> list[float]:
     """The loss of each of the first steps, of the preset as it is but on the built-in corpus."""
     config = _on_builtin_corpus(PRESETS[name])
     task, training = TranslationTask(config, prepare(config, print)), config.training
-    mesh, optimizer = data_mesh(), make_optimizer(training, task.params)
+    mesh, optimizer = data_mesh(), make_optimizer(training, task.params, task.axes)
     step = make_train_step(task.loss, optimizer, training, mesh=mesh)
     state, losses = place(init_state(task.params, optimizer, training), mesh), []
     for i in range(STEPS):

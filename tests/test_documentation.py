@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import io
 import re
 import shlex
@@ -51,10 +52,13 @@ def workplace(tmp_path, monkeypatch):
     from flaxattn.training.storage.adapter import write_adapter
     from flaxattn.translation.trained.exporting import export
     from flaxattn.translation.trained.loading import load
+    from flaxattn.translation.trained.to_ctranslate2 import export_ctranslate2
 
     run = shutil.copytree(ROOT / "tests" / "kept" / "1", tmp_path / "runs" / "tiny")
     loaded = load(run)
     export(tmp_path / "my-model", loaded)
+    if importlib.util.find_spec("ctranslate2"):
+        export_ctranslate2(tmp_path / "my-model-int8", loaded, "int8")
     (tmp_path / "runs" / "medical").mkdir()
     table = loaded.params["source_embedding"]["embedding"]
     adapters = {"source_embedding": {"embedding": {"a": table[:, :1], "b": table[:1]}}}
@@ -91,7 +95,9 @@ def test_the_snippets_of_a_page_run(path, request):
         request.getfixturevalue("workplace")
     elif path.name == "tasks.md":
         request.getfixturevalue("models")
-    run_blocks(blocks_of(text), str(path))
+    there = importlib.util.find_spec("ctranslate2")
+    blocks = (block for block in blocks_of(text) if there or "import ctranslate2" not in block.text)
+    run_blocks(blocks, str(path))
 
 
 @pytest.mark.thorough

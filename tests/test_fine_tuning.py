@@ -15,10 +15,10 @@ import flaxattn.training.run as run_module
 from flaxattn.text.tokenizer import Tokenizer
 from flaxattn.training.architecture import check_architecture
 from flaxattn.training.interruption import InterruptedRun
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.parameters.freezing import held, labels, path_of
 from flaxattn.training.storage.adapter import with_adapter
 from flaxattn.training.storage.layout import ADAPTER
-from flaxattn.training.train_step import make_optimizer
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.text import builtin
 from flaxattn.translation.trained.exporting import export

@@ -19,10 +19,11 @@ import jax
 import numpy as np
 import pytest
 
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.record import run_name
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.checkpoints import Checkpoints
-from flaxattn.training.train_step import init_state, make_optimizer
+from flaxattn.training.train_step import init_state
 from flaxattn.translation.config import DecodingConfig
 from flaxattn.translation.decoding.translator import Translator
 from flaxattn.translation.initial import init_params

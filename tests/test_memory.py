@@ -12,7 +12,8 @@ from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.training import devices
 from flaxattn.training.mesh import data_mesh, place
-from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.training.optimizer import make_optimizer
+from flaxattn.training.train_step import init_state, make_train_step
 from flaxattn.translation import memory
 from flaxattn.translation.config import RunConfig, TranslationTraining
 from flaxattn.translation.initial import init_params

@@ -25,10 +25,10 @@ from flaxattn.training.mesh import (
     mesh_sizes,
     place_batch,
 )
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.processes import whole
 from flaxattn.training.train_step import (
     make_eval_step,
-    make_optimizer,
     make_train_step,
     spread_state,
 )
@@ -57,19 +57,19 @@ def packed():
     return Batch(*sides)
 
 
-def begun(text, model=MODEL, params=None):
+def begun(text, model=MODEL, params=None, training=TRAINING):
     """A mesh, and the state and the step of training on it."""
-    mesh, optimizer = mesh_of(text), make_optimizer(TRAINING)
-    params = parameters() if params is None else params
-    state = spread_state(params, axes_of(model), optimizer, TRAINING, mesh)
+    params, axes = parameters() if params is None else params, axes_of(model)
+    mesh, optimizer = mesh_of(text), make_optimizer(training, params, axes)
+    state = spread_state(params, axes, optimizer, training, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    loss = loss_of(model, TRAINING, BOS)
-    return mesh, state, make_train_step(loss, optimizer, TRAINING, mesh=mesh, shardings=shardings)
+    loss = loss_of(model, training, BOS)
+    return mesh, state, make_train_step(loss, optimizer, training, mesh=mesh, shardings=shardings)
 
 
-def stepped(text):
+def stepped(text, training=TRAINING):
     """The state after two steps, and the sums of the second, as of one device."""
-    mesh, state, step = begun(text)
+    mesh, state, step = begun(text, training=training)
     before = jax.tree.map(lambda x: x.sharding, state)
     for _ in range(2):
         state, sums = step(state, place_batch(packed(), mesh))
@@ -95,6 +95,21 @@ def check_step(text):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5), sums, expected_sums)
     close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5)
     jax.tree.map(close, state, expected_state)
+
+
+@adam
+def test_so_is_one_of_muon_whose_momentum_lies_where_its_parameters_do():
+    training = dataclasses.replace(TRAINING, optimizer="muon")
+    (state, sums), (expected, expected_sums) = (
+        stepped(text, training) for text in ("data=2,fsdp=2", "data=1")
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), sums, expected_sums)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), state, expected)
+    _, state, _ = begun("data=2,fsdp=2", training=training)
+    layer = state.params["encoder"]["layer_0"]["feed_forward"]["up"]["kernel"]
+    assert not layer.sharding.is_fully_replicated
+    same = [x.sharding for x in jax.tree.leaves(state.opt_state) if x.shape == layer.shape]
+    assert same and set(same) == {layer.sharding}
 
 
 EIGHT = """

@@ -35,7 +35,8 @@ from flaxattn import (
 )
 from flaxattn.text.packing import Batch
 from flaxattn.training.mesh import data_mesh
-from flaxattn.training.train_step import init_state, make_optimizer, make_train_step
+from flaxattn.training.optimizer import make_optimizer
+from flaxattn.training.train_step import init_state, make_train_step
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import init_params
 from flaxattn.translation.loss import loss_of

@@ -18,10 +18,11 @@ import pytest
 from run_cases import decode_to, tiny
 
 from flaxattn.__main__ import main
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.record import run_name
 from flaxattn.training.run_folder import check_folder
 from flaxattn.training.storage.checkpoints import Checkpoints
-from flaxattn.training.train_step import init_state, make_optimizer
+from flaxattn.training.train_step import init_state
 from flaxattn.translation.commands.translate import kept_decoding
 from flaxattn.translation.preparation import init_params
 from flaxattn.translation.rules import RULES

@@ -167,7 +167,9 @@ def test_settings_of_one_name_are_refused():
 
 def test_training_imports_nothing_of_what_is_learned():
     """As the contract of import-linter says, also where that is not installed."""
-    allowed = {f"flaxattn.{name}" for name in ("logical", "memory", "pages", "ranges", "training", "types")}
+    allowed = {
+        f"flaxattn.{name}" for name in ("logical", "memory", "pages", "ranges", "training", "types")
+    }
     for path in Path(flaxattn.training.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flaxattn"):

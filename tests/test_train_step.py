@@ -14,11 +14,11 @@ from flaxattn.text.packing import Batch
 from flaxattn.text.supply import PackedPairs
 from flaxattn.text.tokens import TokenizedPairs
 from flaxattn.training.mesh import data_mesh, place
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.schedule import learning_rate
 from flaxattn.training.train_step import (
     init_state,
     make_eval_step,
-    make_optimizer,
     make_train_step,
 )
 from flaxattn.translation.config import TranslationTraining

@@ -9,12 +9,12 @@ import jax
 from jax.sharding import Mesh
 
 from flaxattn.training.mesh import make_mesh, place_batch
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.parameters.freezing import path_of
 from flaxattn.training.screen import Screen, duration
 from flaxattn.training.task import Task
 from flaxattn.training.train_step import (
     make_eval_step,
-    make_optimizer,
     make_train_step,
     spread_state,
 )
@@ -39,7 +39,7 @@ def _show_time(task: Task, mesh: Mesh, screen: Screen) -> None:
     """Compiles and takes some steps, and says how long all would take."""
     training = task.config.training
     screen.headline("Time and memory")
-    optimizer = make_optimizer(training, task.params)
+    optimizer = make_optimizer(training, task.params, task.axes)
     state = spread_state(task.params, task.axes, optimizer, training, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = make_train_step(task.loss, optimizer, training, mesh=mesh, shardings=shardings)

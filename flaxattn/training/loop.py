@@ -10,12 +10,13 @@ from flaxattn.training.keeping import Keeping, NothingKept, restored
 from flaxattn.training.log import NoLog, RunLog
 from flaxattn.training.mesh import make_mesh, place_batch
 from flaxattn.training.metrics import Metrics, Tally
+from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.processes import Agreement, any_process, on_first, whole
 from flaxattn.training.run_folder import check_space
 from flaxattn.training.screen import Screen
 from flaxattn.training.storage.checkpoints import size_of
 from flaxattn.training.task import Task
-from flaxattn.training.train_step import make_optimizer, make_train_step, spread_state
+from flaxattn.training.train_step import make_train_step, spread_state
 from flaxattn.training.trees import Params
 from flaxattn.training.validation import Validation, stale
 
@@ -45,7 +46,7 @@ def train(task: Task, home: Home | None, screen: Screen) -> Trained:
       what the last checkpoint holds is kept.
     """
     config = task.config.training
-    mesh, optimizer = make_mesh(config.mesh), make_optimizer(config, task.params)
+    mesh, optimizer = make_mesh(config.mesh), make_optimizer(config, task.params, task.axes)
     state = spread_state(task.params, task.axes, optimizer, config, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step_once = make_train_step(task.loss, optimizer, config, mesh=mesh, shardings=shardings)

@@ -11,8 +11,7 @@ from jax.tree_util import Partial
 from flaxattn.training.config import TrainingConfig
 from flaxattn.training.mesh import on_mesh, place_like, shardings_like
 from flaxattn.training.parameters.averaging import update_average
-from flaxattn.training.parameters.freezing import freeze, held
-from flaxattn.training.schedule import learning_rate
+from flaxattn.training.parameters.freezing import held
 from flaxattn.training.task import Batch, Loss, Sums
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
@@ -22,7 +21,6 @@ __all__ = [
     "TrainState",
     "init_state",
     "make_eval_step",
-    "make_optimizer",
     "make_train_step",
     "spread_state",
 ]
@@ -63,28 +61,6 @@ class OfLoss(NamedTuple):
     def compiled(self, *arguments: Any) -> "OfLoss":
         """The same, compiled for arguments like these."""
         return self._replace(function=self.lower(*arguments).compile())
-
-
-def make_optimizer(config: TrainingConfig, params: Params = None) -> optax.GradientTransformation:
-    """AdamW under the schedule, after clipping of the global norm.
-
-    Args:
-      params: the tree of parameters; needed only where some are frozen.
-
-    Raises:
-      ValueError if `config.freeze` fits no parameter, or leaves none to train.
-    """
-    adam = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config),
-            b1=config.adam_b1,
-            b2=config.adam_b2,
-            eps=1e-9,
-            weight_decay=config.weight_decay,
-        ),
-    )
-    return freeze(adam, config.freeze, params)
 
 
 def init_state(

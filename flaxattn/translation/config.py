@@ -19,6 +19,7 @@ __all__ = [
     "MAX_RATIO",
     "DataConfig",
     "DecodingConfig",
+    "Quantization",
     "RunConfig",
     "TranslationTraining",
     "check_sampling",
@@ -33,6 +34,18 @@ BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
 TSV = re.compile(r"\.tsv(\.\w+)?$")  # packed or not
 TOGETHER = ([True], [False, False])  # which files are a corpus: whether they are TSV
 Ratio = Annotated[float, Range(0, 100)]
+
+# What CTranslate2 can keep weights as.
+Quantization = Literal[
+    "float32",
+    "float16",
+    "bfloat16",
+    "int16",
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+]
 
 
 Corpora = list[tuple[float, list[tuple[str, ...]]]]

@@ -5,26 +5,18 @@ A kernel W becomes W + scale * A B, whose rank is small. The letter R stands for
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn.training.parameters.freezing import matches
+from flaxattn.training.parameters.kernels import Path, Sides, kernels_of
 from flaxattn.training.trees import Params
 from flaxattn.types import PyTree
 
 __all__ = ["adapter_axes", "fresh_adapters", "merged"]
-
-Path = tuple[str, ...]
-
-
-class _Sides(NamedTuple):
-    """The shape of a kernel, parted into its inputs and its outputs."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
 
 
 def fresh_adapters(
@@ -89,15 +81,9 @@ def merged(params: Params, adapters: Params, scale: float) -> Params:
     return unflatten_dict(found)
 
 
-def _adapted(params: Params, axes: PyTree, patterns: Sequence[str]) -> dict[Path, _Sides]:
+def _adapted(params: Params, axes: PyTree, patterns: Sequence[str]) -> dict[Path, Sides]:
     """The sides of each kernel that a pattern matches."""
-    names: dict[Path, Any] = flatten_dict(axes)
-    adapted: dict[Path, _Sides] = {}
-    kernels = {
-        path: sides
-        for path, x in flatten_dict(params).items()
-        if (sides := _sides(path[-1], tuple(names.get(path, ())), x.shape))
-    }
+    kernels, adapted = kernels_of(params, axes), dict[Path, Sides]()
     for pattern in _alternatives(patterns):
         found = {path: sides for path, sides in kernels.items() if _names(pattern, path)}
         if not found:
@@ -110,15 +96,6 @@ def _adapted(params: Params, axes: PyTree, patterns: Sequence[str]) -> dict[Path
     if not adapted:
         raise ValueError("--lora-on: names no kernel; expected some, such as query|value.")
     return adapted
-
-
-def _sides(name: str, axes: Sequence[str | None], shape: tuple[int, ...]) -> _Sides | None:
-    """The inputs and outputs of a kernel; None if it is none, but a bias or a norm's scale."""
-    unnamed = name == "kernel" and len(shape) == 2 and not any(axes)
-    if len(shape) < 2 or not ("embed" in axes or unnamed):
-        return None
-    inputs = 1 if unnamed or axes[0] == "embed" else len(shape) - 1
-    return _Sides(shape[:inputs], shape[inputs:])
 
 
 def _alternatives(patterns: Sequence[str]) -> Iterator[str]:
