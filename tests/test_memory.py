@@ -10,13 +10,13 @@ from run_cases import tiny
 
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
-from flaxattn.training import devices
+from flaxattn.__main__ import main
+from flaxattn.training import devices, room
 from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.train_step import init_state, make_train_step
-from flaxattn.translation import memory
 from flaxattn.translation.config import RunConfig, TranslationTraining
-from flaxattn.translation.initial import init_params
+from flaxattn.translation.initial import axes_of, init_params
 from flaxattn.translation.loss import loss_of
 from flaxattn.translation.memory import (
     check_decoding,
@@ -48,13 +48,15 @@ def test_parameters_are_counted_as_they_are_made(changes):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
-def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less():
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less(optimizer):
     sizes = {"features": 48, "ff_features": 64, "decoder_layers": 1}
     model = dataclasses.replace(BASE, vocab_size=500, **sizes)
-    config = RunConfig("", model, training=TranslationTraining(batch_size=16, sequence_length=32))
+    training = TranslationTraining(batch_size=16, sequence_length=32, optimizer=optimizer)
+    config = RunConfig("", model, training=training)
     module = EncoderDecoder(model)
     params = init_params(module, 0)
-    optimizer = make_optimizer(config.training)
+    optimizer = make_optimizer(config.training, params, axes_of(module))
     mesh = data_mesh(jax.local_devices()[:1])
     step = make_train_step(
         loss_of(module, config.training, 1), optimizer, config.training, mesh=mesh
@@ -92,8 +94,23 @@ def test_what_no_machine_holds_is_refused_before_it_starts(tmp_path, capsys, opt
     assert not (tmp_path / "run").exists()
 
 
+TASKS = (["denoising"], ["denoising", "spans"], ["language"], ["labelling"], ["classification"])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=" ".join)
+def test_so_it_is_with_every_task(tmp_path, capsys, monkeypatch, task):
+    words = ["train", *task, "--output", str(tmp_path / "run")]
+    assert main([*words, "--features", "1000000", "--num-heads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "a step of training needs at least" in error and "--sequence-length" in error
+    monkeypatch.setattr(room, "device_memory", lambda: 3_000_000)  # of the preset as it is
+    assert main(words) == 2
+    assert "GiB of memory; there are 0.0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_beam_that_does_not_fit_is_refused_before_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "device_memory", lambda: 40_000_000)
+    monkeypatch.setattr(room, "device_memory", lambda: 40_000_000)
     assert tiny(tmp_path / "run", {"--beam-size": 1000}) == 2
     assert "with 1000 beams needs at least" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -108,9 +125,9 @@ def test_everything_is_compared_with_the_memory_there_is(monkeypatch):
         (needed, lambda: check_training(config)),
         (beams, lambda: check_decoding(config.model, decoding, **shape)),
     ):
-        monkeypatch.setattr(memory, "device_memory", lambda size=memory_there: size)
+        monkeypatch.setattr(room, "device_memory", lambda size=memory_there: size)
         check()
-        monkeypatch.setattr(memory, "device_memory", lambda size=memory_there: size - 1)
+        monkeypatch.setattr(room, "device_memory", lambda size=memory_there: size - 1)
         with pytest.raises(ValueError, match="GiB of memory"):
             check()
 

@@ -10,6 +10,7 @@ import jax
 
 from flaxattn.tasks.builtin.draws import Split
 from flaxattn.tasks.config import TextRun
+from flaxattn.tasks.memory import check_training
 from flaxattn.tasks.modules import Module, init_of, module_of
 from flaxattn.tasks.rules import LABELS, TOKENIZER, path_of_text
 from flaxattn.tasks.storing import Loaded, labels_of, load
@@ -86,6 +87,7 @@ def prepare(kind: TextKind, config: TextRun, begun: Path | None, screen: Screen)
     Raises:
       ValueError or FileNotFoundError that names the file, line or option at fault; SaveError.
     """
+    check_training(config)
     start = _start(config, begun)
     kept = Tokenizer.load(begun / TOKENIZER) if begun else start.tokenizer if start else None
     how = kept.normalization if kept else config.data.normalization

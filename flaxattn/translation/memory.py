@@ -3,8 +3,7 @@
 import jax
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.training.devices import device_memory
-from flaxattn.training.mesh import mesh_sizes
+from flaxattn.training.room import check_room, copies_of, state_bytes
 from flaxattn.translation.config import DecodingConfig, RunConfig
 
 __all__ = [
@@ -17,13 +16,12 @@ __all__ = [
 ]
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
-GIB = 2**30
 
 
 def check_training(config: RunConfig) -> None:
     """Raises ValueError if a step of training needs more memory than there is."""
-    _check(
-        training_bytes(config, _copies(config.training.mesh), jax.process_count()),
+    check_room(
+        training_bytes(config, copies_of(config.training.mesh), jax.process_count()),
         "a step of training",
         "a smaller model (--vocab-size, --features, --ff-features, --encoder-layers, "
         "--decoder-layers) or a smaller batch (--batch-size, --sequence-length, or more "
@@ -42,7 +40,7 @@ def check_decoding(
 ) -> None:
     """Raises ValueError if to translate so many texts together needs more memory than there is."""
     beams = n_best if config.sampling else max(config.beam_size, n_best)
-    _check(
+    check_room(
         decoding_bytes(
             model, beams, rows=rows, source_length=source_length, target_length=target_length
         ),
@@ -63,7 +61,7 @@ def check_forced(
     rows, source_length = source
     of_token = model.vocab_size + attention * model.decoder_layers * source_length
     needed = parameter_count(model) * ITEM_BYTES[model.param_dtype]
-    _check(
+    check_room(
         needed + 4 * rows * target_length * of_token,
         f"to look at {rows} pairs of up to {source_length} and {target_length} tokens",
         "fewer or shorter ones: --batch-size",
@@ -73,29 +71,22 @@ def check_forced(
 def training_bytes(config: RunConfig, copies: float, processes: int = 1) -> float:
     """A lower bound for a process: parameters with gradients and moments, and a step's arrays.
 
-    Where some parameters stay as they are, nothing is counted of gradients and of what they need.
+    Where some parameters stay as they are, nothing is counted of what their gradients need.
 
     Args:
       copies: of the parameters, on its devices together.
       processes: that share the rows.
     """
     model, training = config.model, config.training
-    some_stay = bool(training.freeze or training.lora)
-    trees = 1 + 3 * (not some_stay) + bool(training.ema_decay and not training.lora)
     tokens = training.batch_size * training.sequence_length // training.microbatches
     sizes = (model.features, model.features)
     if not model.remat:  # else the input of each layer alone is kept for the backward pass
         sizes = (4 * model.features + model.ff_features, 6 * model.features + model.ff_features)
     kept = model.encoder_layers * sizes[0] + model.decoder_layers * sizes[1]
-    of_token = 4 * model.vocab_size + kept * ITEM_BYTES[model.dtype] * (not some_stay)
+    kept *= not (training.freeze or training.lora)
+    of_token = 4 * model.vocab_size + kept * ITEM_BYTES[model.dtype]
     params = parameter_count(model) * ITEM_BYTES[model.param_dtype]
-    return copies * trees * params + tokens * of_token / processes
-
-
-def _copies(mesh: str) -> float:
-    """How many copies of the parameters the devices of this process have together."""
-    sizes = mesh_sizes(mesh)
-    return jax.local_device_count() / (sizes.get("fsdp", 1) * sizes.get("model", 1))
+    return copies * state_bytes(params, training) + tokens * of_token / processes
 
 
 def decoding_bytes(
@@ -126,13 +117,3 @@ def parameter_count(model: EncoderDecoderConfig) -> int:
         tables += 2 * model.max_positions
     stacks = sum(depth * layer + last for depth, layer in zip(depths, layers, strict=True))
     return tables * width + stacks
-
-
-def _check(needed: float, what: str, smaller: str) -> None:
-    """`needed` on all local devices together."""
-    memory = device_memory()
-    if needed > memory:
-        raise ValueError(
-            f"{what} needs at least {needed / GIB:,.1f} GiB of memory; there are "
-            f"{memory / GIB:,.1f}. Choose {smaller}."
-        )
