@@ -704,8 +704,11 @@ def half_precise(dtype, of_arrays, seed):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("of_arrays", [np.float32, None], ids=["float32 arrays", "the same"])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@pytest.mark.parametrize(
+    "dtype, of_arrays",
+    [(jnp.bfloat16, np.float32), (jnp.bfloat16, None), (np.float16, None)],
+    ids=["bfloat16, float32 arrays", "bfloat16", "float16"],
+)
 @IMPLEMENTATIONS
 def test_mean_error_in_half_precision_is_that_of_the_reference(
     dtype, of_arrays, implementation, standard_promotion
