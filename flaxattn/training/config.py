@@ -64,8 +64,8 @@ class TrainingConfig:
     cooldown_steps: StepsOrZero = 0
     """The last steps, in which the rate falls linearly to zero."""
     optimizer: typing.Literal["adamw", "muon"] = "adamw"
-    """Which one. muon orthogonalises the updates of matrices, which learns more in a step that
-    costs about as much, and leaves Adam the rest: embeddings, norms, biases."""
+    """Which one. muon orthogonalises the updates of matrices, so that all their directions learn at
+    one rate, and leaves Adam the rest: embeddings, norms, biases."""
     muon_rate: Annotated[float, Range(0, 10, above=True)] = 0.02
     """The highest rate of matrices with muon, instead of `learning_rate`, in whose shape it rises
     and falls."""
