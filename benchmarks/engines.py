@@ -2,12 +2,13 @@
 
     uv run --extra ctranslate2 benchmarks/engines.py runs/multi30k_quick --out results/engines
 
-All have the same sources, beams and threads; they take turns, and once is not counted. BLEU is
-lower-cased, of the references that the run kept. Sizes are of the weights' files.
+All have the same sources, beams, batches and cores, a batch on each; they take turns, and once is
+not counted. BLEU is lower-cased, of the references that the run kept; sizes are of weights.
 """
 
 import argparse
 import functools
+import os
 import pathlib
 import statistics
 import tempfile
@@ -19,7 +20,8 @@ import ctranslate2
 import report  # beside this file
 import sentencepiece
 
-from flaxattn.training.devices import describe_devices
+from flaxattn.memory import keep_freed_memory
+from flaxattn.training.devices import describe_devices, split_cpu
 from flaxattn.translation import DecodingConfig, Translator, load
 from flaxattn.translation.layout import TEST, TOKENIZER, WEIGHTS
 from flaxattn.translation.text.scoring import score
@@ -27,7 +29,8 @@ from flaxattn.translation.trained.exporting import export
 from flaxattn.translation.trained.to_ctranslate2 import export_ctranslate2
 
 Engine = Callable[[list[str]], list[str]]
-THREADS = 2  # of CTranslate2: the cores there are; jax takes all by itself
+CORES = len(os.sched_getaffinity(0))
+BATCH = 64  # texts
 
 
 def main() -> None:
@@ -70,9 +73,11 @@ def main() -> None:
 
 def _engines(run: pathlib.Path, folder: pathlib.Path) -> tuple[dict[str, Engine], dict[str, int]]:
     """What translates, and the bytes of its weights."""
+    keep_freed_memory()
+    split_cpu(BATCH)  # as `flaxattn translate` does
     loaded = load(run)
     export(folder / "ours", loaded)
-    translator = Translator(*loaded)
+    translator = Translator(*loaded, batch_size=BATCH)
     engines: dict[str, Engine] = {
         "flaxattn, float32": lambda texts: [x[0].text for x in translator.translate(texts)]
     }
@@ -82,7 +87,7 @@ def _engines(run: pathlib.Path, folder: pathlib.Path) -> tuple[dict[str, Engine]
         export_ctranslate2(folder / kind, loaded, kind)
         sizes[name] = (folder / kind / "model.bin").stat().st_size
         model = ctranslate2.Translator(
-            str(folder / kind), device="cpu", inter_threads=1, intra_threads=THREADS
+            str(folder / kind), device="cpu", inter_threads=CORES, intra_threads=1
         )
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / kind / TOKENIZER))
         engines[name] = functools.partial(_by_ctranslate2, model, pieces, loaded.decoding)
@@ -96,7 +101,7 @@ def _by_ctranslate2(
         pieces.encode(texts, out_type=str),
         beam_size=decoding.beam_size,
         length_penalty=decoding.length_penalty,
-        max_batch_size=64,
+        max_batch_size=BATCH,
     )
     return [pieces.decode(x.hypotheses[0]) for x in found]
 

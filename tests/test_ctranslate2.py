@@ -37,10 +37,24 @@ def pieces_of(kept, texts):
     return [kept.encode(text, out_type=str) for text in texts]
 
 
+def small(params):
+    """With inputs whose variance is about what norms add to it."""
+    inputs = "source_embedding", "target_embedding", "source_positions", "target_positions"
+    return params | {name: {"embedding": 1e-3 * params[name]["embedding"]} for name in inputs}
+
+
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("changes", OTHERS, ids=str)
 def test_log_probabilities_of_pairs_are_those_of_the_model(changes, tmp_path):
-    ours = loaded(**changes)
+    check_pairs(loaded(**changes), tmp_path)
+
+
+def test_norms_add_as_much_to_the_variance(tmp_path):
+    ours = loaded(positions="learned", max_positions=64)
+    check_pairs(ours._replace(params=small(ours.params)), tmp_path)
+
+
+def check_pairs(ours, tmp_path):
     export_ctranslate2(tmp_path / "there", ours, "float32")
     model, kept = opened(tmp_path / "there")
     found = model.score_batch(pieces_of(kept, SOURCES), pieces_of(kept, TARGETS))

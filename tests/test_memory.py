@@ -11,7 +11,8 @@ from run_cases import tiny
 from configs import PRESETS
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.__main__ import main
-from flaxattn.training import devices, room
+from flaxattn.training import devices, memory
+from flaxattn.training.memory import state_bytes
 from flaxattn.training.mesh import data_mesh, place
 from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.train_step import init_state, make_train_step
@@ -48,11 +49,11 @@ def test_parameters_are_counted_as_they_are_made(changes):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less(optimizer):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less(name):
     sizes = {"features": 48, "ff_features": 64, "decoder_layers": 1}
     model = dataclasses.replace(BASE, vocab_size=500, **sizes)
-    training = TranslationTraining(batch_size=16, sequence_length=32, optimizer=optimizer)
+    training = TranslationTraining(batch_size=16, sequence_length=32, optimizer=name)
     config = RunConfig("", model, training=training)
     module = EncoderDecoder(model)
     params = init_params(module, 0)
@@ -63,6 +64,9 @@ def test_the_estimate_of_a_step_is_no_more_than_it_takes_and_not_much_less(optim
     )
     batch = jax.tree.map(lambda _: jax.ShapeDtypeStruct((16, 32), jnp.int32), _batch())
     state = init_state(params, optimizer, config.training)
+    gradients = sum(x.nbytes for x in jax.tree.leaves(params))
+    held = sum(x.nbytes for x in jax.tree.leaves(state)) + gradients
+    assert 0.7 * held < state_bytes(gradients, training) <= held
     found = step.lower(place(state, mesh), batch).compile().memory_analysis()
     taken = found.argument_size_in_bytes + found.temp_size_in_bytes
     assert 0.1 * taken < training_bytes(config, 1) <= taken
@@ -103,14 +107,14 @@ def test_so_it_is_with_every_task(tmp_path, capsys, monkeypatch, task):
     assert main([*words, "--features", "1000000", "--num-heads", "1"]) == 2
     error = capsys.readouterr().err
     assert "a step of training needs at least" in error and "--sequence-length" in error
-    monkeypatch.setattr(room, "device_memory", lambda: 3_000_000)  # of the preset as it is
+    monkeypatch.setattr(memory, "device_memory", lambda: 3_000_000)  # of the preset as it is
     assert main(words) == 2
     assert "GiB of memory; there are 0.0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_beam_that_does_not_fit_is_refused_before_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(room, "device_memory", lambda: 40_000_000)
+    monkeypatch.setattr(memory, "device_memory", lambda: 40_000_000)
     assert tiny(tmp_path / "run", {"--beam-size": 1000}) == 2
     assert "with 1000 beams needs at least" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -125,9 +129,9 @@ def test_everything_is_compared_with_the_memory_there_is(monkeypatch):
         (needed, lambda: check_training(config)),
         (beams, lambda: check_decoding(config.model, decoding, **shape)),
     ):
-        monkeypatch.setattr(room, "device_memory", lambda size=memory_there: size)
+        monkeypatch.setattr(memory, "device_memory", lambda size=memory_there: size)
         check()
-        monkeypatch.setattr(room, "device_memory", lambda size=memory_there: size - 1)
+        monkeypatch.setattr(memory, "device_memory", lambda size=memory_there: size - 1)
         with pytest.raises(ValueError, match="GiB of memory"):
             check()
 

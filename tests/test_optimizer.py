@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_cases import tiny
 
 from flaxattn import EncoderDecoder, EncoderDecoderConfig
 from flaxattn.training.optimizer import make_optimizer
 from flaxattn.training.parameters.kernels import kernels_of
 from flaxattn.translation.config import TranslationTraining
 from flaxattn.translation.initial import axes_of, init_params
+from flaxattn.translation.trained.loading import load_run
 
 RATE = 0.05
 SETTINGS = TranslationTraining(
@@ -108,30 +110,19 @@ def test_clipping_decay_and_freezing_are_those_of_any_optimizer():
         np.testing.assert_allclose(frozen[path], 0 if stays else plain[path], rtol=1e-3, atol=1e-6)
 
 
-@adam
-def test_it_learns_and_its_state_is_restored_as_any(tmp_path):
-    from flaxattn.__main__ import main
-    from flaxattn.translation.trained.loading import load_run
-
-    run = ["train", "tiny", "--builtin-pairs", "400", "--held-out", "20", "--optimizer", "muon"]
-    run += ["--features", "16", "--ff-features", "16", "--num-heads", "2", "--encoder-layers", "1"]
-    run += [
-        "--decoder-layers",
-        "1",
-        "--vocab-size",
-        "400",
-        "--valid-every",
-        "3",
-        "--log-every",
-        "3",
-    ]
-    run += ["--warmup-steps", "2", "--cooldown-steps", "0", "--samples", "0", "--average", "1"]
-    for folder, steps in (("whole", [6]), ("parts", [3, 6])):
-        for count in steps:
-            assert main([*run, "--output", str(tmp_path / folder), "--steps", str(count)]) == 0
+def test_a_run_that_goes_on_ends_in_the_same_parameters_and_takes_no_other_optimizer(
+    tmp_path, capsys
+):
+    muon = {"--optimizer": "muon", "--metric": "nll", "--samples": 0}
+    assert tiny(tmp_path / "whole", muon) == 0
+    for steps in (6, 12):
+        assert tiny(tmp_path / "parts", muon | {"--steps": steps}) == 0
+    assert "(0.02 for matrices)" in capsys.readouterr().out
     whole, parts = (leaves_of(load_run(tmp_path / x).params) for x in ("whole", "parts"))
     for path, x in whole.items():
         np.testing.assert_array_equal(x, parts[path], err_msg=path)
+    assert tiny(tmp_path / "whole", muon | {"--optimizer": "adamw"}) == 2
+    assert "optimizer" in capsys.readouterr().err
 
 
 def test_what_is_no_optimizer_is_refused():

@@ -122,6 +122,8 @@ def test_what_is_said_of_it():
         "Learning rate: after step 100, where it was 0, rises to 0.302 at step 110, falls with the "
         "inverse square root of the step, and in the last 40 steps linearly to 0."
     )
+    muon = dataclasses.replace(CONTINUED, optimizer="muon", muon_rate=0.5)
+    assert "rises to 0.302 (0.151 for matrices) at step 110" in describe_rate(muon)
 
 
 def test_a_warning_says_what_a_rate_that_is_never_reached_becomes():

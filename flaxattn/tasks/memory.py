@@ -6,8 +6,8 @@ import jax
 
 from flaxattn.tasks.config import TextRun
 from flaxattn.tasks.modules import init_of, module_of
+from flaxattn.training.memory import check_memory, copies_of, state_bytes
 from flaxattn.training.parameters.initial import shapes_of
-from flaxattn.training.room import check_room, copies_of, state_bytes
 
 __all__ = ["check_training"]
 
@@ -21,7 +21,7 @@ def check_training(config: TextRun) -> None:
     params = sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
     tokens = training.batch_size * training.sequence_length // training.microbatches
     logits = 4 * model.vocab_size * tokens * (config.task in TELLS_TOKENS)
-    check_room(
+    check_memory(
         copies_of(training.mesh) * state_bytes(params, training) + logits / jax.process_count(),
         "a step of training",
         "a smaller model (--vocab-size, --features, --ff-features, fewer layers) or a smaller "

@@ -68,7 +68,10 @@ def describe_rate(config: TrainingConfig) -> str:
     cools = min(stage.cooldown, config.steps - stage.begin)
     last = "step" if cools == 1 else f"{cools} steps"
     end = f", and in the last {last} linearly to 0" if cools else ""
-    return f"Learning rate: {after}rises to {rate:.3g} at step {step}{falls}{end}."
+    of_matrices = ""
+    if config.optimizer == "muon":
+        of_matrices = f" ({rate / config.learning_rate * config.muon_rate:.3g} for matrices)"
+    return f"Learning rate: {after}rises to {rate:.3g}{of_matrices} at step {step}{falls}{end}."
 
 
 def shortfall(config: TrainingConfig) -> str | None:

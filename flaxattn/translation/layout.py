@@ -12,6 +12,7 @@ from flaxattn.training.storage.layout import (
 __all__ = [
     "CARD",
     "EXPORTED",
+    "OF_CTRANSLATE2",
     "OF_EXPORTED",
     "OF_RUN",
     "OWN_FOLDERS",
@@ -30,5 +31,6 @@ OF_RUN = {*OF_ANY_RUN, TOKENIZER, *RESULTS}
 
 WEIGHTS, CARD, STABLEHLO = "model.safetensors", "README.md", "stablehlo"  # of an exported model
 OF_EXPORTED = {CARD, CONFIG, MANIFEST, STABLEHLO, TOKENIZER, WEIGHTS}
+OF_CTRANSLATE2 = {CONFIG, "model.bin", "shared_vocabulary.json", TOKENIZER}  # in its format
 
 OWN_FOLDERS = (MODELS, CHECKPOINTS, EXPORTED, STABLEHLO, TENSORBOARD)  # in a folder of either kind

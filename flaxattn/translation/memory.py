@@ -3,7 +3,7 @@
 import jax
 
 from flaxattn.models import EncoderDecoderConfig
-from flaxattn.training.room import check_room, copies_of, state_bytes
+from flaxattn.training.memory import check_memory, copies_of, state_bytes
 from flaxattn.translation.config import DecodingConfig, RunConfig
 
 __all__ = [
@@ -20,7 +20,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 def check_training(config: RunConfig) -> None:
     """Raises ValueError if a step of training needs more memory than there is."""
-    check_room(
+    check_memory(
         training_bytes(config, copies_of(config.training.mesh), jax.process_count()),
         "a step of training",
         "a smaller model (--vocab-size, --features, --ff-features, --encoder-layers, "
@@ -40,7 +40,7 @@ def check_decoding(
 ) -> None:
     """Raises ValueError if to translate so many texts together needs more memory than there is."""
     beams = n_best if config.sampling else max(config.beam_size, n_best)
-    check_room(
+    check_memory(
         decoding_bytes(
             model, beams, rows=rows, source_length=source_length, target_length=target_length
         ),
@@ -61,7 +61,7 @@ def check_forced(
     rows, source_length = source
     of_token = model.vocab_size + attention * model.decoder_layers * source_length
     needed = parameter_count(model) * ITEM_BYTES[model.param_dtype]
-    check_room(
+    check_memory(
         needed + 4 * rows * target_length * of_token,
         f"to look at {rows} pairs of up to {source_length} and {target_length} tokens",
         "fewer or shorter ones: --batch-size",

@@ -12,15 +12,15 @@ import numpy as np
 
 from flaxattn.layers import EncoderLayer, sinusoidal
 from flaxattn.models import EncoderDecoderConfig
+from flaxattn.training.storage.files import sync_tree
 from flaxattn.training.storage.folders import check_only, replacing_folder
 from flaxattn.training.trees import Params
 from flaxattn.translation.config import Quantization
-from flaxattn.translation.layout import TOKENIZER
+from flaxattn.translation.layout import OF_CTRANSLATE2, TOKENIZER
 from flaxattn.translation.trained.loading import Loaded
 
 __all__ = ["export_ctranslate2"]
 
-OF_CTRANSLATE2 = {"config.json", "model.bin", "shared_vocabulary.json", TOKENIZER}
 POSITIONS = 2048  # in the table of sinusoidal positions, which CTranslate2 needs written out
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELUTanh", "swiglu": "SWISH"}
 
@@ -43,6 +43,7 @@ def export_ctranslate2(folder: Path, loaded: Loaded, quantization: Quantization)
     with replacing_folder(folder) as new:
         spec.save(str(new))
         loaded.tokenizer.save(new / TOKENIZER)
+        sync_tree(new)
 
 
 def _specification(loaded: Loaded) -> Any:

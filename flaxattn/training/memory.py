@@ -1,4 +1,4 @@
-"""Whether the memory there is has room for something, asked before it is begun."""
+"""How much memory there is for what is about to begin, and how much of it training takes."""
 
 import jax
 
@@ -6,12 +6,12 @@ from flaxattn.training.config import TrainingConfig
 from flaxattn.training.devices import device_memory
 from flaxattn.training.mesh import mesh_sizes
 
-__all__ = ["check_room", "copies_of", "state_bytes"]
+__all__ = ["check_memory", "copies_of", "state_bytes"]
 
 GIB = 2**30
 
 
-def check_room(needed: float, what: str, smaller: str) -> None:
+def check_memory(needed: float, what: str, smaller: str) -> None:
     """Raises ValueError if all local devices together have fewer bytes than are `needed`.
 
     Args:
