@@ -40,7 +40,8 @@ CHECKS = (  # names in accelerator_check.py, which imports jax
     *("ragged", "nothing is seen", "a rule of one's own", "causal, H=64", "causal, H=256", "T=1"),
     *("T=130, S=600", "float16", "own width of values", "scale", "sinks", "soft cap"),
     *("learned soft cap", "learned ALiBi", "ALiBi, documents", "dropout", "dropout and soft cap"),
-    *("garbage", "from_dense", "from_dense, documents", "bias", "bias of keys"),
+    *("garbage", "garbage, window", "garbage, hidden", "garbage, ReLU"),
+    *("from_dense", "from_dense, documents", "bias", "bias of keys"),
 )
 
 

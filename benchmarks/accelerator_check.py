@@ -38,7 +38,7 @@ class Check:
     learned: dict[str, Any] = dataclasses.field(default_factory=dict)
     options: Callable[..., dict[str, Any]] = lambda learned: learned
     dtype: Any = jnp.bfloat16
-    garbage: bool = False  # NaN and inf in some keys, hidden and seen
+    garbage: bool = False  # NaN and inf in some queries, keys and values, hidden and seen
     rate: float = 0.0
 
 
@@ -93,6 +93,13 @@ def _checks() -> dict[str, Check]:
             rate=RATE, options=lambda _: {"score": flaxattn.softcap(30.0)}
         ),
         "garbage": Check(masks["documents"], garbage=True),
+        "garbage, window": Check(masks["window"], garbage=True),
+        "garbage, hidden": Check(lambda: lengths(few, np.array([5, 50])), garbage=True),
+        "garbage, ReLU": Check(
+            masks["documents"],
+            garbage=True,
+            options=lambda _: {"score": flaxattn.score(lambda x, q, k: jnp.maximum(x, 0.0))},
+        ),
         "from_dense": Check(lambda: flaxattn.from_dense(table)),
         "from_dense, documents": Check(lambda: ~flaxattn.from_dense(table) & masks["documents"]()),
         "bias": Check(learned={"bias": bias}),
@@ -121,6 +128,7 @@ def _inputs(check: Check) -> Inputs:
     )
     if check.garbage:
         k[0, 5], v[1, 50], k[1, -1] = np.nan, np.inf, -np.inf
+        q[0, 300, 1], q[1, -1, 0, 3] = np.nan, np.inf
     return Inputs((q, k, v), check.learned, cotangent)
 
 

@@ -37,12 +37,13 @@ from flaxattn.attention.blockwise import prepared
 from flaxattn.attention.chunks import Fixed, Inputs, Setting
 from flaxattn.attention.dropout import seeds_for
 from flaxattn.attention.fused import passes
-from flaxattn.attention.repair import repair
+from flaxattn.attention.repair import marked, repair
 from flaxattn.attention.residuals import Outputs, Residuals
 from flaxattn.attention.scoring import halves, whole
 
 PLAIN = Shape(B=2, T=37, S=300, N=2, K=2, H=8, H_value=8)
 GROUPED = Shape(B=2, T=37, S=300, N=4, K=2, H=8, H_value=5)
+LONG = Shape(B=2, T=300, S=300, N=4, K=2, H=8, H_value=5)
 SQUARE = Shape(B=1, T=300, S=300, N=2, K=1, H=8, H_value=8)
 
 
@@ -125,6 +126,11 @@ def own_score(rng, shape):
     return score(lambda x, q, k, w: x * w[k] + jnp.sin(w[q]) - 0.1 * x**2, weights, ranks=(1,))
 
 
+def bounded_below(rng, shape):
+    """What is not greater than -9, which NaN is not, is -9."""
+    return score(lambda x, q, k: jnp.where(x > -9.0, x, -9.0))
+
+
 def slopes(rng, shape):
     return alibi(jnp.asarray(rng.random(shape.N) / 9, jnp.float32))
 
@@ -146,6 +152,10 @@ CASES = {
     "dropout, documents": Case(packed, rate=0.3),
     "garbage": Case(lambda rng, shape: lengths(None, np.full(2, 140)), PLAIN, garbage=True),
     "what is seen is not finite": Case(shape=SQUARE, broken=True),
+    "what is not finite, in documents": Case(packed, LONG, broken=True),
+    "what is not finite, and a score that loses NaN": Case(
+        packed, LONG, score=bounded_below, broken=True
+    ),
     "bias of pairs, softcap": Case(
         score=lambda rng, shape: softcap(2.0), sinks=True, rate=0.2, bias="BNTS"
     ),
@@ -187,7 +197,8 @@ def call_of(case: Case, seed: int = 0) -> Call:
     query = data.query
     if case.broken:
         query, key, value = (np.array(x) for x in (query, key, value))
-        query[0, 7, 0, 3], key[0, 90, 0, 1], value[0, 210, 0, 0] = np.inf, np.nan, -np.inf
+        query[0, 7, 0, 3], key[0, 90, 0, 1], value[0, 210, 0, 0] = np.inf, np.inf, np.nan
+        query[0, 0, 1, 3] = -np.inf * np.sign(key[0, 0, 0, 3])  # a logit of -inf
     query, key, value = (jnp.asarray(x, case.dtype) for x in (query, key, value))
     sinks = jnp.asarray(rng.standard_normal(case.shape.N), jnp.float32) if case.sinks else None
     scale = None if case.scale is None else jnp.asarray(case.scale, jnp.float32)
@@ -271,7 +282,8 @@ def fused(
         d_sinks += jnp.where(found.lse == -jnp.inf, d_lse, 0.0).sum(axis=(0, 1))
     d_scale = None if call.scale is None else pulled.scale
     # Kernels are given what is repaired, and rows that were not finite have no gradient.
-    _, pull = jax.vjp(lambda *rows: repair(*rows, jnp.float32)[:3], *call[:3])
+    guard = marked if setting.marked else repair  # which kernels do themselves
+    _, pull = jax.vjp(lambda *rows: guard(*rows, jnp.float32)[:3], *call[:3])
     return Answer(found.output, lse, *pull(pulled[:3]), d_scale, d_sinks, pulled.bias)
 
 

@@ -19,9 +19,9 @@ from flaxattn.attention.fused.chip import PLATFORMS
 from flaxattn.attention.fused.hopper import buffers, machine, steps
 
 # By name: those of the package are the functions.
-forward, queries, keys = (
+forward, queries, keys, repair = (
     importlib.import_module(f"flaxattn.attention.fused.hopper.{name}")
-    for name in ("forward", "queries", "keys")
+    for name in ("forward", "queries", "keys", "repair")
 )
 
 
@@ -99,7 +99,7 @@ _INSTEAD: dict[str, Any] = {
 def interpreted() -> Iterator[None]:
     """Inside, kernels for Hopper run here."""
     with ExitStack() as stack:
-        for module in (machine, buffers, steps, forward, queries, keys):
+        for module in (machine, buffers, steps, forward, queries, keys, repair):
             for name, fn in _INSTEAD.items():
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, fn))

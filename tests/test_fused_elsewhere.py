@@ -59,6 +59,38 @@ def test_a_cpu_beside_the_chip_has_loops(on, chip):
 
 
 @CHIPS
+@pytest.mark.parametrize("pull", [False, True])
+def test_loops_hide_what_is_not_finite_as_kernels_would(on, chip, pull):
+    """Some are given it as it is; along a direction, and twice, derivatives are those of loops."""
+    (query, key, value), _ = on(chip)
+    arrays = (
+        query.at[0, 3, 1, 2].set(jnp.inf),
+        key.at[0, 230].set(jnp.nan),
+        value.at[1, 205, 1, 0].set(-jnp.inf),
+    )
+    rng = np.random.default_rng(3)
+    along = tuple(jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in arrays)
+
+    def found(implementation):
+        def attended(*arrays):
+            return attend(*arrays, causal().shift(200, 0), implementation=implementation)
+
+        def pulled(*arrays):
+            output, back = jax.vjp(attended, *arrays)
+            return back(jnp.ones_like(output))
+
+        return jax.jit(lambda *given: jax.jvp(pulled if pull else attended, given, along))(*arrays)
+
+    pairs = zip(*map(jax.tree.leaves, (found("fused"), found("dense"))), strict=True)
+    for x, y in pairs:
+        x, y = (np.asarray(z, np.float32) for z in (x, y))
+        np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+        assert np.isfinite(y).any() or pull
+        x, y = (np.where(np.isnan(z), 0.0, z) for z in (x, y))
+        assert np.linalg.norm(x - y) <= 3e-2 * np.linalg.norm(y)
+
+
+@CHIPS
 def test_several_axes_are_vmapped_there_as_well(on, chip):
     arrays, call = on(chip)
     arrays = [jnp.stack([x, 2 * x]) for x in arrays]

@@ -10,6 +10,7 @@ from hopper_interpreter import INTERPRETER, interpreted
 
 from flaxattn import causal, same_segment
 from flaxattn.attention.fused.given import Lists, columns_of
+from flaxattn.attention.fused.hopper import machine
 
 SIZES = {"block_q": 128, "block_kv": 128}
 TINY = Shape(B=1, T=37, S=128, N=1, K=1, H=8, H_value=8)
@@ -64,6 +65,26 @@ def test_errors_in_bfloat16_are_those_of_the_definition():
 
 def distance(x, y):
     return float(jnp.linalg.norm((x.astype(jnp.float32) - y).ravel()))
+
+
+@pytest.mark.parametrize("grid", [(1, 1, 1), (5, 3, 2), (4, 16, 3)])
+@pytest.mark.parametrize("heads_cached", [0.3, 1, 2, 5, 1000])
+@pytest.mark.parametrize("last_first", [False, True])
+def test_programs_do_each_row_once_and_few_heads_at_a_time(grid, heads_cached, last_first):
+    rows, heads, batch = grid
+    order = machine.Order.of(grid, int(machine.CACHED / heads_cached), last_first=last_first)
+    numbers = jnp.arange(rows * heads * batch)
+    places = jax.vmap(lambda number: jnp.stack(order.here(number, jnp.int32(0))))(numbers)
+    found = [tuple(x) for x in np.asarray(places).tolist()]
+    assert sorted(found) == [
+        (r, h, b, 0) for r in range(rows) for h in range(heads) for b in range(batch)
+    ]
+    together = min(max(1, int(heads_cached)), heads * batch)
+    for start in range(0, len(found), rows * together):
+        these = found[start : start + rows * together]
+        assert len({(head, example) for _, head, example, _ in these}) <= together
+        by_row = [row for row, *_ in these]
+        assert by_row == sorted(by_row, reverse=last_first)
 
 
 def test_rows_and_columns_of_a_plan():

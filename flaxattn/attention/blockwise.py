@@ -29,7 +29,7 @@ from flaxattn.attention.operation import Operation, Pass, bind
 from flaxattn.attention.options import Call, Options
 from flaxattn.attention.passes import backward, forward, tangents
 from flaxattn.attention.placement import Flat
-from flaxattn.attention.repair import repair
+from flaxattn.attention.repair import marked, repair
 from flaxattn.attention.residuals import Outputs, Residuals
 from flaxattn.attention.scoring import halves, whole
 from flaxattn.masks import BlockPlan, Mask, full
@@ -96,10 +96,12 @@ def prepared(
 ) -> tuple[Setting, Inputs, Fixed]:
     """What the passes are given: over the blocks of a plan, by loops or the kernels of a chip."""
     dtype = softmax_dtype(query.dtype)
+    in_tiles = has_mask and kernels is not None and fused.kernels_of(kernels).REPAIRS
     blocks, num_full, num_live = (jnp.asarray(x) for x in plan.live)
     fixed = Fixed(jax.tree.map(jnp.asarray, plan.mask), blocks, num_full, num_live)
     if has_mask:
-        query, key, value, q_nan, kv_nan = repair(query, key, value, dtype)
+        found = (marked if in_tiles else repair)(query, key, value, dtype)
+        query, key, value, q_nan, kv_nan = found
         # If anything is not finite, full blocks are treated as partial ones, which repair it.
         broken = jnp.isnan(q_nan).any() | jnp.isnan(kv_nan).any()
         num_full = jnp.where(broken, 0, num_full)
@@ -115,7 +117,14 @@ def prepared(
         fixed = fixed._replace(q_places=q_places, kv_places=kv_places)
     sinks = None if own.sinks is None else own.sinks[0]
     sizes = (plan.block_q, plan.block_kv)
-    setting = Setting(*sizes, options.dropout_rate, has_mask, kernels=kernels, wide=options.wide)
+    setting = Setting(
+        *sizes,
+        options.dropout_rate,
+        has_mask,
+        kernels=kernels,
+        wide=options.wide,
+        marked=in_tiles,
+    )
     inputs = Inputs(query, key, value, own.bias, own.scale[0], score, sinks)
     return setting, _varying_alike(inputs, fixed), fixed
 

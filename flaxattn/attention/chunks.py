@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.repair import bounded
+from flaxattn.attention.repair import bounded, finite
 from flaxattn.attention.tiles import Tiling, pad_to
 from flaxattn.masks import Mask
 from flaxattn.masks.leaves import map_leaves
@@ -40,6 +40,7 @@ class Setting(NamedTuple):
     smooth: bool = False  # whether jax is to differentiate the loops
     kernels: str | None = None  # the chip whose kernels do it; None: loops
     wide: bool = False  # whether kernels keep the output in float32, as gradients need it
+    marked: bool = False  # whether rows that are not finite are as they are, for kernels to repair
 
 
 class Static(NamedTuple):
@@ -131,6 +132,9 @@ def cut(
 ) -> Chunk:
     """What a pass is given, cut for its loops; `returning` is so already."""
     tiling = static.tiling
+    if static.setting.marked:
+        query, key, value = map(finite, inputs[:3])
+        inputs = inputs._replace(query=query, key=key, value=value)
     d_inputs = None if tangents is None else _cut_inputs(tiling, tangents)
     return Chunk(_cut_inputs(tiling, inputs), _cut_fixed(tiling, fixed), returning, d_inputs)
 

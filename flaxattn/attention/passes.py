@@ -24,7 +24,14 @@ from flaxattn.attention.chunks import (
     static_of,
 )
 from flaxattn.attention.dense import softmax_dtype
-from flaxattn.attention.residuals import Outputs, Residuals, joined, returned, split_lse
+from flaxattn.attention.residuals import (
+    Outputs,
+    Residuals,
+    joined,
+    returned,
+    split_lse,
+    unless_broken,
+)
 from flaxattn.attention.scored_tiles import before_score
 from flaxattn.attention.tiles import At, add_blocks, over_levels, take_blocks
 from flaxattn.attention.visits import (
@@ -202,6 +209,8 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
     d_query = tiling.join_q(d_query)
     d_key, d_value = (tiling.join_kv(x.swapaxes(-1, -2)) for x in (d_key, d_value))
     found = Inputs(d_query, d_key, d_value, of_all.bias, inputs.scale, of_all.score)
+    if setting.marked:
+        found = unless_broken(fixed, found)
     return joined(tiling, residuals, found, mean)
 
 

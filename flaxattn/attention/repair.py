@@ -2,7 +2,8 @@
 
 0 * NaN is NaN, so a NaN in a hidden key or value would reach every query through a matrix product.
 Rows that hold anything not finite are therefore zero in the products, and come back as NaN added
-to the logits: where the mask hides them, they are gone.
+to the logits: where the mask hides them, they are gone. A key and its value are one such row.
+Kernels that do so in the tiles that they look at are given the rows as they are, and told which.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-__all__ = ["Repaired", "bounded", "not_finite", "repair"]
+__all__ = ["Repaired", "bounded", "finite", "marked", "not_finite", "repair", "unless_nan"]
 
 
 class Repaired(NamedTuple):
@@ -26,15 +27,34 @@ class Repaired(NamedTuple):
 
 def repair(query: jax.Array, key: jax.Array, value: jax.Array, dtype: DTypeLike) -> Repaired:
     """The three [..., H] with zeros in rows that are not finite, and NaN for these in `dtype`."""
-    q_broken, value_broken = not_finite(query), not_finite(value)
-    kv_broken = not_finite(key) | value_broken
+    q_broken, kv_broken = _broken(query, key, value)
     return Repaired(
         _without(query, q_broken),
         _without(key, kv_broken),
-        _without(value, value_broken),
+        _without(value, kv_broken),
         _nan_where(q_broken, dtype),
         _nan_where(kv_broken, dtype),
     )
+
+
+def marked(query: jax.Array, key: jax.Array, value: jax.Array, dtype: DTypeLike) -> Repaired:
+    """The same, and the three as they are."""
+    q_broken, kv_broken = _broken(query, key, value)
+    return Repaired(query, key, value, _nan_where(q_broken, dtype), _nan_where(kv_broken, dtype))
+
+
+def _broken(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return not_finite(query), not_finite(key) | not_finite(value)
+
+
+def finite(rows: jax.Array) -> jax.Array:
+    """Zeros for what is not finite."""
+    return jnp.where(jnp.isfinite(rows), rows, jnp.zeros_like(rows))
+
+
+def unless_nan(rows: jax.Array, nan: jax.Array) -> jax.Array:
+    """Zeros for the rows [..., H] that `nan` [...] tells: they have no derivative."""
+    return jnp.where(jnp.isnan(nan)[..., None], jnp.zeros_like(rows), rows)
 
 
 def not_finite(rows: jax.Array) -> jax.Array:
@@ -52,8 +72,8 @@ def _without(rows: jax.Array, broken: jax.Array) -> jax.Array:
     Element by element, so that it can be done where rows are made or looked at. A value next to a
     broken key may stay as it is: what sees them becomes NaN by its logit.
     """
-    finite = jnp.isfinite(rows) | (broken & False)[..., None]  # varies over devices as both do
-    return jnp.where(finite, rows, jnp.zeros_like(rows))
+    # It varies over devices as both do.
+    return jnp.where((broken & False)[..., None], rows, finite(rows))
 
 
 @_without.defjvp

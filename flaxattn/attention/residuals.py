@@ -6,9 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from flaxattn.attention.chunks import Fixed, Inputs
+from flaxattn.attention.repair import finite, unless_nan
 from flaxattn.attention.tiles import Tiling
 
-__all__ = ["Outputs", "Residuals", "joined", "returned", "split_lse", "unless_empty"]
+__all__ = [
+    "Outputs",
+    "Residuals",
+    "joined",
+    "returned",
+    "split_lse",
+    "unless_broken",
+    "unless_empty",
+]
 
 
 class Outputs(NamedTuple):
@@ -55,7 +64,8 @@ def joined(tiling: Tiling, residuals: Residuals, found: Inputs, mean: jax.Array)
     """
     inputs, outputs = residuals.inputs, residuals.outputs
     d_query, d_bias, d_sinks, scale = found.query, found.bias, None, inputs.scale
-    d_scale = _of_heads((d_query * inputs.query.astype(d_query.dtype)).sum(axis=-1), scale)
+    query = finite(inputs.query).astype(d_query.dtype)  # of kernels that repair it themselves
+    d_scale = _of_heads((d_query * query).sum(axis=-1), scale)
     if inputs.sinks is not None:  # a logit like others, whose value is zero
         weights = jnp.exp(inputs.sinks[None, None] - unless_empty(outputs.lse))
         d_sinks = _of_heads(-weights * mean, inputs.sinks)
@@ -65,6 +75,15 @@ def joined(tiling: Tiling, residuals: Residuals, found: Inputs, mean: jax.Array)
     d_query, d_key, d_value = (g.astype(inputs.query.dtype) for g in gradients)
     d_score = jax.tree.map(lambda x, d: tiling.join_heads(d, x.shape), inputs.score, found.score)
     return Inputs(d_query, d_key, d_value, d_bias, d_scale, d_score, d_sinks)
+
+
+def unless_broken(fixed: Fixed, found: Inputs) -> Inputs:
+    """Gradients without those of rows that are not finite."""
+    assert fixed.q_nan is not None
+    assert fixed.kv_nan is not None
+    nans = (fixed.q_nan, fixed.kv_nan, fixed.kv_nan)
+    query, key, value = (unless_nan(*pair) for pair in zip(found[:3], nans, strict=True))
+    return found._replace(query=query, key=key, value=value)
 
 
 def _of_heads(x: jax.Array, like: jax.Array) -> jax.Array:

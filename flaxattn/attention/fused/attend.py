@@ -86,9 +86,9 @@ def why_not_fused(*call: *Call) -> str | None:
 
 
 def is_proven(*call: *Call) -> bool:
-    """Whether kernels of the chip do all of a call, gradients too, and were seen to on a device.
+    """Whether kernels of the chip do all of a call, gradients too, and were timed on a device.
 
-    Not gradients of wide heads or a bias; and no mask that is given whole has been read on one.
+    Not gradients of wide heads or a bias; masks that are given whole are right, and were not timed.
     """
     (query, _, value, mask, options), name, tables = call, chip(), list[Array]()
     assert name is not None

@@ -11,7 +11,7 @@ from flaxattn.attention.fused.rules import TileRule, led, tile_rule
 from flaxattn.attention.fused.split import Outside
 from flaxattn.attention.tiles import pad_to
 
-__all__ = ["Given", "Lists", "Returned", "Rules", "columns_of", "given_to", "rules_of"]
+__all__ = ["Broken", "Given", "Lists", "Returned", "Rules", "columns_of", "given_to", "rules_of"]
 
 
 class Rules(NamedTuple):
@@ -31,6 +31,14 @@ class Lists(NamedTuple):
     num_live: jax.Array
 
 
+class Broken(NamedTuple):
+    """What is not finite in the arrays of a pass, for kernels that repair their tiles."""
+
+    any: jax.Array  # int32 [1], whether there is any
+    query: jax.Array  # float32 [B, N, T], NaN where it is not finite, or 0
+    key: jax.Array  # float32 [B, K, S], of it or of its value
+
+
 class Given(NamedTuple):
     """The arrays of a pass; lengths are multiples of its blocks.
 
@@ -46,6 +54,7 @@ class Given(NamedTuple):
     full: Outside
     partial: Outside
     tables: list[jax.Array]  # [b, n, T, S] each; booleans are int8
+    broken: "Broken | None"  # None: repaired, or with no mask
 
     def by_keys(self) -> "Given":
         """The same with tables [b, n, S, T], for tiles whose rows are of keys."""
@@ -92,7 +101,17 @@ def given_to(setting: Setting, inputs: Inputs, fixed: Fixed, rules: Rules, lanes
         full=full,
         partial=partial,
         tables=[_in_blocks(x, inputs, query.shape[1], key.shape[1]) for x in rules.partial.tables],
+        broken=_broken(fixed, query.shape[1], key.shape[1]) if setting.marked else None,
     )
+
+
+def _broken(fixed: Fixed, q_len: int, kv_len: int) -> Broken:
+    assert fixed.q_nan is not None
+    assert fixed.kv_nan is not None
+    found = jnp.isnan(fixed.q_nan).any() | jnp.isnan(fixed.kv_nan).any()
+    by_heads = (x.swapaxes(1, 2).astype(jnp.float32) for x in (fixed.q_nan, fixed.kv_nan))
+    query, key = (pad_to(x, 2, n) for x, n in zip(by_heads, (q_len, kv_len), strict=True))
+    return Broken(found.astype(jnp.int32)[None], query, key)
 
 
 def _padded(x: jax.Array, block: int, lanes: int) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flaxattn.attention import passes
 from flaxattn.attention.chunks import Fixed, Inputs, Setting, static_of
 from flaxattn.attention.fused.given import Returned, columns_of, given_to, rules_of
+from flaxattn.attention.repair import unless_nan
 from flaxattn.attention.residuals import Outputs, Residuals, joined, returned, unless_empty
 from flaxattn.attention.tiles import pad_to
 from flaxattn.varying import varying_like
@@ -63,6 +64,8 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
         varying_like(d, (given, back))[:, : x.shape[1], :, : x.shape[3]]
         for d, x in zip((d_query, *d_keys), inputs[:3], strict=True)
     )
+    if fixed.q_nan is not None and setting.marked:  # keys and values are zero already
+        d_query = unless_nan(d_query, fixed.q_nan)
     tiling = static_of(setting, inputs, fixed).tiling
     return joined(tiling, residuals, inputs._replace(query=d_query, key=d_key, value=d_value), mean)
 

@@ -59,7 +59,9 @@ def tile_rule(
       partial: whether anything may be hidden.
       derived: whether the derivative of the score is asked for.
     """
-    arrays, tables = _arrays(inputs, fixed, partial)
+    # Where kernels repair tiles, what is seen and not finite is NaN by itself; scores may lose it.
+    added = not setting.marked or (inputs.score is not None and not derived)
+    arrays, tables = _arrays(inputs, fixed, partial, added=added)
     leaves, tree = jax.tree.flatten(arrays)
     q_len, kv_len, names = inputs.query.shape[1], inputs.key.shape[1], list[str]()
 
@@ -97,9 +99,12 @@ def tile_rule(
 
 
 def _arrays(
-    inputs: Inputs, fixed: Fixed, partial: bool
+    inputs: Inputs, fixed: Fixed, partial: bool, *, added: bool
 ) -> tuple[dict[str, PyTree], list[jax.Array]]:
-    """What a rule reads, [b, n, ...] each, 1 where shared; and tables, that of a bias first."""
+    """What a rule reads, [b, n, ...] each, 1 where shared; and tables, that of a bias first.
+
+    `added`: whether NaN is added to logits of what is not finite.
+    """
     arrays: dict[str, PyTree] = {}
     tables = list[Array]()
     if inputs.bias is not None and 1 in inputs.bias.shape[2:]:
@@ -112,7 +117,7 @@ def _arrays(
         arrays["score"] = whole(inputs.score, fixed.score)
     if fixed.seeds is not None:
         arrays["seeds"] = fixed.seeds
-    if partial and fixed.q_nan is not None and fixed.kv_nan is not None:
+    if partial and fixed.q_nan is not None and fixed.kv_nan is not None and added:
         group = fixed.q_nan.shape[2] // fixed.kv_nan.shape[2]
         arrays["q_nan"] = fixed.q_nan.swapaxes(1, 2)
         arrays["kv_nan"] = jnp.repeat(fixed.kv_nan, group, axis=2).swapaxes(1, 2)

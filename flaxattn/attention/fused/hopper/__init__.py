@@ -16,6 +16,7 @@ from flaxattn.attention.fused.hopper.forward import forward as forward
 from flaxattn.attention.fused.hopper.keys import backward_keys as backward_keys
 from flaxattn.attention.fused.hopper.queries import backward_query as backward_query
 
+REPAIRS = True  # rows that are not finite, in the tiles that it looks at
 LANES = 64  # what the widths of heads are multiples of
 WIDEST, WIDEST_WITH_GRADIENT = 256, 128  # as registers and shared memory allow
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from flaxattn.attention.fused.given import Given, Rules
+from flaxattn.attention.fused.given import Broken, Given, Rules
 from flaxattn.attention.fused.hopper.buffers import STAGES, Own, Ring, tiles
 from flaxattn.attention.fused.hopper.machine import (
     COMPUTING,
@@ -20,6 +20,7 @@ from flaxattn.attention.fused.hopper.machine import (
     Fresh,
     Here,
     Load,
+    Order,
     Ref,
     across,
     add_product,
@@ -30,6 +31,7 @@ from flaxattn.attention.fused.hopper.machine import (
     whole,
     zeros,
 )
+from flaxattn.attention.fused.hopper.repair import clean, if_broken, kv_head, spoil
 from flaxattn.attention.fused.hopper.steps import (
     COLUMNS,
     LOG2E,
@@ -40,10 +42,14 @@ from flaxattn.attention.fused.hopper.steps import (
     column_ring,
     key_columns,
     number,
+    streamed_keys,
     without_dropped,
 )
 
 __all__ = ["forward"]
+
+Mend: TypeAlias = Callable[[jax.Array], None]
+"""Repairs the tiles of a step."""
 
 NARROW = 128  # wider heads have fewer columns a step, as registers allow
 
@@ -63,8 +69,8 @@ def forward(
         jax.ShapeDtypeStruct((batch, q_len, heads, v_width), dtype),
         jax.ShapeDtypeStruct((batch, heads, q_len), jnp.float32),
     ]
-    grid = (q_len // block_q, heads, batch)
-    output, lse = launch("forward", kernel, grid, outputs, given)
+    order = Order.of((q_len // block_q, heads, batch), streamed_keys(given))
+    output, lse = launch("forward", kernel, order, outputs, given)
     return output, lse
 
 
@@ -138,17 +144,16 @@ class Forward:
 
     def copy(self, at: Here, given: Given, memory: Memory) -> None:
         """Keys, what tiles ask of them, and values, step by step."""
-        group = given.query.shape[2] // given.key.shape[2]
-        kv_head, steps = lax.div(at.head, jnp.int32(group)), self.steps(at, given)
+        head, steps = kv_head(given, at).head, self.steps(at, given)
         reading, live = Reading.of(given, steps.full, first=1), steps.live
 
         @pl.loop(0, live)
         def _(j: jax.Array) -> None:
             columns = steps.columns(j)
-            memory.keys.fill(j, given.key.at[at.batch, columns, kv_head])
+            memory.keys.fill(j, given.key.at[at.batch, columns, head])
             sources = (x.at[(*at.of(x), columns)] for x in key_columns(given))
             reading.fill(memory.columns, j, *sources)
-            memory.values.fill(j, given.value.at[at.batch, columns, kv_head])
+            memory.values.fill(j, given.value.at[at.batch, columns, head])
 
         memory.keys.drain(live)
         memory.columns.drain(reading.number(live))
@@ -161,6 +166,7 @@ class Forward:
         full, partial = asked_of(self.rules, given, at, rows, memory.columns.buffers, steps)
         scale, live = number(given.scale, at), steps.live
         memory.query.wait(at)
+        if_broken(given, lambda broken: spoil(query, at, broken.query, rows.start))
 
         @pl.when(scale < 0)  # so that the greatest product gives the greatest logit
         def _() -> None:
@@ -168,6 +174,7 @@ class Forward:
             plgpu.commit_smem()
 
         scale = jnp.maximum(jnp.maximum(scale, -scale), 1e-30)  # of -inf, too: 0 · -inf is NaN
+        mend = functools.partial(self.mend, at, given, memory, steps)
         row = Row(query, scale, Reading.of(given, steps.full, first=1), memory)
         buffers = memory.query.buffers if memory.output is None else memory.output
         target = Target(at, rows, outputs, buffers.at[at.wg], memory.lse.at[at.wg], self.wide)
@@ -178,35 +185,52 @@ class Forward:
 
         @pl.when(live > 0)
         def _() -> None:
-            sofar = self.first(row, partial, given.value.shape[3])
-            step = functools.partial(self.step, row)
-            middle = jnp.maximum(steps.full, 1)
-            sofar = lax.fori_loop(1, steps.full, functools.partial(step, full), sofar)
-            sofar = lax.fori_loop(middle, live, functools.partial(step, partial), sofar)
+            sofar = self.first(row, partial, mend, given.value.shape[3])
+            of_full, of_partial = (
+                functools.partial(self.step, row, *of) for of in ((full, _not), (partial, mend))
+            )
+            sofar = lax.fori_loop(1, steps.full, of_full, sofar)
+            sofar = lax.fori_loop(jnp.maximum(steps.full, 1), live, of_partial, sofar)
             target.keep(*self.last(row, sofar, live - 1, given, at))
 
         target.write()
 
-    def first(self, row: Row, asked: Asked, v_width: int) -> Sofar:
+    def mend(self, at: Here, given: Given, memory: Memory, steps: Steps, j: jax.Array) -> None:
+        """Repairs the keys of step `j` and the values of the one before, which are both there."""
+
+        def both(broken: Broken) -> None:
+            own = kv_head(given, at)
+            spoil(memory.keys.of_step(j), own, broken.key, steps.first(j))
+            pl.when(j > 0)(lambda: clean(memory.values.of_step(jnp.maximum(j - 1, 0))))
+
+        if_broken(given, both)
+
+    def first(self, row: Row, asked: Asked, mend: Mend, v_width: int) -> Sofar:
         """The first step; it counts as partial."""
         j = jnp.int32(0)
         row.memory.keys.wait(j)
+        mend(j)
         s = product(row.query, row.memory.keys.of_step(j), self.shape)
         row.memory.keys.release(j)
         top, total, _, powers = self.softmax(row, asked, j, s, filled(-jnp.inf), filled(0.0))
         return Sofar(top, total, zeros((ROWS, v_width)), powers.astype(self.given.query.dtype))
 
-    def step(self, row: Row, asked: Asked, j: jax.Array, sofar: Sofar) -> Sofar:
+    def step(self, row: Row, asked: Asked, mend: Mend, j: jax.Array, sofar: Sofar) -> Sofar:
         """The products of step `j`; values of the one before are mixed in meanwhile."""
         keys, values = row.memory.keys, row.memory.values
+
+        def ready() -> None:
+            keys.wait(j)
+            values.wait(j - 1)
+            mend(j)
 
         def then(logits: Load) -> Sequence[jax.Array]:
             s = logits()
             keys.release(j)
             return self.softmax(row, asked, j, s, sofar.top, sofar.total)
 
-        fresh = Fresh(row.query, keys.of_step(j), self.shape, lambda: keys.wait(j))
-        added = Added(sofar.mixed, sofar.powers, values.of_step(j - 1), lambda: values.wait(j - 1))
+        fresh = Fresh(row.query, keys.of_step(j), self.shape, ready)
+        added = Added(sofar.mixed, sofar.powers, values.of_step(j - 1))
         like = (sofar.top, sofar.total, sofar.top, zeros(self.shape))
         (mixed,), (top, total, decay, powers) = multiply([fresh], [added], then, like)
         values.release(j - 1)
@@ -242,6 +266,7 @@ class Forward:
         """The output and the log-sum-exp, once the values of step `j`, the last, are mixed in."""
         values = row.memory.values
         values.wait(j)
+        if_broken(given, lambda _: clean(values.of_step(j)))
         mixed = add_product(sofar.mixed, sofar.powers, values.of_step(j))
         values.release(j)
         # Not by the top, which is -inf also where a maximum drops NaN.
@@ -255,6 +280,10 @@ class Forward:
         factor = jnp.where(empty, 0.0, factor / total)
         lse = jnp.where(empty, -jnp.inf, top * (1 / LOG2E) + jnp.log(total))
         return mixed * _like_rows(factor, mixed), lse
+
+
+def _not(j: jax.Array) -> None:
+    """Repairs nothing: full tiles hide nothing, and none is full where anything is broken."""
 
 
 def _like_rows(x: jax.Array, like: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from flaxattn.attention.fused.hopper.machine import (
     Fresh,
     Here,
     Load,
+    Order,
     Ref,
     across,
     add_product,
@@ -31,6 +32,7 @@ from flaxattn.attention.fused.hopper.machine import (
     multiply,
     zeros,
 )
+from flaxattn.attention.fused.hopper.repair import clean, if_broken, unless_broken
 from flaxattn.attention.fused.hopper.steps import (
     COLUMNS,
     SHAPE,
@@ -65,8 +67,12 @@ def backward_keys(
     returned = returned.in_base_2()
     kernel = OfKeys(given, returned, rules, block_q, block_kv)
     outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (given.key, given.value)]
-    grid = (kv_len // block_kv, kv_heads, batch)
-    d_key, d_value = launch("backward_keys", kernel, grid, outputs, (given, returned, columns))
+    order = Order.of(
+        (kv_len // block_kv, kv_heads, batch),
+        (given.query.nbytes + returned.d_output.nbytes) // (kv_heads * batch),
+        last_first=False,
+    )
+    d_key, d_value = launch("backward_keys", kernel, order, outputs, (given, returned, columns))
     return d_key, d_value
 
 
@@ -181,8 +187,11 @@ class OfKeys:
             full, partial = asked_of(self.rules, given, own, rows, columns, steps, transposed=True)
             row = Row(key, value, number(given.scale, own), start, memory)
             step = functools.partial(self.step, row)
-            sofar = lax.fori_loop(0, steps.full, functools.partial(step, full), sofar)
-            sofar = lax.fori_loop(steps.full, steps.live, functools.partial(step, partial), sofar)
+            of_full, of_partial = (
+                functools.partial(step, *of) for of in ((full, None), (partial, given))
+            )
+            sofar = lax.fori_loop(0, steps.full, of_full, sofar)
+            sofar = lax.fori_loop(steps.full, steps.live, of_partial, sofar)
             return sofar, start + steps.live
 
         dtype, widths = given.query.dtype, (given.key.shape[3], given.value.shape[3])
@@ -207,9 +216,10 @@ class OfKeys:
     ) -> None:
         """Puts the gradients where keys and values were, once those of the last step are in."""
         dtype = given.query.dtype
+        finite = functools.partial(unless_broken, given, at, at.rows(self.block_kv))
 
         def keep_key(d_key: jax.Array) -> None:
-            key[...] = d_key.astype(dtype)
+            key[...] = finite(d_key).astype(dtype)
 
         def keep_last() -> None:
             d_key = add_product(sofar.d_key, sofar.d_logits, memory.queries.of_step(steps - 1))
@@ -218,16 +228,18 @@ class OfKeys:
 
         pl.when(steps == 0)(lambda: keep_key(sofar.d_key))
         pl.when(steps > 0)(keep_last)
-        value[...] = sofar.d_value.astype(dtype)
+        value[...] = finite(sofar.d_value).astype(dtype)
         plgpu.commit_smem()
 
-    def step(self, row: Row, asked: Asked, j: jax.Array, sofar: Sofar) -> Sofar:
+    def step(
+        self, row: Row, asked: Asked, broken: Given | None, j: jax.Array, sofar: Sofar
+    ) -> Sofar:
         """The weights of step `j`, and the gradient of its logits.
 
         Those of the logits of the step before are mixed in meanwhile, zeros before the first one.
         """
         t = row.start + j
-        d_key, weights = self.weights(row, asked, t, sofar)
+        d_key, weights = self.weights(row, asked, broken, t, sofar)
         d_outputs, columns = row.memory.d_outputs, row.memory.columns
 
         def then(d_weights: Load) -> Sequence[jax.Array]:
@@ -244,7 +256,7 @@ class OfKeys:
         return Sofar(d_key, d_value, d_logits.astype(dtype))
 
     def weights(
-        self, row: Row, asked: Asked, t: jax.Array, sofar: Sofar
+        self, row: Row, asked: Asked, broken: Given | None, t: jax.Array, sofar: Sofar
     ) -> tuple[jax.Array, Weights]:
         """The gradient of the keys up to the step before, and the weights of this one."""
         queries, columns = row.memory.queries, row.memory.columns
@@ -257,7 +269,12 @@ class OfKeys:
             answers = asked(s, row.scale, t - row.start, t)
             return weights_of(answers, s, row.scale, lse, self.rules).distinct()
 
-        fresh = Fresh(row.key, queries.of_step(t), SHAPE, lambda: queries.wait(t))
+        def ready() -> None:
+            queries.wait(t)
+            if broken is not None:
+                if_broken(broken, lambda _: clean(queries.of_step(t)))
+
+        fresh = Fresh(row.key, queries.of_step(t), SHAPE, ready)
         added = Added(sofar.d_key, sofar.d_logits, queries.of_step(before))
         like = (zeros(SHAPE),) * asked.kinds
         (d_key,), found = multiply([fresh], [added], then, like)

@@ -5,6 +5,7 @@ All that depends on the version of Mosaic GPU is here.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -23,6 +24,7 @@ __all__ = [
     "Fresh",
     "Here",
     "Load",
+    "Order",
     "Ref",
     "Shape",
     "across",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 COMPUTING, ROWS = 2, 64  # warpgroups that compute, and rows of each
+CACHED = 32 * 2**20  # bytes of the 50 MiB of second-level cache that stay there, with all else
 REGISTERS, COPYING_REGISTERS = 232, 40  # of a thread that computes, and of one that copies
 ROW, COLUMN, TILE = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA
 
@@ -206,6 +209,33 @@ def everywhere(x: jax.Array, shape: Shape) -> jax.Array:
     return lax.broadcast_in_dim(x, shape, [])
 
 
+class Order(NamedTuple):
+    """Which row of blocks, head and example a program does: they begin in order of their numbers.
+
+    A few heads come together, so that what all their rows stream stays in the second-level cache,
+    and of these the rows first that have, as a rule, most work.
+    """
+
+    grid: tuple[int, int, int]  # rows, heads, examples
+    together: int  # heads
+    last_first: bool
+
+    @classmethod
+    def of(cls, grid: tuple[int, int, int], streamed: int, *, last_first: bool = True) -> "Order":
+        """Of heads that stream so many bytes each."""
+        return cls(grid, min(max(1, CACHED // streamed), grid[1] * grid[2]), last_first)
+
+    def here(self, number: jax.Array, wg: jax.Array) -> Here:
+        """Where a warpgroup of a program is."""
+        rows, heads, batch = self.grid
+        size = rows * self.together
+        first, rest = lax.div(number, size) * self.together, lax.rem(number, size)
+        together = jnp.minimum(self.together, heads * batch - first)
+        row, head = lax.div(rest, together), first + lax.rem(rest, together)
+        row = rows - 1 - row if self.last_first else row
+        return Here(row, lax.rem(head, heads), lax.div(head, heads), wg)
+
+
 class Kernel(Protocol):
     """What the warpgroups do."""
 
@@ -222,11 +252,11 @@ class Kernel(Protocol):
 def launch(
     name: str,
     kernel: Kernel,
-    grid: tuple[int, int, int],
+    order: Order,
     outputs: Sequence[jax.ShapeDtypeStruct],
     arrays: Any,
 ) -> list[jax.Array]:
-    """Runs a kernel over rows of blocks, heads and examples; the last row comes first."""
+    """Runs a kernel over rows of blocks, heads and examples."""
     leaves, tree = jax.tree.flatten(arrays)
     memory = kernel.memory()
 
@@ -235,8 +265,8 @@ def launch(
 
         def scoped(*memory_refs: Any) -> None:
             own = type(memory)(*memory_refs)
-            head, batch, wg = (lax.axis_index(name) for name in ("head", "batch", "wg"))
-            at = Here(grid[0] - 1 - lax.axis_index("row"), head, batch, wg)
+            wg = lax.axis_index("wg")
+            at = order.here(lax.axis_index("program"), wg)
 
             @pl.when(wg < COMPUTING)
             def _() -> None:
@@ -254,8 +284,8 @@ def launch(
     options: dict[str, Any] = {"out_type" if "out_type" in named else "out_shape": list(outputs)}
     call = plgpu.kernel(
         body,
-        grid=grid,
-        grid_names=("row", "head", "batch"),
+        grid=(math.prod(order.grid),),
+        grid_names=("program",),
         num_threads=COMPUTING + 1,
         thread_name="wg",
         kernel_name=f"attention_{name}",

@@ -20,6 +20,7 @@ from flaxattn.attention.fused.hopper.machine import (
     Fresh,
     Here,
     Load,
+    Order,
     Ref,
     across,
     add_product,
@@ -28,6 +29,7 @@ from flaxattn.attention.fused.hopper.machine import (
     vector,
     zeros,
 )
+from flaxattn.attention.fused.hopper.repair import clean, if_broken, kv_head
 from flaxattn.attention.fused.hopper.steps import (
     COLUMNS,
     SHAPE,
@@ -38,6 +40,7 @@ from flaxattn.attention.fused.hopper.steps import (
     column_ring,
     key_columns,
     number,
+    streamed_keys,
     weights_of,
 )
 
@@ -52,8 +55,8 @@ def backward_query(
     batch, q_len, heads, _ = given.query.shape
     kernel = OfQueries(given, rules, block_q, block_kv)
     outputs = [jax.ShapeDtypeStruct(given.query.shape, jnp.float32)]
-    grid = (q_len // block_q, heads, batch)
-    return launch("backward_query", kernel, grid, outputs, (given, returned.in_base_2()))[0]
+    order = Order.of((q_len // block_q, heads, batch), streamed_keys(given))
+    return launch("backward_query", kernel, order, outputs, (given, returned.in_base_2()))[0]
 
 
 class Memory(NamedTuple):
@@ -113,8 +116,7 @@ class OfQueries:
     def copy(self, at: Here, arrays: tuple[Given, Returned], memory: Memory) -> None:
         """Keys and values, and what tiles ask of them, step by step."""
         given = arrays[0]
-        group = given.query.shape[2] // given.key.shape[2]
-        kv_head, steps = lax.div(at.head, jnp.int32(group)), self.steps(at, given)
+        head, steps = kv_head(given, at).head, self.steps(at, given)
         reading, live = Reading.of(given, steps.full), steps.live
 
         @pl.loop(0, live)
@@ -122,8 +124,8 @@ class OfQueries:
             columns = steps.columns(j)
             sources = (x.at[(*at.of(x), columns)] for x in key_columns(given))
             reading.fill(memory.columns, j, *sources)
-            memory.keys.fill(j, given.key.at[at.batch, columns, kv_head])
-            memory.values.fill(j, given.value.at[at.batch, columns, kv_head])
+            memory.keys.fill(j, given.key.at[at.batch, columns, head])
+            memory.values.fill(j, given.value.at[at.batch, columns, head])
 
         memory.columns.drain(reading.number(live))
         memory.keys.drain(live)
@@ -151,8 +153,8 @@ class OfQueries:
         step = functools.partial(self.step, row)
         dtype, width = given.query.dtype, given.query.shape[3]
         sofar = Sofar(zeros((ROWS, width)), zeros(SHAPE).astype(dtype))
-        sofar = lax.fori_loop(0, steps.full, functools.partial(step, full), sofar)
-        sofar = lax.fori_loop(steps.full, live, functools.partial(step, partial), sofar)
+        sofar = lax.fori_loop(0, steps.full, functools.partial(step, full, None), sofar)
+        sofar = lax.fori_loop(steps.full, live, functools.partial(step, partial, given), sofar)
 
         def write(d_query: jax.Array) -> None:
             outputs[0][where] = d_query
@@ -164,10 +166,13 @@ class OfQueries:
         pl.when(live == 0)(lambda: write(sofar.d_query))
         pl.when(live > 0)(write_last)
 
-    def step(self, row: Row, asked: Asked, j: jax.Array, sofar: Sofar) -> Sofar:
+    def step(
+        self, row: Row, asked: Asked, broken: Given | None, j: jax.Array, sofar: Sofar
+    ) -> Sofar:
         """The weights of step `j`, and the gradient of its logits.
 
-        Those of the step before are mixed in meanwhile; before the first one they are zero.
+        Those of the step before are mixed in meanwhile; before the first one they are zero. What is
+        `broken` and seen is NaN by its log-sum-exp.
         """
         keys, values, columns = row.memory.keys, row.memory.values, row.memory.columns
         before = jnp.maximum(j - 1, 0)
@@ -178,8 +183,13 @@ class OfQueries:
             weights = weights_of(answers, s, row.scale, row.lse, self.rules)
             return (weights.d_logits(d_weights(), row.mean, asked),)
 
+        def ready() -> None:
+            keys.wait(j)
+            if broken is not None:
+                if_broken(broken, lambda _: clean(keys.of_step(j)))
+
         fresh = [
-            Fresh(row.query, keys.of_step(j), SHAPE, lambda: keys.wait(j)),
+            Fresh(row.query, keys.of_step(j), SHAPE, ready),
             Fresh(row.d_output, values.of_step(j), SHAPE, lambda: values.wait(j)),
         ]
         added = Added(sofar.d_query, sofar.d_logits, keys.of_step(before))

@@ -41,6 +41,7 @@ __all__ = [
     "key_columns",
     "number",
     "query_columns",
+    "streamed_keys",
     "weights_of",
     "without_dropped",
 ]
@@ -68,12 +69,16 @@ class Steps(NamedTuple):
         """How many there are."""
         return self._count(self.lists.num_live)
 
-    def columns(self, j: jax.Array) -> Any:
-        """The positions that step `j` works on."""
+    def first(self, j: jax.Array) -> jax.Array:
+        """The first position that step `j` works on."""
         blocks = self.lists.blocks
         block, part = lax.div(j, jnp.int32(self.parts)), lax.rem(j, jnp.int32(self.parts))
         first = blocks[(*self.at.of(blocks), self.at.row, block)] * self.parts + part
-        return pl.ds(first * self.size, self.size)
+        return first * self.size
+
+    def columns(self, j: jax.Array) -> Any:
+        """The positions that step `j` works on."""
+        return pl.ds(self.first(j), self.size)
 
     def _count(self, x: Ref) -> jax.Array:
         count: jax.Array = x[(*self.at.of(x), self.at.row)] * self.parts
@@ -102,6 +107,11 @@ class Reading(NamedTuple):
         else:
             reads = (j < self.first) | (j >= self.first + self.skipped)
             pl.when(reads)(lambda: ring.fill(self.number(j), *sources))
+
+
+def streamed_keys(given: Given) -> int:
+    """How many bytes of keys and values a query head has for itself."""
+    return (given.key.nbytes + given.value.nbytes) // (given.query.shape[0] * given.query.shape[2])
 
 
 def key_columns(given: Given) -> list[Any]:

@@ -14,6 +14,7 @@ from flaxattn.attention.fused.tpu.kernels import backward_keys as backward_keys
 from flaxattn.attention.fused.tpu.kernels import backward_query as backward_query
 from flaxattn.attention.fused.tpu.kernels import forward as forward
 
+REPAIRS = False  # rows that are not finite, in the tiles that it looks at
 LANES = 1  # what the widths of heads are multiples of: blocks have whole rows, of any width
 WIDEST = WIDEST_WITH_GRADIENT = 512  # as fast memory allows
 BLOCKS = (512, 512), (512, 1024), (1024, 1024)
