@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from accelerator_cases import Case
+from accelerator_profile import kernel_times
 from accelerator_timing import SETS, timed
 
 import flaxattn
@@ -174,6 +175,8 @@ class Compiled(NamedTuple):
         row: dict[str, Any] = {"compile_s": self.seconds}
         row["temp_bytes"] = int(memory.temp_size_in_bytes) if memory else None
         row |= timed(self.program, self.inputs, jax.block_until_ready)
+        if kernels := kernel_times(lambda: self.program(*self.inputs[0])):
+            row["kernels_us"] = kernels
         found = jax.tree.leaves(self.program(*self.inputs[0]))
         if not all(bool(jnp.isfinite(x).all()) for x in found):
             row["warning"] = "what it gave is not finite"

@@ -61,6 +61,7 @@ class Record:
             self._checks(),
             self._ceiling(),
             self._attention(),
+            self._kernels(),
             self._blocks(),
             self._training(),
         ]
@@ -100,6 +101,16 @@ class Record:
         notes = {f"{row['contender']}: {row['error']}" for row in rows if "error" in row}
         table = _table("TFLOP/s, of what is seen", ("mask", "pass", *others), lines)
         return "\n".join([table, "", *(f"- {note}" for note in sorted(notes))]) if table else ""
+
+    def _kernels(self) -> str:
+        lines = []
+        for row in self._of("attention"):
+            longest = list(row.get("kernels_us", {}).items())[:3]
+            told = ", ".join(f"{name.partition('_mosaic')[0]} {us:.0f}" for name, us in longest)
+            if told:
+                lines.append((row["case"], row["pass"], row["contender"], told))
+        head = ("mask", "pass", "library", "the longest")
+        return _table("Kernels by themselves, in microseconds", head, lines)
 
     def _cell(self, row: dict[str, Any] | None) -> str:
         if row is None or "error" in row:

@@ -5,6 +5,7 @@ import importlib
 import json
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +69,9 @@ def test_rows_are_kept_as_they_are_found_and_failures_are_tried_again(load, tmp_
     kept.tell({"device": "a card", "versions": {"jax": "1"}})
     row = {"part": "ceiling", "case": "", "contender": "jax", "pass": ""}
     kept.add("ceiling/jax", row | {"tflops": 800.0, "ms": 1.0})
+    attention = {"part": "attention", "case": "causal", "contender": "ours", "pass": "forward"}
+    attention |= {"tflops": 400.0, "kernels_us": {"a_mosaic_gpu_kernel": 1.2, "b": 0.6}}
+    kept.add("attention/causal/ours/forward", attention)
     kept.add("ceiling/torch", row | {"contender": "torch", "error": "no torch"})
     again = record(out)
     assert again.done("ceiling/jax")
@@ -76,8 +80,24 @@ def test_rows_are_kept_as_they_are_found_and_failures_are_tried_again(load, tmp_
     again.tell({"versions": {"torch": "2"}})
     text = again.tables()
     assert "# a card" in text and "jax 1, torch 2" in text and "no torch" in text
+    assert "400 (50%)" in text and "a 1, b 1" in text
     with pytest.raises(ValueError, match="is of a card, and this is another"):
         again.tell({"device": "another"})
+
+
+def test_kernels_of_a_profile_are_added_up(load):
+    def event(name, us):
+        return SimpleNamespace(name=name, duration_ns=us * 1e3)
+
+    profile, calls = load("accelerator_profile"), load("accelerator_profile").CALLS
+    stream = SimpleNamespace(name="Stream #7", events=[event("a", 2.0), event("b", 9.0)] * calls)
+    steps = SimpleNamespace(name="Steps", events=[event("a", 100.0)])
+    gpu = SimpleNamespace(name="/device:GPU:0", lines=[stream, steps])
+    host = SimpleNamespace(name="/host:CPU", lines=[stream])
+    found = profile.added_up([gpu, host])
+    assert found == {"b": 9.0, "a": 2.0}
+    assert list(found) == ["b", "a"]
+    assert profile.kernel_times(lambda: 1 / 0) == {}  # none on a CPU, where nothing is called
 
 
 FAKE = """

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,15 @@ from flaxattn.attention.fused.hopper.machine import (
     whole,
     zeros,
 )
-from flaxattn.attention.fused.hopper.repair import clean, if_broken, kv_head, spoil
+from flaxattn.attention.fused.hopper.repair import (
+    Mend,
+    clean,
+    clean_if_broken,
+    if_broken,
+    kv_head,
+    leave,
+    spoil,
+)
 from flaxattn.attention.fused.hopper.steps import (
     COLUMNS,
     LOG2E,
@@ -47,9 +55,6 @@ from flaxattn.attention.fused.hopper.steps import (
 )
 
 __all__ = ["forward"]
-
-Mend: TypeAlias = Callable[[jax.Array], None]
-"""Repairs the tiles of a step."""
 
 NARROW = 128  # wider heads have fewer columns a step, as registers allow
 
@@ -187,7 +192,7 @@ class Forward:
         def _() -> None:
             sofar = self.first(row, partial, mend, given.value.shape[3])
             of_full, of_partial = (
-                functools.partial(self.step, row, *of) for of in ((full, _not), (partial, mend))
+                functools.partial(self.step, row, *of) for of in ((full, leave), (partial, mend))
             )
             sofar = lax.fori_loop(1, steps.full, of_full, sofar)
             sofar = lax.fori_loop(jnp.maximum(steps.full, 1), live, of_partial, sofar)
@@ -266,7 +271,7 @@ class Forward:
         """The output and the log-sum-exp, once the values of step `j`, the last, are mixed in."""
         values = row.memory.values
         values.wait(j)
-        if_broken(given, lambda _: clean(values.of_step(j)))
+        clean_if_broken(given, values.of_step(j))
         mixed = add_product(sofar.mixed, sofar.powers, values.of_step(j))
         values.release(j)
         # Not by the top, which is -inf also where a maximum drops NaN.
@@ -280,10 +285,6 @@ class Forward:
         factor = jnp.where(empty, 0.0, factor / total)
         lse = jnp.where(empty, -jnp.inf, top * (1 / LOG2E) + jnp.log(total))
         return mixed * _like_rows(factor, mixed), lse
-
-
-def _not(j: jax.Array) -> None:
-    """Repairs nothing: full tiles hide nothing, and none is full where anything is broken."""
 
 
 def _like_rows(x: jax.Array, like: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ from flaxattn.attention.fused.hopper.machine import (
     multiply,
     zeros,
 )
-from flaxattn.attention.fused.hopper.repair import clean, if_broken, unless_broken
+from flaxattn.attention.fused.hopper.repair import Mend, clean_if_broken, leave, unless_broken
 from flaxattn.attention.fused.hopper.steps import (
     COLUMNS,
     SHAPE,
@@ -186,9 +186,12 @@ class OfKeys:
             steps, columns = self.steps(own, lists), memory.columns.buffers[2:]
             full, partial = asked_of(self.rules, given, own, rows, columns, steps, transposed=True)
             row = Row(key, value, number(given.scale, own), start, memory)
-            step = functools.partial(self.step, row)
+            step, mend = (
+                functools.partial(self.step, row),
+                functools.partial(clean_if_broken, given),
+            )
             of_full, of_partial = (
-                functools.partial(step, *of) for of in ((full, None), (partial, given))
+                functools.partial(step, *of) for of in ((full, leave), (partial, mend))
             )
             sofar = lax.fori_loop(0, steps.full, of_full, sofar)
             sofar = lax.fori_loop(steps.full, steps.live, of_partial, sofar)
@@ -231,15 +234,13 @@ class OfKeys:
         value[...] = finite(sofar.d_value).astype(dtype)
         plgpu.commit_smem()
 
-    def step(
-        self, row: Row, asked: Asked, broken: Given | None, j: jax.Array, sofar: Sofar
-    ) -> Sofar:
+    def step(self, row: Row, asked: Asked, mend: Mend, j: jax.Array, sofar: Sofar) -> Sofar:
         """The weights of step `j`, and the gradient of its logits.
 
         Those of the logits of the step before are mixed in meanwhile, zeros before the first one.
         """
         t = row.start + j
-        d_key, weights = self.weights(row, asked, broken, t, sofar)
+        d_key, weights = self.weights(row, asked, mend, t, sofar)
         d_outputs, columns = row.memory.d_outputs, row.memory.columns
 
         def then(d_weights: Load) -> Sequence[jax.Array]:
@@ -256,7 +257,7 @@ class OfKeys:
         return Sofar(d_key, d_value, d_logits.astype(dtype))
 
     def weights(
-        self, row: Row, asked: Asked, broken: Given | None, t: jax.Array, sofar: Sofar
+        self, row: Row, asked: Asked, mend: Mend, t: jax.Array, sofar: Sofar
     ) -> tuple[jax.Array, Weights]:
         """The gradient of the keys up to the step before, and the weights of this one."""
         queries, columns = row.memory.queries, row.memory.columns
@@ -271,8 +272,7 @@ class OfKeys:
 
         def ready() -> None:
             queries.wait(t)
-            if broken is not None:
-                if_broken(broken, lambda _: clean(queries.of_step(t)))
+            mend(queries.of_step(t))
 
         fresh = Fresh(row.key, queries.of_step(t), SHAPE, ready)
         added = Added(sofar.d_key, sofar.d_logits, queries.of_step(before))

@@ -29,7 +29,7 @@ from flaxattn.attention.fused.hopper.machine import (
     vector,
     zeros,
 )
-from flaxattn.attention.fused.hopper.repair import clean, if_broken, kv_head
+from flaxattn.attention.fused.hopper.repair import Mend, clean_if_broken, kv_head, leave
 from flaxattn.attention.fused.hopper.steps import (
     COLUMNS,
     SHAPE,
@@ -153,8 +153,9 @@ class OfQueries:
         step = functools.partial(self.step, row)
         dtype, width = given.query.dtype, given.query.shape[3]
         sofar = Sofar(zeros((ROWS, width)), zeros(SHAPE).astype(dtype))
-        sofar = lax.fori_loop(0, steps.full, functools.partial(step, full, None), sofar)
-        sofar = lax.fori_loop(steps.full, live, functools.partial(step, partial, given), sofar)
+        mend = functools.partial(clean_if_broken, given)
+        sofar = lax.fori_loop(0, steps.full, functools.partial(step, full, leave), sofar)
+        sofar = lax.fori_loop(steps.full, live, functools.partial(step, partial, mend), sofar)
 
         def write(d_query: jax.Array) -> None:
             outputs[0][where] = d_query
@@ -166,13 +167,11 @@ class OfQueries:
         pl.when(live == 0)(lambda: write(sofar.d_query))
         pl.when(live > 0)(write_last)
 
-    def step(
-        self, row: Row, asked: Asked, broken: Given | None, j: jax.Array, sofar: Sofar
-    ) -> Sofar:
+    def step(self, row: Row, asked: Asked, mend: Mend, j: jax.Array, sofar: Sofar) -> Sofar:
         """The weights of step `j`, and the gradient of its logits.
 
         Those of the step before are mixed in meanwhile; before the first one they are zero. What is
-        `broken` and seen is NaN by its log-sum-exp.
+        seen and not finite is NaN by the log-sum-exp.
         """
         keys, values, columns = row.memory.keys, row.memory.values, row.memory.columns
         before = jnp.maximum(j - 1, 0)
@@ -185,8 +184,7 @@ class OfQueries:
 
         def ready() -> None:
             keys.wait(j)
-            if broken is not None:
-                if_broken(broken, lambda _: clean(keys.of_step(j)))
+            mend(keys.of_step(j))
 
         fresh = [
             Fresh(row.query, keys.of_step(j), SHAPE, ready),

@@ -5,7 +5,7 @@ something, and only if there is anything to repair. Warpgroups that share a tile
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,19 @@ from flaxattn.attention.fused.hopper.machine import (
     whole,
 )
 
-__all__ = ["clean", "if_broken", "kv_head", "spoil", "unless_broken"]
+__all__ = [
+    "Mend",
+    "clean",
+    "clean_if_broken",
+    "if_broken",
+    "kv_head",
+    "leave",
+    "spoil",
+    "unless_broken",
+]
+
+Mend: TypeAlias = Callable[[Any], None]
+"""Repairs a tile, or those of a step."""
 
 
 def if_broken(given: Given, mend: Callable[[Broken], None]) -> None:
@@ -32,6 +44,15 @@ def if_broken(given: Given, mend: Callable[[Broken], None]) -> None:
     broken = given.broken
     if broken is not None:
         pl.when(broken.any[0] != 0)(lambda: mend(broken))
+
+
+def leave(_: Any) -> None:
+    """Repairs nothing: full tiles hide nothing, and none is full where anything is broken."""
+
+
+def clean_if_broken(given: Given, tile: Ref) -> None:
+    """`clean` if anything that the kernel is given is not finite."""
+    if_broken(given, lambda _: clean(tile))
 
 
 def clean(tile: Ref) -> None:
