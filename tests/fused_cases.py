@@ -43,7 +43,7 @@ from flaxattn.attention.scoring import halves, whole
 
 PLAIN = Shape(B=2, T=37, S=300, N=2, K=2, H=8, H_value=8)
 GROUPED = Shape(B=2, T=37, S=300, N=4, K=2, H=8, H_value=5)
-LONG = Shape(B=2, T=300, S=300, N=4, K=2, H=8, H_value=5)
+ONE = Shape(B=1, T=37, S=300, N=4, K=2, H=8, H_value=5)
 SQUARE = Shape(B=1, T=300, S=300, N=2, K=1, H=8, H_value=8)
 
 
@@ -152,9 +152,9 @@ CASES = {
     "dropout, documents": Case(packed, rate=0.3),
     "garbage": Case(lambda rng, shape: lengths(None, np.full(2, 140)), PLAIN, garbage=True),
     "what is seen is not finite": Case(shape=SQUARE, broken=True),
-    "what is not finite, in documents": Case(packed, LONG, broken=True),
+    "what is not finite, in documents": Case(packed, ONE, broken=True),
     "what is not finite, and a score that loses NaN": Case(
-        packed, LONG, score=bounded_below, broken=True
+        packed, ONE, score=bounded_below, broken=True
     ),
     "bias of pairs, softcap": Case(
         score=lambda rng, shape: softcap(2.0), sinks=True, rate=0.2, bias="BNTS"
