@@ -7,7 +7,7 @@ import pytest
 from fused_cases import CASES, call_of
 from jax import export
 
-from flaxattn import attend, causal
+from flaxattn import attend, causal, lengths
 from flaxattn.attention.fused import attend as fused
 from flaxattn.attention.fused.chip import PLATFORMS
 from flaxattn.attention.options import Options
@@ -88,6 +88,22 @@ def test_loops_hide_what_is_not_finite_as_kernels_would(on, chip, pull):
         assert np.isfinite(y).any() or pull
         x, y = (np.where(np.isnan(z), 0.0, z) for z in (x, y))
         assert np.linalg.norm(x - y) <= 3e-2 * np.linalg.norm(y)
+
+
+@CHIPS
+def test_a_query_that_sees_nothing_adds_nothing_to_the_gradient_of_a_scale(on, chip):
+    (query, key, value), _ = on(chip)
+    query = query.at[0, -1].set(jnp.inf)
+
+    def gradient(implementation):
+        def loss(scale):
+            mask = lengths(query.shape[1] - 1, key.shape[1])
+            options = {"scale": scale, "implementation": implementation}
+            return attend(query, key, value, mask, **options).astype(jnp.float32).sum()
+
+        return jax.jit(jax.grad(loss))(jnp.float32(0.3))
+
+    np.testing.assert_allclose(gradient("fused"), gradient("dense"), rtol=3e-2)
 
 
 @CHIPS

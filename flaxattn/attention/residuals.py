@@ -64,7 +64,9 @@ def joined(tiling: Tiling, residuals: Residuals, found: Inputs, mean: jax.Array)
     """
     inputs, outputs = residuals.inputs, residuals.outputs
     d_query, d_bias, d_sinks, scale = found.query, found.bias, None, inputs.scale
-    query = finite(inputs.query).astype(d_query.dtype)  # of kernels that repair it themselves
+    query = inputs.query.astype(d_query.dtype)
+    if residuals.fixed.q_nan is not None:  # kernels that repair it themselves have it as it is
+        query = finite(query)
     d_scale = _of_heads((d_query * query).sum(axis=-1), scale)
     if inputs.sinks is not None:  # a logit like others, whose value is zero
         weights = jnp.exp(inputs.sinks[None, None] - unless_empty(outputs.lse))

@@ -54,7 +54,7 @@ class Given(NamedTuple):
     full: Outside
     partial: Outside
     tables: list[jax.Array]  # [b, n, T, S] each; booleans are int8
-    broken: "Broken | None"  # None: repaired, or with no mask
+    broken: Broken | None  # None: repaired, or with no mask
 
     def by_keys(self) -> "Given":
         """The same with tables [b, n, S, T], for tiles whose rows are of keys."""

@@ -36,7 +36,6 @@ from flaxattn.attention.fused.hopper.repair import (
     clean,
     clean_if_broken,
     if_broken,
-    kv_head,
     leave,
     spoil,
 )
@@ -49,6 +48,7 @@ from flaxattn.attention.fused.hopper.steps import (
     asked_of,
     column_ring,
     key_columns,
+    kv_head,
     number,
     streamed_keys,
     without_dropped,
@@ -206,7 +206,7 @@ class Forward:
         def both(broken: Broken) -> None:
             own = kv_head(given, at)
             spoil(memory.keys.of_step(j), own, broken.key, steps.first(j))
-            pl.when(j > 0)(lambda: clean(memory.values.of_step(jnp.maximum(j - 1, 0))))
+            pl.when(j > 0)(lambda: clean(memory.values.of_step(j - 1)))
 
         if_broken(given, both)
 

@@ -29,7 +29,7 @@ from flaxattn.attention.fused.hopper.machine import (
     vector,
     zeros,
 )
-from flaxattn.attention.fused.hopper.repair import Mend, clean_if_broken, kv_head, leave
+from flaxattn.attention.fused.hopper.repair import Mend, clean_if_broken, leave
 from flaxattn.attention.fused.hopper.steps import (
     COLUMNS,
     SHAPE,
@@ -39,6 +39,7 @@ from flaxattn.attention.fused.hopper.steps import (
     asked_of,
     column_ring,
     key_columns,
+    kv_head,
     number,
     streamed_keys,
     weights_of,

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -29,7 +28,6 @@ __all__ = [
     "clean",
     "clean_if_broken",
     "if_broken",
-    "kv_head",
     "leave",
     "spoil",
     "unless_broken",
@@ -82,12 +80,6 @@ def unless_broken(given: Given, at: Here, where: Any, rows: jax.Array) -> jax.Ar
         return rows
     nan = vector(given.broken.key, at, where, ROW)
     return jnp.where(across(nan, (rows.shape[0], rows.shape[1])) == 0.0, rows, 0.0)
-
-
-def kv_head(given: Given, at: Here) -> Here:
-    """Where the keys of a query head are."""
-    group = given.query.shape[2] // given.key.shape[2]
-    return at._replace(head=lax.div(at.head, jnp.int32(group)))
 
 
 def _parts(tile: Ref) -> Iterator[tuple[int, Any]]:

@@ -39,6 +39,7 @@ __all__ = [
     "asked_of",
     "column_ring",
     "key_columns",
+    "kv_head",
     "number",
     "query_columns",
     "streamed_keys",
@@ -107,6 +108,12 @@ class Reading(NamedTuple):
         else:
             reads = (j < self.first) | (j >= self.first + self.skipped)
             pl.when(reads)(lambda: ring.fill(self.number(j), *sources))
+
+
+def kv_head(given: Given, at: Here) -> Here:
+    """Where the keys of a query head are."""
+    group = given.query.shape[2] // given.key.shape[2]
+    return at._replace(head=lax.div(at.head, jnp.int32(group)))
 
 
 def streamed_keys(given: Given) -> int:
