@@ -13,11 +13,9 @@ from flaxattn.attention.dense import attend_dense
 from flaxattn.attention.fused.chip import chip, device_kind
 from flaxattn.attention.fused.passes import kernels_of
 from flaxattn.attention.fused.rules import tile_rule
-from flaxattn.attention.fused.tables import taken_out
 from flaxattn.attention.options import Call, Options
 from flaxattn.attention.scoring import halves
 from flaxattn.masks import BlockPlan, Mask, full
-from flaxattn.types import Array
 
 __all__ = ["attend_fused", "draw_fused_plan", "is_proven", "share_fused", "why_not_fused"]
 
@@ -88,14 +86,12 @@ def why_not_fused(*call: *Call) -> str | None:
 def is_proven(*call: *Call) -> bool:
     """Whether kernels of the chip do all of a call, gradients too, and were timed on a device.
 
-    Not gradients of wide heads or a bias; masks that are given whole are right, and were not timed.
+    Not gradients of wide heads, or beside a bias, which loops take longer for than the definition.
     """
-    (query, _, value, mask, options), name, tables = call, chip(), list[Array]()
+    (query, _, value, _, options), name = call, chip()
     assert name is not None
-    if mask is not None:
-        taken_out(mask.mask if isinstance(mask, BlockPlan) else mask, tables)
     widest: int = kernels_of(name).WIDEST_WITH_GRADIENT
-    return not tables and options.bias is None and max(query.shape[3], value.shape[3]) <= widest
+    return options.bias is None and max(query.shape[3], value.shape[3]) <= widest
 
 
 def _why_no_rule(*call: *Call) -> str | None:
