@@ -42,6 +42,7 @@ CHECKS = (  # names in accelerator_check.py, which imports jax
     *("learned soft cap", "learned ALiBi", "ALiBi, documents", "dropout", "dropout and soft cap"),
     *("garbage", "garbage, window", "garbage, hidden", "garbage, ReLU"),
     *("from_dense", "from_dense, documents", "bias", "bias of keys"),
+    *("bias that stays", "bias of keys that stays"),
 )
 
 

@@ -104,6 +104,10 @@ def _checks() -> dict[str, Check]:
         "from_dense, documents": Check(lambda: ~flaxattn.from_dense(table) & masks["documents"]()),
         "bias": Check(learned={"bias": bias}),
         "bias of keys": Check(masks["documents"], learned={"bias": bias[:, :1, :1]}),
+        "bias that stays": Check(options=lambda _: {"bias": bias}),
+        "bias of keys that stays": Check(
+            masks["documents"], options=lambda _: {"bias": bias[:, :1, :1]}
+        ),
     }
     return checks
 

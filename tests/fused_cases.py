@@ -276,6 +276,10 @@ def fused(
     d_output, d_lse = cotangents
     back = Outputs(d_output.astype(found.output.dtype), d_lse)
     pulled = passes.backward(setting, Residuals(inputs, fixed, found), back)
+    if call.bias is not None:  # kernels have gradients beside one that stays
+        fixed, inputs = fixed._replace(bias=inputs.bias), inputs._replace(bias=None)
+        still = passes.backward(setting, Residuals(inputs, fixed, found), back)
+        pulled = still._replace(bias=pulled.bias)
     # All that a row which sees nothing has is the sink.
     d_sinks = pulled.sinks
     if d_sinks is not None:

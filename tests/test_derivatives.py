@@ -282,6 +282,74 @@ def test_derivatives_are_those_of_the_definition(name, derivative, implementatio
             np.testing.assert_allclose(a, e, atol=1e-9 * max(np.abs(e).max(), 1))
 
 
+def beside(bias, f):
+    """`f` of the rest of a point, with this bias."""
+    return lambda *x: f(*x[:3], bias, *x[4:])
+
+
+BESIDE = [gradient, jvp, gradient_of_gradient, forward_over_reverse, vmap_of_vjp, vmap_of_hvp]
+
+
+@pytest.mark.thorough(quick=2)
+@pytest.mark.parametrize("name", ["all at once", "scores and sinks", "mask of examples", "no mask"])
+@pytest.mark.parametrize("derivative", BESIDE, ids=lambda derivative: derivative.__name__)
+def test_derivatives_beside_a_bias_that_stays(name, derivative):
+    case = CASES[name]
+
+    def found(f, clean):
+        def of_rest(bias, *points):
+            own = beside(bias, f)
+            return derivative(own, loss_of(own, case), *points)
+
+        points = [point(case, 0, clean), point(case, 1), point(case, 2)]
+        rest = [x._replace(bias=None) for x in points]
+        return jax.tree.map(np.asarray, jax.jit(of_rest)(points[0].bias, *rest))
+
+    with enable_x64(True):
+        kept(case.shape)  # not while tracing
+        wanted = found(functools.partial(definition, case), True)
+        got = found(functools.partial(attended, case, "blockwise"), False)
+        for a, e in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            assert np.isfinite(e).all() and np.any(e)
+            np.testing.assert_allclose(a, e, atol=1e-9 * max(np.abs(e).max(), 1))
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("name", ["all at once", "mask of examples", "no mask"])
+def test_a_bias_that_stays_in_the_gradient_may_move_after_it(name):
+    case = CASES[name]
+
+    def found(f, clean):
+        x, v = point(case, 0, clean), point(case, 1)._replace(bias=None)
+
+        def slope(bias):
+            loss = loss_of(beside(bias, f), case)
+            return dot(jax.grad(loss)(x._replace(bias=None)), v)
+
+        return np.asarray(jax.jit(jax.grad(slope))(x.bias))
+
+    with enable_x64(True):
+        kept(case.shape)
+        wanted = found(functools.partial(definition, case), True)
+        got = found(functools.partial(attended, case, "blockwise"), False)
+        assert np.isfinite(wanted).all() and np.any(wanted)
+        np.testing.assert_allclose(got, wanted, atol=1e-9 * max(np.abs(wanted).max(), 1))
+
+
+def test_a_bias_that_stays_has_no_gradient_in_memory():
+    x = jax.ShapeDtypeStruct((1, 1024, 2, 8), jnp.float32)
+    bias = jax.ShapeDtypeStruct((1, 2, 1024, 1024), jnp.float32)
+
+    def loss(x, bias):
+        return jnp.sin(attend(x, x, x, causal(), bias=bias, implementation="blockwise")).sum()
+
+    learned, still = (
+        jax.jit(jax.grad(loss, argnums)).lower(x, bias).compile().memory_analysis()
+        for argnums in ((0, 1), 0)
+    )
+    assert still.temp_size_in_bytes < learned.temp_size_in_bytes - bias.size * 4 / 2
+
+
 @pytest.mark.thorough(quick=1)
 @pytest.mark.parametrize("implementation", ["blockwise", "dense"])
 def test_first_derivatives_forward_are_those_of_the_oracle(implementation):

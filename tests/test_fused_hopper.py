@@ -17,7 +17,7 @@ TINY = Shape(B=1, T=37, S=128, N=1, K=1, H=8, H_value=8)
 SLOW = {  # of what the interpreter takes longest for, other cases show as much
     *("global tokens", "a rule of one's own", "chunks, shifted", "dilated", "no mask", "prefix"),
     *("nothing at all", "documents, bfloat16", "causal"),
-    *("window of heads", "a score without values past the last query", "bias of keys, documents"),
+    *("window of heads", "a score without values past the last query"),
     "shared bias of pairs, bfloat16",
 }
 

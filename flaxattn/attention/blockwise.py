@@ -196,10 +196,13 @@ def _along(
 
 
 def _moving(inputs: Inputs, fixed: Fixed, along: Inputs) -> tuple[Inputs, Fixed, Inputs]:
-    """The same, with arrays of the score that stay as they are among the fixed ones.
+    """The same, with a bias and arrays of the score that stay as they are among the fixed ones.
 
     So no gradient of theirs is looked for. All other inputs have a tangent, of zeros if they stay.
     """
+    if _stays(along.bias):
+        fixed = fixed._replace(bias=inputs.bias)
+        inputs, along = (x._replace(bias=None) for x in (inputs, along))
     if inputs.score is not None and fixed.score is not None:
         tangents = jax.tree.leaves(along.score, is_leaf=_stays)
         score, still = halves(inputs.score, [not _stays(x) for x in tangents])
@@ -263,4 +266,6 @@ def _fixed_axes(fixed: Fixed) -> tuple[Axes, ...]:
     of_score = () if fixed.score is None else tree_axes(fixed.score)
     of_seeds = () if fixed.seeds is None else (lead_axes(fixed.seeds, 2),)
     of_places = () if fixed.q_places is None else ((None,), (None,))
-    return (*mask_axes(fixed.mask), *of_plan, *of_nan, *of_score, *of_seeds, *of_places)
+    of_bias = () if fixed.bias is None else (lead_axes(fixed.bias, 2),)
+    of_others = (*of_nan, *of_score, *of_seeds, *of_places, *of_bias)
+    return (*mask_axes(fixed.mask), *of_plan, *of_others)

@@ -22,6 +22,7 @@ __all__ = [
     "Row",
     "Setting",
     "Static",
+    "bias_of",
     "count",
     "cut",
     "make_row",
@@ -56,7 +57,8 @@ class Inputs(NamedTuple):
     query: jax.Array  # [B, T, N, H]; [levels, R, u, k, g, t, H]
     key: jax.Array  # [B, S, K, H]; [levels, blocks, k, s, H]
     value: jax.Array  # [B, S, K, H']; [levels, blocks, k, s, H']
-    bias: jax.Array | None  # [B, N, T, S]; [levels, R, u, k, g, t, blocks, s], 1 where shared
+    # [B, N, T, S]; [levels, R, u, k, g, t, blocks, s], 1 where shared. None: none, or a fixed one.
+    bias: jax.Array | None
     scale: jax.Array  # [N]; [levels, k, g], 1 where shared
     score: Score | None = None  # floating leaves [B, N, ...]; [levels, k, g, ...], 1 where shared
     sinks: jax.Array | None = None  # as the scale
@@ -77,6 +79,7 @@ class Fixed(NamedTuple):
     # Where queries and keys stand, where that is not in order; [levels, ...].
     q_places: jax.Array | None = None  # int32 [T]
     kv_places: jax.Array | None = None  # int32 [S]
+    bias: jax.Array | None = None  # as that of the inputs, where it stays as it is
 
 
 class Returning(NamedTuple):
@@ -112,6 +115,11 @@ class Row(NamedTuple):
     q_nan: jax.Array | None = None  # [u·k, g·t]
     bias: jax.Array | None = None  # [u, k, g, t, blocks, s], 1 where shared
     returning: Returning | None = None  # [u·k, g·t, ...]
+
+
+def bias_of(inputs: Inputs, fixed: Fixed) -> jax.Array | None:
+    """The bias, whether gradients flow to it or not."""
+    return fixed.bias if inputs.bias is None else inputs.bias
 
 
 def static_of(setting: Setting, inputs: Inputs, fixed: Fixed) -> Static:
@@ -169,6 +177,7 @@ def _cut_fixed(tiling: Tiling, fixed: Fixed) -> Fixed:
         seeds=None if seeds is None else tiling.split_heads(seeds),
         q_places=None if fixed.q_places is None else fixed.q_places[None, None, None],
         kv_places=None if fixed.kv_places is None else fixed.kv_places[None, None, None],
+        bias=None if fixed.bias is None else tiling.split_bias(fixed.bias),
     )
 
 
@@ -182,28 +191,27 @@ def rows_of(static: Static, chunk: Chunk) -> Row:
         num_live=fixed.num_live,
         query=chunk.inputs.query,
         q_nan=fixed.q_nan,
-        bias=_own_bias(chunk.inputs),
+        bias=_own_bias(bias_of(chunk.inputs, fixed)),
         returning=chunk.returning,
     )
 
 
-def _own_bias(inputs: Inputs) -> jax.Array | None:
-    """The bias that each row has of its own."""
-    bias = inputs.bias
+def _own_bias(bias: jax.Array | None) -> jax.Array | None:
+    """That which each row has of its own."""
     return None if bias is None or bias.shape[0] == 1 else bias
 
 
-def make_row(static: Static, row: Row, inputs: Inputs) -> Row:
+def make_row(static: Static, row: Row, chunk: Chunk) -> Row:
     """One of `rows_of`, with its axes folded, its query scaled and the bias that rows share."""
-    scale, tiling = inputs.scale, static.tiling
+    scale, tiling, bias = chunk.inputs.scale, static.tiling, bias_of(chunk.inputs, chunk.fixed)
     if scale.size == 1:
         scale = scale.reshape(())
     else:  # of each head
         scale = tiling.for_queries(scale)[..., None]
     own = {name: getattr(row, name) for name in ("query", "q_nan", "returning")}
     row = row._replace(**jax.tree.map(tiling.fold, own))
-    if inputs.bias is not None and row.bias is None:
-        row = row._replace(bias=inputs.bias[0])
+    if bias is not None and row.bias is None:
+        row = row._replace(bias=bias[0])
     if row.query.dtype != scale.dtype:
         return row._replace(factor=scale)
     query = row.query * scale

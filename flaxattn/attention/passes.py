@@ -61,7 +61,7 @@ def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
 
     def one(_: None, chunk: Chunk, at: At) -> tuple[None, Outputs]:
         def row_of(_: None, row: Row) -> tuple[None, Outputs]:
-            return None, _forward_row(static, make_row(static, row, chunk.inputs), chunk)
+            return None, _forward_row(static, make_row(static, row, chunk), chunk)
 
         return jax.lax.scan(row_of, None, rows_of(static, chunk))
 
@@ -118,7 +118,8 @@ def tangents(setting: Setting, residuals: Residuals, d_inputs: Inputs) -> Output
 
         assert chunk.tangents is not None
         rows = rows_of(static, chunk)
-        d_rows = rows_of(static, chunk._replace(inputs=chunk.tangents))
+        still = chunk.fixed._replace(bias=None)
+        d_rows = rows_of(static, chunk._replace(inputs=chunk.tangents, fixed=still))
         return jax.lax.scan(row_of, None, (rows, d_rows))
 
     _, (mixed, d_lse) = over_levels(one, None, chunks, tiling.levels)
@@ -139,13 +140,14 @@ def _tangents_row(static: Static, row: Row, d_row: Row, chunk: Chunk) -> Changes
         def tile_and_value(
             query: jax.Array, bias: jax.Array | None, inputs: Inputs
         ) -> tuple[tuple[jax.Array, jax.Array], Tile]:
-            own = make_row(static, row._replace(query=query, bias=bias), inputs)
-            tile = tile_of(static, own, chunk._replace(inputs=inputs), j, partial)
+            moved = chunk._replace(inputs=inputs)
+            own = row._replace(query=query, bias=row.bias if bias is None else bias)
+            tile = tile_of(static, make_row(static, own, moved), moved, j, partial)
             return (tile.logits, take_blocks(inputs.value, tile.blocks)), tile
 
         (logits, value), (d_logits, d_value), tile = jax.jvp(
             tile_and_value,
-            (row.query, row.bias, chunk.inputs),
+            (row.query, None if d_row.bias is None else row.bias, chunk.inputs),
             (d_row.query, d_row.bias, d_inputs),
             has_aux=True,
         )
@@ -188,7 +190,7 @@ def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inpu
         so_far: OfAll, chunk: Chunk, at: At
     ) -> tuple[OfAll, tuple[jax.Array, jax.Array, jax.Array]]:
         def row_of(so_far: KeyGradients, row: Row) -> tuple[KeyGradients, jax.Array]:
-            return _backward_row(static, make_row(static, row, chunk.inputs), chunk, at, so_far)
+            return _backward_row(static, make_row(static, row, chunk), chunk, at, so_far)
 
         zero = zero_varying_like(chunk, dtype)
         d_key, d_value = (

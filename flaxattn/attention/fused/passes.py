@@ -37,7 +37,7 @@ def forward(setting: Setting, inputs: Inputs, fixed: Fixed) -> Outputs:
 
 
 def backward(setting: Setting, residuals: Residuals, d_outputs: Outputs) -> Inputs:
-    """The gradients of the inputs, by kernels, or by loops if a bias or a score has some."""
+    """The gradients of the inputs, by kernels, or by loops if a bias or a score is learned."""
     assert setting.kernels is not None
     inputs, fixed, outputs = residuals
     kernels = kernels_of(setting.kernels)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flaxattn.attention.chunks import Fixed, Inputs, Setting
+from flaxattn.attention.chunks import Fixed, Inputs, Setting, bias_of
 from flaxattn.attention.dropout import keep_pair
 from flaxattn.attention.fused.split import Split, split
 from flaxattn.attention.fused.tables import taken_out, told
@@ -69,7 +69,7 @@ def tile_rule(
         pair, (q_idx, kv_idx, *leaves) = given[: len(tables)], given[len(tables) :]
         own = jax.tree.unflatten(tree, leaves)
         biased = logit
-        if inputs.bias is not None:
+        if bias_of(inputs, fixed) is not None:
             biased += _of_pair(own["bias"], q_idx, kv_idx) if "bias" in own else pair[0]
         found = _scored(own, biased, q_idx, kv_idx)
         if partial:
@@ -107,10 +107,11 @@ def _arrays(
     """
     arrays: dict[str, PyTree] = {}
     tables = list[Array]()
-    if inputs.bias is not None and 1 in inputs.bias.shape[2:]:
-        arrays["bias"] = inputs.bias
-    elif inputs.bias is not None:
-        tables.append(inputs.bias)
+    bias = bias_of(inputs, fixed)
+    if bias is not None and 1 in bias.shape[2:]:
+        arrays["bias"] = bias
+    elif bias is not None:
+        tables.append(bias)
     if partial:
         arrays["mask"] = taken_out(_all_led(fixed.mask), tables)
     if inputs.score is not None and fixed.score is not None:
