@@ -13,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flaxattn.text.subword_dropout import SubwordDropout
 from flaxattn.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -276,6 +277,51 @@ print([ids.tolist() for ids in tokenizer.sample({TEXTS[:5]!r}, 0.3, (0, 1, 0))])
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout.strip() == str(sampled(texts=TEXTS[:5])), ended.stderr
+
+
+class FewPieces:
+    """A BPE model that knows "ab" and no "b", or other pieces besides bytes, "▁" and "a"."""
+
+    def __init__(self, *pieces):
+        self._pieces = [*map("<0x{:02X}>".format, range(256)), "▁", "a", *pieces]
+
+    def get_piece_size(self):
+        return len(self._pieces)
+
+    def id_to_piece(self, i):
+        return self._pieces[i]
+
+    def piece_to_id(self, piece):
+        return self._pieces.index(piece)
+
+    def get_score(self, i):
+        return float(-i)
+
+    def eos_id(self):
+        return 999
+
+    def is_control(self, i):
+        return False
+
+    def is_unknown(self, i):
+        return False
+
+    def is_byte(self, i):
+        return i < 256
+
+
+def test_a_character_that_is_in_pieces_alone_is_bytes_unless_it_is_merged():
+    space, a, merged, b = 256, 257, 258, ord("b")
+    rows = SubwordDropout(FewPieces("ab")).sample(["ab bé"] * 50, 0.5, [0])
+    rest = [space, b, 0xC3, 0xA9, 999]
+    expected = {(space, merged, *rest), (space, a, b, *rest)}
+    assert {tuple(ids.tolist()) for ids in rows} == expected
+
+
+def test_blank_texts_and_no_merges_at_all_are_spelt_too():
+    rows = SubwordDropout(FewPieces()).sample(["", "aa a", "  "], 0.5, [0])
+    expected = [[999], [256, 257, 257, 256, 257, 999], [999]]
+    assert [ids.tolist() for ids in rows] == expected
 
 
 def test_a_long_word_is_spelt_in_little_time_and_memory():
