@@ -20,10 +20,11 @@ from flaxattn.text import holding_out, reading, records, sampling, windows
 from flaxattn.text.ahead import Ahead
 from flaxattn.text.pairs import BLOCK, StoredPairs
 from flaxattn.text.records import Records, place_for
-from flaxattn.text.supply import PackedPairs
+from flaxattn.text.supply import ROUND, PackedPairs
 from flaxattn.text.tokens import TokenizedPairs, Tokens
 from flaxattn.training.storage.files import SaveError
-from flaxattn.translation.config import ROUND, DataConfig, corpora
+from flaxattn.translation.config import DataConfig
+from flaxattn.translation.naming import corpora
 from flaxattn.translation.text.corpus import load_corpus
 
 LENGTHS = realistic_lengths(9 * BLOCK + 7)

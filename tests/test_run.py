@@ -37,6 +37,7 @@ from flaxattn.training.screen import Screen
 from flaxattn.translation.config import DecodingConfig, RunConfig
 from flaxattn.translation.decoding.translator import translate
 from flaxattn.translation.rules import RULES, config_hash
+from flaxattn.translation.task import TranslationTask
 from flaxattn.translation.text import builtin
 from flaxattn.translation.trained.loading import load_run
 from flaxattn.translation.trained.record import read_run
@@ -312,7 +313,11 @@ def test_settings_that_change_no_model_may_change(finished):
     other = dataclasses.replace(
         kept,
         data=dataclasses.replace(
-            kept.data, data_dir="elsewhere", test=("a.tsv",), bleu_tokenizer="char"
+            kept.data,
+            data_dir="elsewhere",
+            test=("a.tsv",),
+            more_valid=("b.tsv",),
+            bleu_tokenizer="char",
         ),
         training=dataclasses.replace(kept.training, **others),
         decoding=dataclasses.replace(kept.decoding, beam_size=2, length_penalty=0.5),
@@ -369,6 +374,55 @@ def test_a_tsv_file_is_learned_and_crlf_files_are_translated(tmp_path, capsys):
     assert lines_of(tmp_path / "run" / "test.source") == [source for source, _ in splits["test"]]
     assert lines_of(tmp_path / "run" / "test.reference") == [target for _, target in splits["test"]]
     assert len(lines_of(tmp_path / "run" / "test.hypothesis")) == 8
+
+
+@pytest.mark.thorough(quick=1)
+@pytest.mark.parametrize("metric", ["nll", "chrf"])
+def test_more_validation_text_is_told_of_and_chooses_no_model(
+    tmp_path, capsys, monkeypatch, metric
+):
+    # Words in common with the target, which a model of 12 steps has none of.
+    guess = lambda self, params, texts: [f"{text} Größe" for text in texts]  # noqa: E731
+    monkeypatch.setattr(TranslationTask, "_translate", guess)
+    pairs = own_pairs()
+    files = {"--train": write_pairs(tmp_path, "train", pairs[16:])}
+    files["--valid"] = write_pairs(tmp_path, "valid", pairs[:8])
+    files["--test"] = write_pairs(tmp_path, "test", pairs[8:16])
+    tsv = write_tsv(tmp_path, "others.tsv", pairs[8:16])
+    (tmp_path / "same").mkdir()
+    same = tuple(f"same/{x}" for x in write_pairs(tmp_path / "same", "valid", pairs[:8]))
+    files |= {"--data-dir": tmp_path, "--sequence-length": 48, "--metric": metric}
+    assert tiny(tmp_path / "alone", files) == 0
+    assert tiny(tmp_path / "more", files | {"--more-valid": (*tsv, *same)}) == 0
+    assert "Of others.tsv 8 more to validate." in capsys.readouterr().out
+    alone, more = (
+        [r for r in map(json.loads, lines_of(tmp_path / x / "log.jsonl")) if r["kind"] == "valid"]
+        for x in ("alone", "more")
+    )
+    assert len(alone) == 2
+    for row, other in zip(alone, more, strict=True):
+        assert row == {name: other.pop(name) for name in row}
+        assert set(other) == {f"{m}/{x}" for m in {"nll", metric} for x in ("valid.en", *tsv)}
+        for name in {"nll", metric}:
+            np.testing.assert_allclose(other[f"{name}/valid.en"], row[name], rtol=1e-5)
+            assert abs(other[f"{name}/others.tsv"] - row[name]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.en", "a.de", "b.en"), "a.en a.de b.en; expected for each corpus two aligned files"),
+        (("a.en", "a.de", "new/a.en", "new/a.de"), "expected first files of different names"),
+        (("gone.en", "gone.de"), "gone.en: no such file"),
+    ],
+)
+def test_more_validation_text_that_is_not_there_is_named(tmp_path, capsys, names, message):
+    files = {"--train": write_pairs(tmp_path, "train", own_pairs()), "--data-dir": tmp_path}
+    assert tiny(tmp_path / "run", files | {"--more-valid": names}) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "more-valid" in error.replace("_", "-") or names[0].startswith("gone")
+    assert message in error
+    assert not (tmp_path / "run").exists()
 
 
 def spellings(packed, epoch):

@@ -1,18 +1,16 @@
 """Everything a run depends on, as plain frozen data: defaults, meanings and units in one place."""
 
 import dataclasses
-import math
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from flaxattn.models import EncoderDecoderConfig
 from flaxattn.ranges import FieldError, Range, check_fields
 from flaxattn.text.normalization import Normalization
-from flaxattn.text.supply import ROUND
 from flaxattn.training.config import CountOrZero, Seed, Share, Size, TrainingConfig
+from flaxattn.translation.naming import corpora, others
 
 __all__ = [
     "BLEU_TOKENIZERS",
@@ -23,16 +21,12 @@ __all__ = [
     "RunConfig",
     "TranslationTraining",
     "check_sampling",
-    "corpora",
     "data_path",
     "tokenizer_path",
-    "is_weight",
 ]
 
 MAX_RATIO = 1.5  # of the length of a translation to that of its source, the least that is chosen
 BLEU_TOKENIZERS = ("13a", "char", "intl", "ja-mecab", "ko-mecab", "none", "zh")
-TSV = re.compile(r"\.tsv(\.\w+)?$")  # packed or not
-TOGETHER = ([True], [False, False])  # which files are a corpus: whether they are TSV
 Ratio = Annotated[float, Range(0, 100)]
 
 # What CTranslate2 can keep weights as.
@@ -48,71 +42,6 @@ Quantization = Literal[
 ]
 
 
-Corpora = list[tuple[float, list[tuple[str, ...]]]]
-
-
-def corpora(names: Sequence[str]) -> Corpora:
-    """The training text that is named: parts with their weights, each of one corpus or several.
-
-    Raises:
-      FieldError if a number is no weight, or files are not two and two.
-
-    >>> corpora(["a.en", "a.de", "b.tsv"])
-    [(1.0, [('a.en', 'a.de'), ('b.tsv',)])]
-    >>> corpora(["3", "a.en", "a.de", "1", "b.tsv"])
-    [(3.0, [('a.en', 'a.de')]), (1.0, [('b.tsv',)])]
-    """
-    weights = [at for at, name in enumerate(names) if is_weight(name)]
-    if not weights:
-        return [(1.0, _grouped(names))] if names else []
-    if weights[0] != 0:
-        raise FieldError(
-            "train", f"gives no weight to {names[0]}; expected one for each corpus, or none."
-        )
-    ends = [*weights[1:], len(names)]
-    found = [
-        (_weight(names[start]), _grouped(names[start + 1 : end]))
-        for start, end in zip(weights, ends, strict=True)
-    ]
-    least = sum(weight for weight, _ in found) / ROUND
-    if (smallest := min(found)[0]) < least:
-        raise FieldError(
-            "train",
-            f"has the weight {smallest:g}; expected at least {least:g} beside the others: a row "
-            f"of {ROUND}.",
-        )
-    return found
-
-
-def is_weight(name: str) -> bool:
-    """Whether what stands among the training files is a weight, not a file."""
-    return re.fullmatch(r"\d+(\.\d*)?", name) is not None
-
-
-def _weight(word: str) -> float:
-    if not 0 < (weight := float(word)) < math.inf:
-        raise FieldError("train", f"has the weight {word}; expected one above 0.")
-    return weight
-
-
-def _grouped(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """TSV files, each alone, and aligned files, two and two; a file that is alone is TSV."""
-    if len(names) == 1:
-        return [(names[0],)]
-    groups, rest = list[tuple[str, ...]](), list(names)
-    while rest:
-        count = 1 if TSV.search(rest[0]) else 2
-        groups.append(tuple(rest[:count]))
-        del rest[:count]
-    if not groups or any([bool(TSV.search(x)) for x in g] not in TOGETHER for g in groups):
-        raise FieldError(
-            "train",
-            f"has {' '.join(names) or 'no file'}; expected for each corpus two aligned files, or "
-            "one TSV file whose name ends in .tsv.",
-        )
-    return groups
-
-
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which sentence pairs are learned and scored."""
@@ -126,6 +55,10 @@ class DataConfig:
     number before one is its weight: the share of rows that it and what follows it get."""
     valid: tuple[str, ...] = ()
     """Validation text. None: pairs held out of the training text."""
+    more_valid: tuple[str, ...] = ()
+    """More validation text, of which the log tells as well, and by which no model is chosen: for
+    each corpus two aligned files, or one TSV file that ends in .tsv. It is told apart by the name
+    of its first file."""
     test: tuple[str, ...] = ()
     """Test text. None: pairs held out of the training text."""
     columns: tuple[str, ...] = ()
@@ -174,6 +107,7 @@ class DataConfig:
                     split, f"has {len(names)} files; expected two aligned files, or one TSV file."
                 )
         corpora(self.train)
+        others(self.more_valid)
 
 
 @dataclasses.dataclass(frozen=True)

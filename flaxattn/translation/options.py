@@ -7,7 +7,8 @@ from typing import Any
 
 from flaxattn.training.architecture import started
 from flaxattn.training.counts import fitted
-from flaxattn.translation.config import DataConfig, RunConfig, is_weight
+from flaxattn.translation.config import DataConfig, RunConfig
+from flaxattn.translation.naming import is_weight
 from flaxattn.translation.rules import RULES
 from flaxattn.translation.trained.loading import architecture
 
@@ -42,7 +43,7 @@ def own_paths(data: DataConfig, given: Set[str]) -> DataConfig:
 
     Unless --data-dir was given as well: then all are relative to that.
     """
-    splits = ("train", "valid", "test")
+    splits = ("train", "valid", "more_valid", "test")
     if "data_dir" in given or not given & {*splits}:
         return data
     folder = Path(data.data_dir)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from flaxattn.models import EncoderDecoder
-from flaxattn.text.pairs import StoredPairs
+from flaxattn.text.pairs import Pair, StoredPairs
 from flaxattn.text.records import place_for
 from flaxattn.text.sampling import sample
 from flaxattn.text.splits import Corpus
@@ -22,13 +22,21 @@ from flaxattn.training.screen import Tell
 from flaxattn.training.storage.layout import START
 from flaxattn.training.storage.weights import read_weights
 from flaxattn.training.trees import Params
-from flaxattn.translation.config import RunConfig, corpora, tokenizer_path
+from flaxattn.translation.config import RunConfig, tokenizer_path
 from flaxattn.translation.initial import grown, init_params
 from flaxattn.translation.layout import TOKENIZER
-from flaxattn.translation.text.corpus import load_corpus
+from flaxattn.translation.naming import corpora
+from flaxattn.translation.text.corpus import load_corpus, load_others
 from flaxattn.translation.trained.loading import Loaded, load
 
 __all__ = ["Prepared", "prepare"]
+
+
+class Split(NamedTuple):
+    """Pairs, and the same in rows."""
+
+    pairs: list[Pair]
+    packed: PackedPairs
 
 
 class Prepared(NamedTuple):
@@ -40,6 +48,8 @@ class Prepared(NamedTuple):
     params: Params  # before the first step, on no device
     train: PackedPairs
     valid: PackedPairs
+    others: dict[str, Split]
+    """More to validate with, by name."""
 
 
 def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepared:
@@ -61,6 +71,7 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
     normalization = kept.normalization if kept else config.data.normalization
     data = dataclasses.replace(config.data, normalization=normalization)
     corpus = load_corpus(data, tell, place_for(Path(config.output)))
+    others = load_others(data, tell)
     tokenizer = kept or _learned_tokenizer(config, corpus)
     model_config = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
     model = EncoderDecoder(model_config, pad_id=tokenizer.pad_id)
@@ -73,6 +84,10 @@ def prepare(config: RunConfig, tell: Tell, begun: Path | None = None) -> Prepare
         params,
         _pack(corpus.train, tokenizer, config, config.training.subword_dropout),
         _pack(StoredPairs([corpus.valid]), tokenizer, config),
+        {
+            name: Split(pairs, _pack(StoredPairs([pairs]), tokenizer, config))
+            for name, pairs in others.items()
+        },
     )
 
 

@@ -9,10 +9,10 @@ from flaxattn.translation.config import (
     DecodingConfig,
     RunConfig,
     data_path,
-    is_weight,
     tokenizer_path,
 )
 from flaxattn.translation.layout import RESULTS, TOKENIZER
+from flaxattn.translation.naming import is_weight
 
 __all__ = ["RULES", "config_hash"]
 
@@ -31,7 +31,7 @@ def config_hash(config: RunConfig) -> str:
 def _free(config: RunConfig) -> Set[str]:
     """What changes no model, and what matters only to scores that choose none."""
     metric = config.training.metric
-    free = {"samples", *DecodingConfig.__dataclass_fields__} - OF_LIMIT
+    free = {"samples", "more_valid", *DecodingConfig.__dataclass_fields__} - OF_LIMIT
     free |= OF_SCORES if metric != "bleu" else set()
     return free | (OF_LIMIT if metric == "nll" else set())
 
@@ -40,6 +40,7 @@ def _inputs(config: RunConfig) -> Mapping[str, Sequence[Path]]:
     data = config.data
     train = [name for name in data.train if not is_weight(name)]
     splits = {"--train": train, "--valid": data.valid, "--test": data.test}
+    splits |= {"--more-valid": data.more_valid}
     own = tokenizer_path(data)
     found = {option: [data_path(data, x) for x in names] for option, names in splits.items()}
     return found | {"--tokenizer": [own] if own else []}

@@ -85,6 +85,8 @@ def _describe(
         f"Sentence pairs: {len(corpus.train)} to train, {len(corpus.valid)} to validate, "
         f"{len(corpus.test)} to test; {prepared.tokenizer.vocab_size} tokens."
     )
+    for name, (pairs, _) in prepared.others.items():
+        screen.say(f"Of {name} {len(pairs)} more to validate.")
     if prepared.train.left_out:
         screen.warn(
             f"{prepared.train.left_out} training pairs are longer than {training.sequence_length} "

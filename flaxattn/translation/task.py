@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ import jax
 from flaxattn.explorer import svg
 from flaxattn.text.lines import to_show
 from flaxattn.text.packing import Batch
+from flaxattn.text.pairs import Pair
 from flaxattn.text.splits import digests_of
+from flaxattn.text.supply import PackedPairs
 from flaxattn.training.config import to_json
+from flaxattn.training.metrics import total
 from flaxattn.training.screen import Screen
 from flaxattn.training.task import Picture, Sums, Tested
 from flaxattn.training.trees import Params
@@ -71,15 +74,33 @@ class TranslationTask:
         return means(sums)
 
     def validate(self, params: Params, means: dict[str, float]) -> tuple[dict[str, float], float]:
-        """Adds the score of the validation split where it is the metric."""
+        """Adds the score of the validation split where it is the metric, and those of others."""
         name = self.config.training.metric
-        if name == "nll":
-            return means, -means[name]
-        sources, references = zip(*self.prepared.corpus.valid, strict=True)
+        if name != "nll":
+            means = means | {name: self._scored(params, self.prepared.corpus.valid)}
+        of_others = {}
+        for other, (pairs, packed) in self.prepared.others.items():
+            of_others[f"nll/{other}"] = self._nll(params, packed)
+            if name != "nll":
+                of_others[f"{name}/{other}"] = self._scored(params, pairs)
+        return means | of_others, means[name] if name != "nll" else -means[name]
+
+    def _nll(self, params: Params, packed: PackedPairs) -> float:
+        """Of one process, as scores are."""
+        sums = total([self._sums(params, batch) for batch in packed.all_batches()])
+        return self.means(sums)["nll"]
+
+    @functools.cached_property
+    def _sums(self) -> Callable[[Params, Batch], Sums]:
+        return jax.jit(functools.partial(self.loss, key=None))
+
+    def _scored(self, params: Params, pairs: Sequence[Pair]) -> float:
+        """The metric of translations of these pairs."""
+        sources, references = zip(*pairs, strict=True)
         hypotheses = self._translate(params, sources)
         scores = score(hypotheses, references, tokenizer=self.config.data.bleu_tokenizer)
-        (value,) = (s.value for s in scores if s.name == name)
-        return means | {name: value}, value
+        (value,) = (s.value for s in scores if s.name == self.config.training.metric)
+        return value
 
     def samples(self, params: Params) -> Iterator[Mapping[str, str]]:
         pairs = self.prepared.corpus.valid[: self.config.training.samples]

@@ -11,11 +11,12 @@ from flaxattn.text.pairs import Pair, StoredPairs
 from flaxattn.text.reading import Texts, texts_of, together
 from flaxattn.text.splits import Corpus, completed
 from flaxattn.training.screen import Tell
-from flaxattn.translation.config import DataConfig, corpora, data_path
+from flaxattn.translation.config import DataConfig, data_path
+from flaxattn.translation.naming import corpora, others
 from flaxattn.translation.text import builtin
 from flaxattn.translation.text.columns import Seen, find_columns, split_line
 
-__all__ = ["load_corpus", "read_pairs"]
+__all__ = ["load_corpus", "load_others", "read_pairs"]
 
 NAME_FILES = "Name your files with --train, --valid and --test, and their folder with --data-dir."
 
@@ -40,9 +41,9 @@ def load_corpus(config: DataConfig, tell: Tell, folder: Path | None = None) -> C
     Raises:
       FileNotFoundError or ValueError naming the file and line; SaveError.
     """
+    _check_there(config)
     if not config.train:
         return _builtin_corpus(config, folder)
-    _check_there(config)
     valid, test = (
         list(read_pairs([data_path(config, name) for name in names], config, tell)) if names else []
         for names in (config.valid, config.test)
@@ -51,10 +52,18 @@ def load_corpus(config: DataConfig, tell: Tell, folder: Path | None = None) -> C
     return completed(Corpus(StoredPairs(parts, folder), valid, test), config.held_out, tell)
 
 
+def load_others(config: DataConfig, tell: Tell) -> dict[str, list[Pair]]:
+    """The pairs of each corpus of `more_valid`, by its name; all else is as of `load_corpus`."""
+    return {
+        name: list(read_pairs([data_path(config, file) for file in files], config, tell))
+        for name, files in others(config.more_valid).items()
+    }
+
+
 def _check_there(config: DataConfig) -> None:
     """Raises FileNotFoundError or ValueError that names the first file that cannot be read."""
     train = (name for _, part in corpora(config.train) for files in part for name in files)
-    for name in (*train, *config.valid, *config.test):
+    for name in (*train, *config.valid, *config.more_valid, *config.test):
         try:
             check_kind(data_path(config, name))
         except FileNotFoundError as error:

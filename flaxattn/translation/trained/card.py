@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from flaxattn.translation.config import corpora
+from flaxattn.translation.naming import corpora
 from flaxattn.translation.text.lengths import EXTRA
 from flaxattn.translation.trained.loading import Loaded
 from flaxattn.translation.trained.stablehlo import LONGEST, PLATFORMS, room
