@@ -39,7 +39,7 @@ def validation(monkeypatch):
     def made(metric, samples=2):
         training = TranslationTraining(metric=metric, samples=samples)
         valid = types.SimpleNamespace(all_batches=lambda: BATCHES)
-        prepared = Prepared(Corpus([], VALID, []), None, None, None, None, valid)
+        prepared = Prepared(Corpus([], VALID, []), None, None, None, None, valid, {})
         task = TranslationTask(RunConfig("", EncoderDecoderConfig(10), training=training), prepared)
         found = Validation(task, data_mesh(jax.devices()[:1]), Screen())
         loss, nll, correct, tokens = map(jnp.float32, (12.0, 6.0, 1.0, 4.0))
