@@ -336,18 +336,19 @@ def test_a_bias_that_stays_in_the_gradient_may_move_after_it(name):
         np.testing.assert_allclose(got, wanted, atol=1e-9 * max(np.abs(wanted).max(), 1))
 
 
-def test_a_bias_that_stays_has_no_gradient_in_memory():
-    x = jax.ShapeDtypeStruct((1, 1024, 2, 8), jnp.float32)
-    bias = jax.ShapeDtypeStruct((1, 2, 1024, 1024), jnp.float32)
+def test_no_gradient_of_a_bias_that_stays_is_summed():
+    x, bias = np.zeros((1, 104, 2, 3), np.float32), np.zeros((1, 2, 104, 104), np.float32)
 
     def loss(x, bias):
-        return jnp.sin(attend(x, x, x, causal(), bias=bias, implementation="blockwise")).sum()
+        return attend(x, x, x, causal(), bias=bias, implementation="blockwise").sum()
 
-    learned, still = (
-        jax.jit(jax.grad(loss, argnums)).lower(x, bias).compile().memory_analysis()
-        for argnums in ((0, 1), 0)
-    )
-    assert still.temp_size_in_bytes < learned.temp_size_in_bytes - bias.size * 4 / 2
+    def largest_sum(argnums):
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums))(x, bias).jaxpr
+        sums = [e for e in equations(jaxpr) if e.primitive.name == "scatter-add"]
+        return max(e.outvars[0].aval.size for e in sums)
+
+    assert largest_sum((0, 1)) >= bias.size
+    assert largest_sum(0) < bias.size / 4
 
 
 @pytest.mark.thorough(quick=1)
