@@ -18,6 +18,7 @@ from flaxattn.translation.initial import init_params
 __all__ = ["MODELS", "trained"]
 
 ROUNDS, ROUND_SECONDS, UPDATES = 5, 1.0, 1000
+PLAIN = dict(optimizer="adamw", r_drop=0.0, subword_dropout=0.0, average=1)
 AUTO = table.best
 
 # The sizes, the rows of a batch, and the mean length of a text: of Multi30k, and of paragraphs.
@@ -72,7 +73,7 @@ def _problem(
     model: EncoderDecoderConfig, training: TranslationTraining, mean: int, *, tiny: bool
 ) -> Problem:
     training = dataclasses.replace(
-        training, steps=UPDATES, warmup_steps=10, cooldown_steps=0, subword_dropout=0.0, average=1
+        training, steps=UPDATES, warmup_steps=10, cooldown_steps=0, **PLAIN
     )
     if tiny:
         model = dataclasses.replace(model, features=16, ff_features=16, num_heads=2)

@@ -179,7 +179,9 @@ def main() -> None:
     config = PRESETS[options.preset]
     here = {"data_dir": str(options.data_dir)}
     data = dataclasses.replace(config.data, **here) if options.data_dir else DataConfig()
-    config = dataclasses.replace(config, data=data)
+    # The others have no Muon and no second pass.
+    training = dataclasses.replace(config.training, optimizer="adamw", r_drop=0.0)
+    config = dataclasses.replace(config, data=data, training=training)
     rounds, updates = (QUICK_ROUNDS, QUICK_UPDATES) if options.quick else (ROUNDS, UPDATES)
     problem = prepare(shrunk(config) if options.quick else config, rounds * updates)
     remotes, about = start(problem)

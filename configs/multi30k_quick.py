@@ -12,9 +12,11 @@ MULTI30K_QUICK = dataclasses.replace(
     training=dataclasses.replace(
         MULTI30K.training,
         steps=4400,
+        optimizer="adamw",
         learning_rate=3e-3,
         warmup_steps=500,
         cooldown_steps=1800,
+        r_drop=0.0,
         subword_dropout=0.0,
         ema_decay=0.998,
         average=1,

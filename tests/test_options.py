@@ -71,7 +71,7 @@ def test_a_preset_at_its_own_steps_is_itself(configured, name, words):
 
 
 def test_the_moving_average_looks_back_as_great_a_share_of_the_steps():
-    preset = PRESETS["multi30k"].training
+    preset = dataclasses.replace(PRESETS["multi30k"].training, steps=15_000)
     for steps, decay in ((1500, 0.99), (150, 0.9), (30_000, 0.9995), (3, 0.0)):
         training, _ = scaled(dataclasses.replace(preset, steps=steps), preset, {"steps"})
         assert training.ema_decay == pytest.approx(decay)
