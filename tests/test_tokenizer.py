@@ -318,6 +318,11 @@ def test_a_character_that_is_in_pieces_alone_is_bytes_unless_it_is_merged():
     assert {tuple(ids.tolist()) for ids in rows} == expected
 
 
+def test_a_symbol_is_merged_with_nothing_even_if_there_is_such_a_piece():
+    rows = SubwordDropout(FewPieces("ab", "b"), ["a"]).sample(["abb"], 1e-12, [0])
+    assert rows[0].tolist() == [256, 257, 259, 259, 999]
+
+
 def test_blank_texts_and_no_merges_at_all_are_spelt_too():
     rows = SubwordDropout(FewPieces()).sample(["", "aa a", "  "], 0.5, [0])
     expected = [[999], [256, 257, 257, 256, 257, 999], [999]]

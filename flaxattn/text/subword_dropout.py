@@ -46,7 +46,7 @@ class SubwordDropout:
         own = {processor.id_to_piece(i): i for i in learned_first}
         pieces = [piece for piece in own if piece not in symbols]
         # Characters that are no piece of their own are bytes, but where they are merged.
-        loose = sorted({character for piece in pieces for character in piece} - {*pieces})
+        loose = sorted({x for piece in pieces for x in piece} - {*pieces, *symbols})
         byte_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         spellings = [[own[piece]] for piece in (*pieces, *symbols)]
         spellings += [[byte_ids[byte] for byte in x.encode()] for x in loose]

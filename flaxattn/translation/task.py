@@ -75,15 +75,19 @@ class TranslationTask:
 
     def validate(self, params: Params, means: dict[str, float]) -> tuple[dict[str, float], float]:
         """Adds the score of the validation split where it is the metric, and those of others."""
-        name = self.config.training.metric
-        if name != "nll":
-            means = means | {name: self._scored(params, self.prepared.corpus.valid)}
-        of_others = {}
-        for other, (pairs, packed) in self.prepared.others.items():
-            of_others[f"nll/{other}"] = self._nll(params, packed)
-            if name != "nll":
-                of_others[f"{name}/{other}"] = self._scored(params, pairs)
-        return means | of_others, means[name] if name != "nll" else -means[name]
+        own = self._measured(params, self.prepared.corpus.valid, means["nll"])
+        others = {
+            f"{name}/{other}": value
+            for other, (pairs, packed) in self.prepared.others.items()
+            for name, value in self._measured(params, pairs, self._nll(params, packed)).items()
+        }
+        metric = self.config.training.metric
+        return means | own | others, -own[metric] if metric == "nll" else own[metric]
+
+    def _measured(self, params: Params, pairs: Sequence[Pair], nll: float) -> dict[str, float]:
+        """What pairs are told of by: the loss, and the metric."""
+        metric = self.config.training.metric
+        return {"nll": nll} | ({} if metric == "nll" else {metric: self._scored(params, pairs)})
 
     def _nll(self, params: Params, packed: PackedPairs) -> float:
         """Of one process, as scores are."""
